@@ -1,0 +1,42 @@
+"""Asynchronous advantage actor-critic on the cores you have.
+
+    from hogwild_rl import a3c
+    agent = a3c.train(a3c.Config(env="CartPole-v1", workers=4))
+    agent.save("cartpole.pt")
+
+Importing the package loads neither torch nor gymnasium: names below are fetched when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hogwild_rl import a3c as a3c
+    from hogwild_rl.runs.agent import Agent as Agent
+    from hogwild_rl.runs.agent import load as load
+
+__version__ = "0.1.0"
+__all__ = ["Agent", "UserError", "a3c", "load"]
+
+_HOMES = {"Agent": "hogwild_rl.runs.agent", "load": "hogwild_rl.runs.agent"}
+_MODULES = {"a3c"}
+
+
+class UserError(ValueError):
+    """Something a person gave that cannot be used.
+
+    The message is one line: what was given, what is wanted, what to do. Commands print it and end
+    with exit code 2.
+    """
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"hogwild_rl.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'hogwild_rl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Every source of environments behind one contract: vectorised, NEXT_STEP autoreset."""

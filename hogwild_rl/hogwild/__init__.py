@@ -1,0 +1,11 @@
+"""Lock-free (Hogwild) training of any torch module by several processes.
+
+``model``    every parameter of a module in one flat tensor in shared memory
+``optim``    RMSprop, Adam and SGD whose statistics are shared too
+``slots``    one row of counts and timings per worker, each with a single writer
+``workers``  start, watch and stop the processes
+
+Nothing here knows of reinforcement learning, and nothing here takes a lock.
+
+Source: Recht et al. 2011 (arXiv:1106.5730).
+"""

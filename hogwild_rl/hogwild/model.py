@@ -1,0 +1,148 @@
+"""A module's parameters as one flat tensor: shared by all workers, and copied by each."""
+
+import io
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class SharedModel:
+    """Every parameter of a module in one flat float32 tensor in shared memory.
+
+    Trainable parameters come first (`parameter`, what optimizers step), frozen ones after them. The
+    module given becomes a view of that memory, so reading it always shows what the workers wrote.
+    Workers receive the SharedModel as an argument of their process and compute with a `replica`.
+
+    Args:
+        module: any torch module of float32 CPU parameters; tied and frozen ones are kept so.
+
+    Raises:
+        ValueError: a parameter is not float32 on the CPU, there is none that can be trained, or
+            the module has buffers (running statistics), which have no place in a gradient step.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        _check(module)
+        self.flat = torch.empty(sum(p.numel() for p in module.parameters())).share_memory_()
+        self.module = module
+        trainable = _lay_out(module, self.flat)
+        self.parameter = nn.Parameter(self.flat[:trainable])
+
+    def replica(self) -> "Replica":
+        """A local copy for one worker, holding the parameters of this moment."""
+        return Replica(self.flat, _thaw(_freeze(self.module)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The blueprint travels by value: as a live module, every parameter would travel as a shared
+        # tensor of its own, with a file descriptor each.
+        return {
+            "flat": self.flat,
+            "parameter": self.parameter,
+            "blueprint": _freeze(self.module),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.flat = state["flat"]
+        self.parameter = state["parameter"]
+        self.module = _thaw(state["blueprint"])
+        _bind(self.module, self.flat)
+
+
+class Replica:
+    """One worker's own copy of a shared model: its parameters are views of one local flat tensor.
+
+    Attributes:
+        module: the local module, to compute with.
+        flat: its parameters, [P].
+    """
+
+    def __init__(self, shared: Tensor, module: nn.Module) -> None:
+        self.module = module
+        self.flat = torch.empty_like(shared)
+        self._shared = shared
+        _bind(module, self.flat)
+        self.pull()
+        self._trainable = [p for p in module.parameters() if p.requires_grad]
+        self._gradient = torch.empty(sum(p.numel() for p in self._trainable))
+
+    def pull(self) -> None:
+        """Copies the shared parameters as they are now; other workers may be writing meanwhile."""
+        self.flat.copy_(self._shared)
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """The gradient of a loss in the flat layout of `SharedModel.parameter`.
+
+        It is computed anew and returned, never accumulated: nothing has to be zeroed, and nothing
+        of an earlier update can reach the optimizer.
+
+        Args:
+            loss: a scalar computed with `module`.
+
+        Returns:
+            [P_trainable], zero for parameters the loss does not reach; overwritten by the next call.
+        """
+        gradients = torch.autograd.grad(loss, self._trainable, materialize_grads=True)
+        return torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
+
+
+def _check(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise ValueError(
+                f"parameter {name} is {parameter.dtype} on {parameter.device}: a shared model holds "
+                "float32 on the CPU; convert it with module.float().cpu()"
+            )
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("the module has no parameter that requires a gradient")
+    buffers = [name for name, _ in module.named_buffers()]
+    if buffers:
+        raise ValueError(
+            f"the module has buffers ({', '.join(buffers)}), which each worker would change apart; "
+            "use layers without running statistics, such as LayerNorm"
+        )
+
+
+def _lay_out(module: nn.Module, flat: Tensor) -> int:
+    """Moves the parameters into `flat` and makes them views of it; returns how many can be trained."""
+    parameters = _in_order(module)
+    if parameters:
+        torch.cat([p.detach().reshape(-1) for p in parameters], out=flat)
+    _bind(module, flat)
+    return sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _bind(module: nn.Module, flat: Tensor) -> None:
+    offset = 0
+    for parameter in _in_order(module):
+        parameter.data = flat[offset : offset + parameter.numel()].view(parameter.shape)
+        offset += parameter.numel()
+
+
+def _in_order(module: nn.Module) -> list[nn.Parameter]:
+    """Each parameter once, tied ones too: the trainable first, then the frozen."""
+    return sorted(module.parameters(), key=lambda p: not p.requires_grad)
+
+
+def _freeze(module: nn.Module) -> bytes:
+    """The module by value. Parameter data is left out: it is bound to a flat tensor on arrival."""
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, protocol=5)
+    pickler.dispatch_table = {nn.Parameter: _blueprint}
+    pickler.dump(module)
+    return stream.getvalue()
+
+
+def _blueprint(parameter: nn.Parameter) -> tuple[Any, ...]:
+    return _empty_parameter, (tuple(parameter.shape), parameter.requires_grad)
+
+
+def _empty_parameter(shape: tuple[int, ...], requires_grad: bool) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape), requires_grad=requires_grad)
+
+
+def _thaw(blueprint: bytes) -> nn.Module:
+    module = pickle.loads(blueprint)  # noqa: S301  made by this process or its parent
+    assert isinstance(module, nn.Module)
+    return module

@@ -1,0 +1,251 @@
+"""Optimizers whose statistics live in shared memory beside the parameters, for lock-free workers.
+
+Concurrency: every worker updates θ and the statistics without a lock. Updates may be lost or
+interleave element by element; single float32 stores are not torn. With more than one worker no two
+runs are equal. A learning rate belongs to the process that sets it.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hogwild_rl.hogwild.model import SharedModel
+
+
+def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:
+    """Scales a flat gradient down, in place, so that its norm is at most `max_norm`.
+
+    Args:
+        gradient: [P].
+        max_norm: > 0; infinity leaves the gradient as it is.
+
+    Returns:
+        The norm before clipping. Not finite if any element is not: such a gradient must be dropped.
+    """
+    norm = float(gradient.norm())
+    if math.isfinite(norm) and norm > max_norm:
+        gradient.mul_(max_norm / norm)
+    return norm
+
+
+class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
+    """A torch optimizer over the one flat parameter of a `SharedModel`, its state shared and eager."""
+
+    def __init__(self, model: SharedModel, defaults: dict[str, Any]) -> None:
+        if not defaults["lr"] >= 0:
+            raise ValueError(f"lr must be at least 0, got {defaults['lr']}")
+        super().__init__([model.parameter], defaults)
+        for name, tensor in self._initial_state(model.parameter).items():
+            self.state[model.parameter][name] = tensor.share_memory_()
+
+    @abc.abstractmethod
+    def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The statistics before the first step, by torch.optim's names."""
+
+    @abc.abstractmethod
+    def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """One step on the flat parameter and its statistics, in place."""
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The flat shared parameter that is stepped, [P]."""
+        parameter: nn.Parameter = self.param_groups[0]["params"][0]
+        return parameter
+
+    @property
+    def learning_rate(self) -> float:
+        """η of the next step in this process; assign to follow a schedule of your own."""
+        return float(self.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.param_groups[0]["lr"] = value
+
+    def apply(self, gradient: Tensor) -> None:
+        """Takes one step with this gradient, [P], handed over explicitly."""
+        self.parameter.grad = gradient
+        self.step()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Takes one step with `parameter.grad`; without one it does nothing, as in torch."""
+        assert closure is None, "closures re-evaluate the loss, which shared optimizers never do"
+        gradient = self.parameter.grad
+        if gradient is not None:
+            self._update_(self.parameter, gradient, self.param_groups[0])
+
+    # torch wraps these three so that torch.compile passes them by, and the wrapper imports all of
+    # torch._dynamo at its first call: 0.9 s in every process that makes an optimizer. They are
+    # never compiled here, so the functions inside are called directly.
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        torch.optim.Optimizer.add_param_group.__wrapped__(self, param_group)  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = torch.optim.Optimizer.state_dict.__wrapped__(self)  # type: ignore[attr-defined]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copies saved statistics into the shared ones, so that every worker sees them."""
+        shared = dict(self.state[self.parameter])
+        torch.optim.Optimizer.load_state_dict.__wrapped__(self, state_dict)  # type: ignore[attr-defined]
+        loaded = self.state[self.parameter]
+        if loaded.keys() != shared.keys():
+            raise ValueError(f"saved state has {sorted(loaded)}, wanted {sorted(shared)}")
+        for name, tensor in shared.items():
+            tensor.copy_(loaded[name])
+        self.state[self.parameter] = shared
+
+
+class SharedRMSprop(SharedOptimizer):
+    """RMSprop whose running average lives in shared memory.
+
+        g ← α g + (1 − α) Δθ²
+        θ ← θ − η Δθ / √(g + ε)                 with momentum μ:  m ← μ m + Δθ / √(g + ε),  θ ← θ − η m
+
+    ε stands inside the root as in Mnih et al. 2016 (arXiv:1602.01783), "Shared RMSProp";
+    torch.optim.RMSprop adds it outside, so an equal ε is not an equal step.
+
+    Args:
+        model: the shared model to step.
+        lr: η ≥ 0.
+        alpha: α in [0, 1).
+        eps: ε > 0.
+        momentum: μ in [0, 1); 0 keeps no momentum buffer.
+        eps_inside_root: False gives √g + ε, torch's form.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: SharedModel,
+        lr: float = 7e-4,
+        alpha: float = 0.99,
+        eps: float = 0.1,
+        momentum: float = 0.0,
+        eps_inside_root: bool = True,
+    ) -> None:
+        _check_range(alpha=alpha, momentum=momentum)
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0, got {eps}")
+        defaults = {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "momentum": momentum,
+            "eps_inside_root": eps_inside_root,
+        }
+        super().__init__(model, defaults)
+
+    def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = {"square_avg": torch.zeros_like(parameter)}
+        if self.defaults["momentum"]:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        return state
+
+    def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        square_avg, alpha, eps = state["square_avg"], group["alpha"], group["eps"]
+        square_avg.mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
+        if group["eps_inside_root"]:
+            root = square_avg.add(eps).sqrt_()
+        else:
+            root = square_avg.sqrt().add_(eps)
+        if group["momentum"]:
+            momentum_buffer = state["momentum_buffer"]
+            momentum_buffer.mul_(group["momentum"]).addcdiv_(gradient, root)
+            parameter.add_(momentum_buffer, alpha=-group["lr"])
+        else:
+            parameter.addcdiv_(gradient, root, value=-group["lr"])
+
+
+class SharedAdam(SharedOptimizer):
+    """Adam whose moments and step count live in shared memory.
+
+        m ← β₁ m + (1 − β₁) Δθ        v ← β₂ v + (1 − β₂) Δθ²        t ← t + 1
+        θ ← θ − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
+
+    The count t is shared with the moments it corrects: a count of a worker's own would correct the
+    moments of all as if they were as young as that worker.
+
+    Args:
+        model: the shared model to step.
+        lr: η ≥ 0.
+        betas: β₁ and β₂ in [0, 1).
+        eps: ε > 0.
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        model: SharedModel,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        _check_range(beta1=betas[0], beta2=betas[1])
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0, got {eps}")
+        super().__init__(model, {"lr": lr, "betas": betas, "eps": eps})
+
+    def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {
+            "step": torch.zeros((), dtype=torch.float64),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+    def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        beta1, beta2 = group["betas"]
+        step = float(state["step"].add_(1))
+        exp_avg = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        exp_avg_sq = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = exp_avg_sq.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+        parameter.addcdiv_(exp_avg, root, value=-group["lr"] / (1 - beta1**step))
+
+
+class SharedSGD(SharedOptimizer):
+    """Stochastic gradient descent on shared parameters, the algorithm of the Hogwild paper.
+
+        θ ← θ − η Δθ                            with momentum μ:  m ← μ m + Δθ,  θ ← θ − η m
+
+    Args:
+        model: the shared model to step.
+        lr: η ≥ 0.
+        momentum: μ in [0, 1); 0 keeps no momentum buffer.
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    Source: Recht et al. 2011 (arXiv:1106.5730), algorithm 1.
+    """
+
+    def __init__(self, model: SharedModel, lr: float = 1e-2, momentum: float = 0.0) -> None:
+        _check_range(momentum=momentum)
+        super().__init__(model, {"lr": lr, "momentum": momentum})
+
+    def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {"momentum_buffer": torch.zeros_like(parameter)} if self.defaults["momentum"] else {}
+
+    def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        if group["momentum"]:
+            gradient = (
+                self.state[parameter]["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+            )
+        parameter.add_(gradient, alpha=-group["lr"])
+
+
+def _check_range(**fractions: float) -> None:
+    for name, value in fractions.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {value}")

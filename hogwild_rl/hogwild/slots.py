@@ -1,0 +1,178 @@
+"""Counts, timings and recent episodes of every worker, in shared memory, exact without a lock.
+
+Each worker writes its own row and nothing else; readers add the rows up. A worker killed at any
+instruction leaves every other row as it was, and its own readable.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+EPISODES_KEPT = 128  # per worker; more than the 100 that a mean over recent episodes asks for
+STALENESS_BINS = 64  # staleness 0, 1, ..., 62, and 63 or more
+PHASES = ("env", "act", "learn", "share")  # share: pull and step
+_PHASE = {name: index for index, name in enumerate(PHASES)}
+
+_EPISODE = np.dtype([("time_s", "f8"), ("step", "i8"), ("return", "f8"), ("length", "i8")])
+_ROW = np.dtype(
+    {
+        "names": [
+            "steps",
+            "updates",
+            "dropped",
+            "incarnation",
+            "heartbeat_s",
+            "seconds",
+            "staleness_sum",
+            "staleness_max",
+            "staleness",
+            "episode_count",
+            "episodes",
+        ],
+        "formats": [
+            "i8",
+            "i8",
+            "i8",
+            "i8",
+            "f8",
+            ("f8", len(PHASES)),
+            "i8",
+            "i8",
+            ("i8", STALENESS_BINS),
+            "i8",
+            (_EPISODE, EPISODES_KEPT),
+        ],
+    }
+)
+_CACHE_LINE = 64  # bytes; rows start on their own, so that writers do not slow each other
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """A finished episode: undiscounted return, length in steps, and when it ended.
+
+    `time_s` is on the clock of `time.monotonic`, which all processes share; `step` is the number of
+    steps its worker had taken.
+    """
+
+    time_s: float
+    step: int
+    episode_return: float
+    length: int
+
+
+class Slots:
+    """One row per worker in one shared segment.
+
+    Args:
+        workers: number of rows, at least 1.
+    """
+
+    def __init__(self, workers: int) -> None:
+        stride = -(-_ROW.itemsize // _CACHE_LINE) * _CACHE_LINE
+        self._memory = torch.zeros((workers, stride), dtype=torch.uint8).share_memory_()
+        self._view()
+
+    def _view(self) -> None:
+        padded = np.dtype({"names": ["row"], "formats": [_ROW], "itemsize": self._memory.shape[1]})
+        self.rows: np.ndarray[Any, Any] = self._memory.numpy().view(padded)[:, 0]["row"]
+
+    def __getstate__(self) -> torch.Tensor:
+        return self._memory
+
+    def __setstate__(self, memory: torch.Tensor) -> None:
+        self._memory = memory
+        self._view()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def total(self, field: str) -> int:
+        """Sum of a count over all workers: steps, updates, dropped or episode_count."""
+        return int(self.rows[field].sum())
+
+    def seconds(self) -> dict[str, float]:
+        """Worker seconds spent in each phase, added over all workers."""
+        return dict(zip(PHASES, self.rows["seconds"].sum(axis=0).tolist(), strict=True))
+
+    def staleness_histogram(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """Updates by staleness, [STALENESS_BINS]; the last bin holds all beyond."""
+        histogram: np.ndarray[Any, np.dtype[np.int64]] = self.rows["staleness"].sum(axis=0)
+        return histogram
+
+    def recent_episodes(self, count: int) -> list[Episode]:
+        """The newest finished episodes of all workers, oldest first, at most `count`.
+
+        Raises:
+            ValueError: more are asked for than a row keeps.
+        """
+        if count > EPISODES_KEPT:
+            raise ValueError(f"count must be at most {EPISODES_KEPT}, got {count}")
+        kept = [row["episodes"][: min(row["episode_count"], EPISODES_KEPT)] for row in self.rows]
+        episodes = np.concatenate(kept)
+        newest = episodes[np.argsort(episodes["time_s"], kind="stable")[-count:]]
+        return [Episode(*episode) for episode in newest.tolist()]
+
+    def writer(self, worker: int) -> "SlotWriter":
+        """The row of one worker, to be held by that worker's process alone."""
+        return SlotWriter(self, worker)
+
+
+class SlotWriter:
+    """One worker's row. Nobody else may write it."""
+
+    def __init__(self, slots: Slots, worker: int) -> None:
+        self._slots = slots
+        self._row = slots.rows[worker]
+        self._seconds = self._row["seconds"]
+        self._staleness = self._row["staleness"]
+        self._updates = slots.rows["updates"]
+        self._row["heartbeat_s"] = time.monotonic()
+        self._lap_s = time.perf_counter()
+
+    def add_update(self, updates_at_pull: int) -> None:
+        """Counts a gradient that was applied, and its staleness.
+
+        Args:
+            updates_at_pull: `total_updates()` when the parameters it was computed with were pulled.
+        """
+        staleness = self.total_updates() - updates_at_pull
+        self._staleness[min(staleness, STALENESS_BINS - 1)] += 1
+        self._row["staleness_sum"] += staleness
+        self._row["staleness_max"] = max(self._row["staleness_max"], staleness)
+        self._row["updates"] += 1
+
+    def add_dropped(self) -> None:
+        """Counts a gradient that was not finite and not applied."""
+        self._row["dropped"] += 1
+
+    def add_rollout(self, steps: int, episodes: Sequence[tuple[float, int]]) -> None:
+        """Counts steps and the (return, length) of the episodes that ended in them; says it lives."""
+        self._row["steps"] += steps
+        self._row["heartbeat_s"] = time.monotonic()
+        for episode_return, length in episodes:
+            self._add_episode(episode_return, length)
+
+    def _add_episode(self, episode_return: float, length: int) -> None:
+        count = int(self._row["episode_count"])
+        self._row["episodes"][count % EPISODES_KEPT] = (
+            time.monotonic(),
+            int(self._row["steps"]),
+            episode_return,
+            length,
+        )
+        self._row["episode_count"] = count + 1  # last, so that readers find it whole
+
+    def lap(self, phase: str) -> None:
+        """Adds the time since the last lap to a phase."""
+        now_s = time.perf_counter()
+        self._seconds[_PHASE[phase]] += now_s - self._lap_s
+        self._lap_s = now_s
+
+    def total_updates(self) -> int:
+        """Updates of all workers so far."""
+        return int(self._updates.sum())

@@ -1,0 +1,52 @@
+"""What the gradient is taken of. Means are over valid transitions only."""
+
+import dataclasses
+
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorCriticLoss:
+    """The parts of an actor-critic loss, each a scalar, and their weighted sum."""
+
+    total: Tensor
+    policy: Tensor
+    value: Tensor
+    entropy: Tensor
+
+
+def actor_critic(
+    log_probs: Tensor,
+    entropies: Tensor,
+    values: Tensor,
+    advantages: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    *,
+    vf_coef: float,
+    ent_coef: float,
+) -> ActorCriticLoss:
+    """The advantage actor-critic loss.
+
+        L = mean(−A_t log π(a_t|s_t)) + c_v mean((R_t − V(s_t))²) − β mean(H(π(·|s_t)))
+
+    Mnih et al. sum over the rollout where this takes the mean, so a step size does not depend on the
+    rollout's length.
+
+    Args:
+        log_probs: log π(a_t|s_t), [T, B], with gradient.
+        entropies: H(π(·|s_t)) in nats, [T, B], with gradient.
+        values: V(s_t) of the T rows, [T, B], with gradient.
+        advantages: A_t, [T, B], without gradient.
+        targets: R_t, [T, B], without gradient.
+        valid: [T, B] bool; the other entries do not count.
+        vf_coef: c_v ≥ 0.
+        ent_coef: β ≥ 0.
+
+    Source: Mnih et al. 2016 (arXiv:1602.01783), section 4 and algorithm S3.
+    """
+    weights = valid / valid.sum().clamp(min=1)
+    policy = -(weights * advantages * log_probs).sum()
+    value = (weights * (targets - values).square()).sum()
+    entropy = (weights * entropies).sum()
+    return ActorCriticLoss(policy + vf_coef * value - ent_coef * entropy, policy, value, entropy)

@@ -1,0 +1,61 @@
+"""Advantages and returns over a rollout."""
+
+import torch
+from torch import Tensor
+
+
+def generalized_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Advantages of the taken actions, by generalized advantage estimation.
+
+        δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
+        A_t = δ_t + γ λ (1 − ended_t) A_{t+1}            ended = terminated or truncated
+
+    λ = 1 gives A3C's n-step advantage, λ = 0 the one-step TD error. The critic's targets are
+    ``advantages + values[:-1]``. Where a time limit ends an episode, V(s_{t+1}) is the value of its
+    last observation, which is the next row: the step that resets comes after it and is not valid.
+
+    Args:
+        rewards: r_t, [T, B].
+        values: V(s_t) for t = 0..T, [T+1, B], without gradient.
+        terminated: [T, B] bool, the environment reached an absorbing state.
+        truncated: [T, B] bool, a time limit cut the episode.
+        valid: [T, B] bool, False where the step only reset the environment.
+        gamma: discount γ in [0, 1].
+        gae_lambda: λ in [0, 1].
+
+    Returns:
+        A_t, [T, B], without gradient; 0 where not valid.
+
+    Raises:
+        ValueError: the shapes do not agree.
+
+    >>> r, no = torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.bool)
+    >>> generalized_advantages(r, torch.zeros(3, 1), no, no, ~no, gamma=0.5, gae_lambda=1.0).T
+    tensor([[1.5000, 1.0000]])
+
+    Source: Schulman et al. 2016 (arXiv:1506.02438), section 3; r_t is the reward that follows a_t.
+    """
+    T, B = rewards.shape
+    flags = (terminated, truncated, valid)
+    if values.shape != (T + 1, B) or any(flag.shape != (T, B) for flag in flags):
+        raise ValueError(
+            f"rewards are [{T}, {B}], so values must be [{T + 1}, {B}] and flags [{T}, {B}], got "
+            f"{list(values.shape)} and {[list(flag.shape) for flag in flags]}"
+        )
+    deltas = torch.where(terminated, rewards, rewards + gamma * values[1:]) - values[:-1]
+    deltas = deltas * valid
+    carries = gamma * gae_lambda * (valid & ~(terminated | truncated))
+    advantages = torch.empty_like(deltas)
+    following = torch.zeros_like(deltas[0])
+    for t in reversed(range(T)):
+        following = torch.addcmul(deltas[t], carries[t], following, out=advantages[t])
+    return advantages

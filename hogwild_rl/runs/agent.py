@@ -1,0 +1,184 @@
+"""A trained policy: acts, is evaluated, is saved and loaded."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from hogwild_rl import UserError
+from hogwild_rl.envs import vector
+from hogwild_rl.models import actor_critic
+from hogwild_rl.runs.checkpoint import Checkpoint
+
+CHECKPOINT_FILE, BEST_FILE = "checkpoint.pt", "best.pt"
+
+Array = np.ndarray[Any, Any]
+
+
+class Agent:
+    """A trained policy with all that made it.
+
+    Args:
+        checkpoint: what `train` or `load` found.
+        env: what it was trained on; by default the id in the checkpoint.
+
+    Attributes:
+        checkpoint: parameters, optimizer statistics, counters and settings.
+        run_dir: the run's folder, where it came from one.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        env: vector.EnvSource | None = None,
+        run_dir: pathlib.Path | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.run_dir = run_dir
+        self._env = env
+        settings = checkpoint.settings
+        self.model = actor_critic.ActorCritic(
+            checkpoint.observation_space,
+            checkpoint.action_space,
+            actor_critic.Architecture(
+                tuple(settings["hidden"]), settings["activation"], settings["shared_trunk"]
+            ),
+        )
+        self.model.load_state_dict(checkpoint.parameters)
+        self.model.requires_grad_(False)
+        self._generator = torch.Generator().manual_seed(settings["seed"])
+
+    def act(self, observation: Any, *, deterministic: bool = True) -> Any:
+        """The action for one observation, [*O], or actions for a batch, [B, *O] → [B]."""
+        return self.predict(observation, deterministic=deterministic)[0]
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, Any]:
+        """Actions and next state, with the signature of a Stable-Baselines3 model.
+
+        Args:
+            observation: [*O] or [B, *O].
+            state: recurrent state, None for policies without one.
+            episode_start: [B] bool, where the state has to be forgotten.
+            deterministic: the likeliest action; otherwise one is sampled.
+
+        Returns:
+            An action (or [B] of them) that the environment takes, and the next state.
+
+        Raises:
+            UserError: the observation's shape is not that of the space.
+        """
+        del episode_start  # there is no state to forget
+        observations = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
+        shape = self.checkpoint.observation_space.shape
+        if shape not in (tuple(observations.shape), tuple(observations.shape[1:])):
+            raise UserError(f"observations must be {shape} or (B, *{shape}), got {observations.shape}")
+        with torch.inference_mode():
+            policy = self.model.policy(observations)
+            actions = policy.mode() if deterministic else policy.sample(self._generator)
+        return actions.numpy(), state
+
+    def seed(self, seed: int) -> None:
+        """Starts the stream of sampled actions anew."""
+        self._generator.manual_seed(seed)
+
+    def evaluate(
+        self,
+        episodes: int = 20,
+        *,
+        deterministic: bool = True,
+        seed: int = 0,
+        env: vector.EnvSource | vector.Env | None = None,
+    ) -> Array:
+        """Undiscounted returns of whole episodes, [episodes].
+
+        Args:
+            episodes: at least 1.
+            deterministic: the likeliest actions; otherwise sampled ones.
+            seed: of the environment and the sampled actions.
+            env: where to play; by default where it was trained.
+
+        Raises:
+            UserError: the environment cannot be made, or has other spaces.
+        """
+        return self.play(episodes, deterministic=deterministic, seed=seed, env=env).returns
+
+    def play(
+        self,
+        episodes: int,
+        *,
+        deterministic: bool = True,
+        seed: int = 0,
+        env: vector.EnvSource | vector.Env | None = None,
+    ) -> "Episodes":
+        """Plays whole episodes, one after another; see `evaluate`."""
+        if episodes < 1:
+            raise UserError(f"episodes must be at least 1, got {episodes}")
+        made = env if isinstance(env, vector.Env.__origin__) else self._make_env(env)  # type: ignore[attr-defined]
+        self._check_spaces(made)
+        self.seed(seed)
+        returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
+        for episode in range(episodes):
+            observation, _ = made.reset(seed=seed if episode == 0 else None)
+            ended = False
+            while not ended:
+                action = self.act(observation, deterministic=deterministic)
+                observation, reward, terminated, truncated, _ = made.step(action)
+                returns[episode] += float(reward)
+                lengths[episode] += 1
+                ended = terminated or truncated
+        if made is not env:
+            made.close()
+        return Episodes(returns, lengths)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the agent as one file, which `hogwild_rl.load` reads."""
+        self.checkpoint.save(pathlib.Path(path))
+
+    def _make_env(self, env: vector.EnvSource | None) -> vector.Env:
+        env = env if env is not None else self._env
+        if env is None:
+            env = str(self.checkpoint.settings["env"])
+            if ":" in env:
+                module = env.partition(":")[0]
+                raise UserError(f"{env} imports module {module}: if you trust it, say --env {env}")
+        return vector.make_env(env)
+
+    def _check_spaces(self, env: vector.Env) -> None:
+        for name in ("observation_space", "action_space"):
+            wanted, got = getattr(self.checkpoint, name), getattr(env, name)
+            if wanted != got:
+                raise UserError(f"this agent's {name} is {wanted}, the environment's is {got}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """Undiscounted returns and lengths in steps of played episodes, [episodes] each."""
+
+    returns: Array
+    lengths: Array
+
+
+def load(path: str | os.PathLike[str]) -> Agent:
+    """The agent in a file that `Agent.save` wrote, or of a run's newest checkpoint.
+
+    Args:
+        path: a file, or the folder of a run.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return Agent(Checkpoint.load(path))
+    if not (path / CHECKPOINT_FILE).exists():
+        raise UserError(f"{path} holds no checkpoint: give the folder of a run, or a saved agent")
+    return Agent(Checkpoint.load(path / CHECKPOINT_FILE), run_dir=path)

@@ -1,0 +1,137 @@
+"""Everything a run needs to go on, in one file that is either whole or not there."""
+
+import dataclasses
+import os
+import pathlib
+import pickle
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from hogwild_rl import UserError
+
+FORMAT = "hogwild_rl-1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Counters:
+    """How far a run has come, over all its lives.
+
+    Attributes:
+        steps: transitions that counted.
+        updates: gradients applied.
+        episodes: episodes finished.
+        dropped: gradients that were not finite.
+        elapsed_s: seconds trained.
+        best_return: highest mean over 100 episodes, or None before there were 100.
+        lives: how often the run was started or resumed.
+    """
+
+    steps: int = 0
+    updates: int = 0
+    episodes: int = 0
+    dropped: int = 0
+    elapsed_s: float = 0.0
+    best_return: float | None = None
+    lives: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A run at one moment.
+
+    Attributes:
+        algorithm: name of the module that made it.
+        settings: of the run, plain values.
+        observation_space, action_space: of one environment.
+        parameters: of the model, by name.
+        optimizer: its state_dict.
+        counters: how far the run had come.
+    """
+
+    algorithm: str
+    settings: dict[str, Any]
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    parameters: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    counters: Counters
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes the file beside its name, flushes it to disk, and only then gives it the name."""
+        document = {
+            "format": FORMAT,
+            "algorithm": self.algorithm,
+            "settings": self.settings,
+            "observation_space": _describe(self.observation_space),
+            "action_space": _describe(self.action_space),
+            "parameters": self.parameters,
+            "optimizer": self.optimizer,
+            "counters": dataclasses.asdict(self.counters),
+        }
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(document, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Checkpoint":
+        """Reads a checkpoint; nothing in the file can run code.
+
+        Raises:
+            UserError: there is none, it is torn, or it is not one of ours.
+        """
+        foreign = f"{path} is not a checkpoint of hogwild_rl, or it is damaged"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of foreign files before refusing them
+                document = torch.load(path, weights_only=True, map_location="cpu")
+        except FileNotFoundError as error:
+            raise UserError(f"{path} does not exist: give a run or a saved agent") from error
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise UserError(foreign) from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise UserError(foreign)
+        return cls(
+            algorithm=document["algorithm"],
+            settings=document["settings"],
+            observation_space=_space(document["observation_space"]),
+            action_space=_space(document["action_space"]),
+            parameters=document["parameters"],
+            optimizer=document["optimizer"],
+            counters=Counters(**document["counters"]),
+        )
+
+
+def _describe(space: gymnasium.Space[Any]) -> dict[str, Any]:
+    """A space in plain values and tensors."""
+    if isinstance(space, spaces.Box):
+        return {
+            "kind": "Box",
+            "low": torch.from_numpy(space.low.astype(np.float64)),
+            "high": torch.from_numpy(space.high.astype(np.float64)),
+            "dtype": str(space.dtype),
+        }
+    assert isinstance(space, spaces.Discrete), f"no model is made for {space}"
+    return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+
+
+def _space(description: dict[str, Any]) -> gymnasium.Space[Any]:
+    """The space that `_describe` described."""
+    if description["kind"] == "Discrete":
+        return spaces.Discrete(description["n"], start=description["start"])
+    dtype = np.dtype(description["dtype"])
+    low, high = (description[bound].numpy().astype(dtype) for bound in ("low", "high"))
+    return spaces.Box(low, high, dtype=dtype.type)

@@ -1,0 +1,178 @@
+"""How a run goes: counted from the workers' slots, shown on the terminal, kept in progress.csv."""
+
+import csv
+import dataclasses
+import pathlib
+import sys
+import threading
+from typing import Any, TextIO
+
+import numpy as np
+import tqdm
+
+from hogwild_rl import UserError
+from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.runs.checkpoint import Counters
+
+EPISODES_AVERAGED = 100
+PROGRESS_FILE = "progress.csv"
+
+_BAR_EVERY_S, _ROW_EVERY_S, _LINE_EVERY_S = 0.1, 1.0, 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A run's state at one moment: a row of progress.csv.
+
+    Attributes:
+        time_s: seconds trained, over all lives of the run.
+        steps, updates, episodes, dropped: as in `Counters`.
+        return_mean, length_mean: over the last 100 episodes; NaN before the first ended.
+        steps_per_s, updates_per_s: since the row before.
+        staleness_mean, staleness_max: updates by others between a gradient's pull and its step.
+        env_s, act_s, learn_s, share_s: worker seconds in each phase, in this life of the run.
+    """
+
+    time_s: float
+    steps: int
+    updates: int
+    episodes: int
+    dropped: int
+    return_mean: float
+    length_mean: float
+    steps_per_s: float
+    updates_per_s: float
+    staleness_mean: float
+    staleness_max: int
+    env_s: float
+    act_s: float
+    learn_s: float
+    share_s: float
+
+
+def take(slots: Slots, before: Counters, elapsed_s: float, last: Snapshot | None) -> Snapshot:
+    """Adds the workers' rows up.
+
+    Args:
+        slots: of this life of the run.
+        before: where it stood when this life began.
+        elapsed_s: seconds since then.
+        last: the snapshot that rates are measured from.
+    """
+    steps, updates = slots.total("steps"), slots.total("updates")
+    recent = slots.recent_episodes(EPISODES_AVERAGED)
+    time_s = before.elapsed_s + elapsed_s
+    since_s = max(time_s - (last.time_s if last else before.elapsed_s), 1e-9)
+    return Snapshot(
+        time_s=time_s,
+        steps=before.steps + steps,
+        updates=before.updates + updates,
+        episodes=before.episodes + slots.total("episode_count"),
+        dropped=before.dropped + slots.total("dropped"),
+        return_mean=float(np.mean([e.episode_return for e in recent])) if recent else np.nan,
+        length_mean=float(np.mean([e.length for e in recent])) if recent else np.nan,
+        steps_per_s=(before.steps + steps - (last.steps if last else before.steps)) / since_s,
+        updates_per_s=(before.updates + updates - (last.updates if last else before.updates))
+        / since_s,
+        staleness_mean=slots.total("staleness_sum") / max(updates, 1),
+        staleness_max=int(slots.rows["staleness_max"].max()),
+        **{f"{phase}_s": seconds for phase, seconds in slots.seconds().items()},
+    )
+
+
+class Reporter:
+    """Shows snapshots on a terminal's bar, or as a line every few seconds, and appends them to files.
+
+    Args:
+        folder: of the run.
+        total_timesteps: where the bar ends.
+        before: where the run stood when this life of it began; later rows are dropped from its log.
+        tensorboard: write events too.
+
+    Raises:
+        UserError: tensorboard is asked for and not installed.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, total_timesteps: int, before: Counters, tensorboard: bool
+    ) -> None:
+        self._events = _event_writer(folder) if tensorboard else None
+        self._file = _open_log(folder / PROGRESS_FILE, before.steps)
+        self._rows = csv.writer(self._file)
+        self._total, self._began_s = total_timesteps, before.elapsed_s
+        self.last: Snapshot | None = None
+        self._shown_s = self._written_s = before.elapsed_s
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            tqdm.tqdm.set_lock(threading.RLock())  # its default lock is a semaphore in /dev/shm
+            self._bar = tqdm.tqdm(
+                total=total_timesteps,
+                initial=before.steps,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",
+            )
+
+    def report(self, snapshot: Snapshot, final: bool = False) -> bool:
+        """Shows a snapshot where it is due. Returns whether it became a row of progress.csv."""
+        every_s = _BAR_EVERY_S if self._bar is not None else _LINE_EVERY_S
+        if final or snapshot.time_s - self._shown_s >= every_s:
+            self._shown_s = snapshot.time_s
+            self._show(snapshot)
+        if not (final or snapshot.time_s - self._written_s >= _ROW_EVERY_S):
+            return False
+        self._written_s = snapshot.time_s
+        self._rows.writerow(dataclasses.astuple(snapshot))
+        self._file.flush()
+        if self._events is not None:
+            for name, value in dataclasses.asdict(snapshot).items():
+                self._events.add_scalar(f"run/{name}", value, snapshot.steps)
+        self.last = snapshot
+        return True
+
+    def _show(self, snapshot: Snapshot) -> None:
+        text = (
+            f"return {snapshot.return_mean:.1f}, {snapshot.steps_per_s:,.0f} steps/s, "
+            f"{snapshot.updates_per_s:,.0f} updates/s, staleness {snapshot.staleness_mean:.1f}"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(snapshot.steps - self._bar.n)
+        else:
+            print(
+                f"{snapshot.time_s:.1f} s: {snapshot.steps:,} of {self._total:,} steps, {text}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        if self._bar is not None:
+            self._bar.close()
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _open_log(path: pathlib.Path, steps: int) -> TextIO:
+    """progress.csv, ready for the next row: with its header, and no row beyond `steps`."""
+    header = [field.name for field in dataclasses.fields(Snapshot)]
+    rows: list[list[str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(header)][1:]
+    column = header.index("steps")
+    file = path.open("w", newline="")
+    csv.writer(file).writerows([header, *(row for row in rows if int(row[column]) <= steps)])
+    file.flush()
+    return file
+
+
+def _event_writer(folder: pathlib.Path) -> Any:
+    try:
+        from torch.utils import tensorboard
+    except ImportError as error:
+        raise UserError(
+            'tensorboard is not installed: pip install "hogwild_rl[tensorboard]"'
+        ) from error
+    return tensorboard.SummaryWriter(str(folder))  # type: ignore[no-untyped-call]

@@ -1,0 +1,236 @@
+"""One life of a run: its folder, its log, its checkpoints, and when it ends."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from hogwild_rl import UserError
+from hogwild_rl.envs import vector
+from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.runs import metrics, settings
+from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE, Agent
+from hogwild_rl.runs.checkpoint import Checkpoint, Counters
+
+# Settings that say what the saved parameters mean: a resumed run cannot change them.
+_FIXED = ("env", "hidden", "activation", "shared_trunk")
+
+
+class Session:
+    """Opens a run's folder, new or resumed, and keeps it up to date until the run ends.
+
+    Args:
+        algorithm: its module's name, "a3c".
+        config: its settings.
+
+    Attributes:
+        facts: of the environment.
+        folder: of the run.
+        before: where the run stood when this life of it began.
+        solved: whether the environment's reward threshold has been reached.
+
+    Raises:
+        UserError: the environment, the folder or the checkpoint cannot be used.
+    """
+
+    def __init__(self, algorithm: str, config: settings.RunSettings) -> None:
+        self.facts = vector.inspect(config.env)
+        self._algorithm, self._config = algorithm, config
+        self._resumed = _resumed(config, self.facts)
+        self.before = self._resumed.counters if self._resumed else Counters()
+        self.solved = False
+        self._signal: int | None = None
+        self._best = self.before.best_return
+
+    def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Makes or reopens the folder; a resumed run's parameters and statistics are restored.
+
+        Args:
+            model: in place; what checkpoints hold from now on.
+            optimizer: in place, likewise.
+        """
+        self._model, self._optimizer = model, optimizer
+        if self._resumed is not None:
+            model.load_state_dict(self._resumed.parameters)
+            learning_rate = optimizer.param_groups[0]["lr"]
+            optimizer.load_state_dict(self._resumed.optimizer)
+            optimizer.param_groups[0]["lr"] = learning_rate  # settings decide, not the checkpoint
+        self.folder = _folder(self._algorithm, self._config, self.facts)
+        settings.write(self.folder, self._algorithm, self._config.to_json())
+        self._reporter = metrics.Reporter(
+            self.folder, self._config.total_timesteps, self.before, self._config.tensorboard
+        )
+        self._began_s = self._saved_s = time.monotonic()
+
+    def observe(self, slots: Slots, final: bool = False) -> None:
+        """Looks at how the run goes: reports it, saves it when due, notes when it is solved."""
+        now_s = time.monotonic()
+        snapshot = metrics.take(slots, self.before, now_s - self._began_s, self._reporter.last)
+        self._snapshot = snapshot
+        full = slots.total("episode_count") >= metrics.EPISODES_AVERAGED
+        threshold = self.facts.reward_threshold
+        if full and threshold is not None and snapshot.return_mean >= threshold and not self.solved:
+            self.solved = True
+            self._solved_at = snapshot
+        reported = self._reporter.report(snapshot, final)
+        better = self._best is None or snapshot.return_mean > self._best
+        if reported and full and better:
+            self._best = snapshot.return_mean
+            self._checkpoint().save(self.folder / BEST_FILE)
+        if final or now_s - self._saved_s >= self._config.checkpoint_every_s:
+            self._saved_s = now_s
+            self._checkpoint().save(self.folder / CHECKPOINT_FILE)
+
+    def close(self, slots: Slots) -> Agent:
+        """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
+        self.observe(slots, final=True)
+        self._reporter.close()
+        self._tell()
+        return Agent(self._checkpoint(), env=self._config.env, run_dir=self.folder)
+
+    @property
+    def ending(self) -> bool:
+        """Whether training should end now: interrupted, or solved and told to stop there."""
+        return self._signal is not None or (self.solved and self._config.stop_when_solved)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ctrl-C once, or SIGTERM: `ending` becomes true, and on leaving the interrupt is raised.
+
+        Ctrl-C twice: it is raised at once.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may handle signals
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = number
+
+        before = {number: signal.signal(number, handle) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._signal is not None:
+            raise KeyboardInterrupt if self._signal == signal.SIGINT else SystemExit(128 + self._signal)
+
+    def _checkpoint(self) -> Checkpoint:
+        snapshot = self._snapshot
+        return Checkpoint(
+            algorithm=self._algorithm,
+            settings=self._config.to_json(),
+            observation_space=self.facts.observation_space,
+            action_space=self.facts.action_space,
+            parameters={name: p.clone() for name, p in self._model.state_dict().items()},
+            optimizer=_copied(self._optimizer.state_dict()),
+            counters=Counters(
+                steps=snapshot.steps,
+                updates=snapshot.updates,
+                episodes=snapshot.episodes,
+                dropped=snapshot.dropped,
+                elapsed_s=snapshot.time_s,
+                best_return=self._best,
+                lives=self.before.lives + 1,
+            ),
+        )
+
+    def _tell(self) -> None:
+        s = self._snapshot
+        if self.solved:
+            at = self._solved_at
+            print(
+                f"solved: mean return {at.return_mean:.1f} over the last 100 episodes "
+                f"after {at.steps:,} steps, {at.time_s:.1f} s"
+            )
+        print(f"trained {s.steps:,} steps, {s.updates:,} updates in {s.time_s:.1f} s, ", end="")
+        print(f"{s.episodes:,} episodes, mean return {s.return_mean:.1f} at the end")
+        if s.dropped:
+            print(f"dropped {s.dropped:,} gradients that were not finite")
+        print(f"run: {self.folder}")
+        if self._signal is None:
+            print(f"next: {_python()} -m hogwild_rl.evaluate {self.folder} --episodes 20")
+        else:
+            print(f"next: {_python()} -m hogwild_rl.{self._algorithm} --resume {self.folder}")
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _resumed(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoint | None:
+    if config.resume is None:
+        return None
+    checkpoint = Checkpoint.load(pathlib.Path(config.resume) / CHECKPOINT_FILE)
+    wanted = config.to_json()
+    for name in _FIXED:
+        if wanted[name] != checkpoint.settings[name]:
+            raise UserError(
+                f"{name} of run {config.resume} is {checkpoint.settings[name]}, got "
+                f"{wanted[name]}: leave it out, or start a new run"
+            )
+    for space in ("observation_space", "action_space"):
+        if getattr(checkpoint, space) != getattr(facts, space):
+            raise UserError(
+                f"{space} of {facts.name} is {getattr(facts, space)}, but run {config.resume} was "
+                f"trained with {getattr(checkpoint, space)}"
+            )
+    if checkpoint.counters.steps >= config.total_timesteps:
+        raise UserError(
+            f"run {config.resume} has taken {checkpoint.counters.steps} of "
+            f"{config.total_timesteps} steps: give a larger total_timesteps"
+        )
+    return checkpoint
+
+
+def _folder(
+    algorithm: str, config: settings.RunSettings, facts: vector.EnvFacts
+) -> pathlib.Path:
+    if config.resume is not None:
+        return pathlib.Path(config.resume)
+    if config.run_dir is not None:
+        folder = pathlib.Path(config.run_dir)
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"run_dir {folder} is not empty: name a new folder, or --resume {folder}")
+    else:
+        name = "".join(c if c.isalnum() or c in "-." else "-" for c in facts.name)
+        stem = f"{algorithm}_{name}_{time.strftime('%Y%m%d-%H%M%S')}"
+        taken = sum(1 for _ in pathlib.Path("runs").glob(f"{stem}*"))
+        folder = pathlib.Path("runs") / (f"{stem}-{taken + 1}" if taken else stem)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{algorithm}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"run_dir {folder} cannot be written ({error.strerror})") from error
+    return folder
+
+
+def _copied(value: Any) -> Any:
+    """The same nest of dicts and lists with tensors copied out of shared memory."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def _python() -> str:
+    """How the person running this starts the same Python again."""
+    executable = pathlib.Path(sys.executable)
+    if str(executable.parent) in os.environ.get("PATH", "").split(os.pathsep):
+        return executable.name
+    with contextlib.suppress(ValueError):
+        return str(executable.relative_to(pathlib.Path.cwd()))
+    return str(executable)

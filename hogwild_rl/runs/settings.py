@@ -1,0 +1,131 @@
+"""What a run is told: settings that every algorithm shares, and where unset ones come from."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from hogwild_rl import UserError
+from hogwild_rl.envs import vector
+from hogwild_rl.runs import presets
+
+SETTINGS_FILE = "settings.json"
+
+_Config = TypeVar("_Config", bound="RunSettings")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every run is told, whatever its algorithm."""
+
+    env: Annotated[vector.EnvSource, tyro.conf.arg(constructor=str, metavar="ID")] = "CartPole-v1"
+    """Environment: a registered id, module:Id, or from Python a picklable callable."""
+    total_timesteps: int = 1_000_000
+    """Agent decisions to train for, over all workers and environments."""
+    seed: int = 0
+    """Seed of the initial weights, the environments and the sampled actions."""
+    stop_when_solved: bool = False
+    """End when the mean of the last 100 episodes reaches the environment's reward threshold."""
+    run_dir: str | None = None
+    """Folder of this run; by default runs/ALGORITHM_ENV_TIME."""
+    resume: str | None = None
+    """Folder of an earlier run to go on with: its settings hold but for flags given here."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run's folder too."""
+
+    def __post_init__(self) -> None:
+        at_least("total_timesteps", self.total_timesteps, 1)
+        at_least("seed", self.seed, 0)
+        above("checkpoint_every_s", self.checkpoint_every_s, 0)
+        if self.resume is not None and self.run_dir is not None:
+            raise UserError("resume goes on in the run's own folder: leave out run_dir")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as kept in settings.json and checkpoints; a callable env by its name."""
+        return dataclasses.asdict(
+            dataclasses.replace(self, env=vector.name_of(self.env), run_dir=None, resume=None)
+        )
+
+
+def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
+    """A class decorator: settings not given by hand come from the resumed run, or from a preset.
+
+    The order is: given by hand, the resumed run's settings, the environment's preset, the default.
+    """
+
+    def decorate(config: type[_Config]) -> type[_Config]:
+        plain_init = config.__init__
+
+        @functools.wraps(plain_init)
+        def init(self: _Config, **given: Any) -> None:
+            resume = given.get("resume")
+            if resume is not None:
+                base = saved(pathlib.Path(resume), algorithm)
+            else:
+                env = vector.name_of(given.get("env", RunSettings.env))
+                base = presets.settings(algorithm, env, given.get("workers", usable_cores()))
+            plain_init(self, **{**base, **given})
+
+        config.__init__ = init  # type: ignore[method-assign]
+        return config
+
+    return decorate
+
+
+def saved(run: pathlib.Path, algorithm: str) -> dict[str, Any]:
+    """The settings a run was started with.
+
+    Raises:
+        UserError: there is no such run, its settings cannot be read, or another algorithm made it.
+    """
+    if not run.is_dir():
+        raise UserError(f"run {run} does not exist: give the folder of an earlier run")
+    try:
+        document = json.loads((run / SETTINGS_FILE).read_text())
+        made_by, values = document["algorithm"], dict(document["settings"])
+    except FileNotFoundError as error:
+        raise UserError(f"{run} holds no run: it has no {SETTINGS_FILE}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run / SETTINGS_FILE} cannot be read ({error})") from error
+    if made_by != algorithm:
+        raise UserError(f"{run} is a run of {made_by}: resume it with hogwild_rl.{made_by}")
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+
+
+def write(folder: pathlib.Path, algorithm: str, settings: Mapping[str, Any]) -> None:
+    """Writes settings.json, for people and for --resume."""
+    document = {"algorithm": algorithm, "settings": settings}
+    (folder / SETTINGS_FILE).write_text(json.dumps(document, indent=2) + "\n")
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raises UserError unless value ≥ least."""
+    if not value >= least:
+        raise UserError(f"{name} must be at least {least:g}, got {value}")
+
+
+def above(name: str, value: float, bound: float) -> None:
+    """Raises UserError unless value > bound and finite."""
+    if not (value > bound and math.isfinite(value)):
+        raise UserError(f"{name} must be above {bound:g}, got {value}")
+
+
+def between(name: str, value: float, least: float, most: float) -> None:
+    """Raises UserError unless least ≤ value ≤ most."""
+    if not least <= value <= most:
+        raise UserError(f"{name} must lie between {least:g} and {most:g}, got {value}")
