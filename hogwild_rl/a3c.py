@@ -3,8 +3,8 @@
     python -m hogwild_rl.a3c --workers 16
     python -m hogwild_rl.a3c --env LunarLander-v3 --total-timesteps 3_000_000
 
-Every worker copies the shared parameters, plays `n_steps` steps of its environments with them, takes
-the gradient of its own loss, and steps the shared parameters with it, whatever the others do
+Every worker copies the shared parameters, plays `n_steps` steps of its environments with them,
+takes the gradient of its own loss, and steps the shared parameters with it, whatever the others do
 meanwhile.
 
 Source: Mnih et al. 2016 (arXiv:1602.01783), algorithm S3; lock-free: Recht et al. 2011.
@@ -13,7 +13,9 @@ Source: Mnih et al. 2016 (arXiv:1602.01783), algorithm S3; lock-free: Recht et a
 from hogwild_rl.hogwild import workers
 
 if __name__ == "__main__":
-    workers.preload("hogwild_rl.runs.session")  # the workers' import of torch runs beside ours, below
+    workers.preload(
+        "hogwild_rl.runs.session"
+    )  # the workers' import of torch runs beside ours, below
 
 import dataclasses
 import math
@@ -115,7 +117,7 @@ def work(
     worker: workers.Worker,
     source: vector.EnvSource,
     config: Config,
-    shared: SharedModel,
+    shared: SharedModel[ActorCritic],
     optimizer: SharedRMSprop,
     slots: Slots,
     steps_before: int,

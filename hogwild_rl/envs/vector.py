@@ -53,10 +53,7 @@ def inspect(env: EnvSource) -> EnvFacts:
         UserError: the id is unknown, an extra is missing, or a callable cannot be sent to a worker.
     """
     if isinstance(env, str):
-        try:
-            env = gymnasium.spec(env)
-        except (gymnasium.error.Error, ImportError) as error:
-            raise UserError(_explain(env, error)) from error
+        env = _spec(env)
     instance = make_env(env)
     try:
         return EnvFacts(
@@ -112,7 +109,7 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
         UserError: the environment cannot be made.
     """
     if isinstance(env, str):
-        env = gymnasium.spec(env)
+        env = _spec(env)
     if isinstance(env, EnvSpec) and env.vector_entry_point and num_envs >= _NATIVE_FROM:
         return gymnasium.make_vec(env, num_envs, vectorization_mode="vector_entry_point")
     source = env
@@ -121,6 +118,13 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
         copy=False,  # the rollout copies
         autoreset_mode=AutoresetMode.NEXT_STEP,
     )
+
+
+def _spec(name: str) -> EnvSpec:
+    try:
+        return gymnasium.spec(name)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(_explain(name, error)) from error
 
 
 def _check_picklable(env: Callable[[], Env]) -> None:

@@ -2,13 +2,17 @@
 
 import io
 import pickle
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hogwild_rl.hogwild import memory
 
-class SharedModel:
+M = TypeVar("M", bound=nn.Module)
+
+
+class SharedModel(Generic[M]):
     """Every parameter of a module in one flat float32 tensor in shared memory.
 
     Trainable parameters come first (`parameter`, what optimizers step), frozen ones after them. The
@@ -23,14 +27,14 @@ class SharedModel:
             the module has buffers (running statistics), which have no place in a gradient step.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: M) -> None:
         _check(module)
-        self.flat = torch.empty(sum(p.numel() for p in module.parameters())).share_memory_()
+        self.flat = memory.zeros(sum(p.numel() for p in module.parameters()))
         self.module = module
         trainable = _lay_out(module, self.flat)
         self.parameter = nn.Parameter(self.flat[:trainable])
 
-    def replica(self) -> "Replica":
+    def replica(self) -> "Replica[M]":
         """A local copy for one worker, holding the parameters of this moment."""
         return Replica(self.flat, _thaw(_freeze(self.module)))
 
@@ -50,7 +54,7 @@ class SharedModel:
         _bind(self.module, self.flat)
 
 
-class Replica:
+class Replica(Generic[M]):
     """One worker's own copy of a shared model: its parameters are views of one local flat tensor.
 
     Attributes:
@@ -58,7 +62,7 @@ class Replica:
         flat: its parameters, [P].
     """
 
-    def __init__(self, shared: Tensor, module: nn.Module) -> None:
+    def __init__(self, shared: Tensor, module: M) -> None:
         self.module = module
         self.flat = torch.empty_like(shared)
         self._shared = shared
@@ -81,7 +85,7 @@ class Replica:
             loss: a scalar computed with `module`.
 
         Returns:
-            [P_trainable], zero for parameters the loss does not reach; overwritten by the next call.
+            [P_trainable], 0 where the loss does not reach; the next call overwrites it.
         """
         gradients = torch.autograd.grad(loss, self._trainable, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
@@ -92,20 +96,20 @@ def _check(module: nn.Module) -> None:
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ValueError(
                 f"parameter {name} is {parameter.dtype} on {parameter.device}: a shared model holds "
-                "float32 on the CPU; convert it with module.float().cpu()"
+                "float32 on the CPU: convert the module with .float().cpu()"
             )
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("the module has no parameter that requires a gradient")
     buffers = [name for name, _ in module.named_buffers()]
     if buffers:
         raise ValueError(
-            f"the module has buffers ({', '.join(buffers)}), which each worker would change apart; "
+            f"the module has buffers ({', '.join(buffers)}), which each worker would change apart: "
             "use layers without running statistics, such as LayerNorm"
         )
 
 
 def _lay_out(module: nn.Module, flat: Tensor) -> int:
-    """Moves the parameters into `flat` and makes them views of it; returns how many can be trained."""
+    """Moves the parameters into `flat`, as views; returns how many can be trained."""
     parameters = _in_order(module)
     if parameters:
         torch.cat([p.detach().reshape(-1) for p in parameters], out=flat)
@@ -142,7 +146,5 @@ def _empty_parameter(shape: tuple[int, ...], requires_grad: bool) -> nn.Paramete
     return nn.Parameter(torch.empty(shape), requires_grad=requires_grad)
 
 
-def _thaw(blueprint: bytes) -> nn.Module:
-    module = pickle.loads(blueprint)  # noqa: S301  made by this process or its parent
-    assert isinstance(module, nn.Module)
-    return module
+def _thaw(blueprint: bytes) -> Any:
+    return pickle.loads(blueprint)  # noqa: S301  made by this process or its parent

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hogwild_rl.hogwild import memory
 from hogwild_rl.hogwild.model import SharedModel
 
 
@@ -33,14 +34,14 @@ def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:
 
 
 class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
-    """A torch optimizer over the one flat parameter of a `SharedModel`, its state shared and eager."""
+    """A torch optimizer over the flat parameter of a `SharedModel`; its state is shared and eager."""
 
-    def __init__(self, model: SharedModel, defaults: dict[str, Any]) -> None:
+    def __init__(self, model: SharedModel[Any], defaults: dict[str, Any]) -> None:
         if not defaults["lr"] >= 0:
             raise ValueError(f"lr must be at least 0, got {defaults['lr']}")
         super().__init__([model.parameter], defaults)
         for name, tensor in self._initial_state(model.parameter).items():
-            self.state[model.parameter][name] = tensor.share_memory_()
+            self.state[model.parameter][name] = tensor
 
     @abc.abstractmethod
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -82,9 +83,11 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
     # torch._dynamo at its first call: 0.9 s in every process that makes an optimizer. They are
     # never compiled here, so the functions inside are called directly.
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch."""
         torch.optim.Optimizer.add_param_group.__wrapped__(self, param_group)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
+        """As in torch; the tensors in it are the shared ones."""
         state: dict[str, Any] = torch.optim.Optimizer.state_dict.__wrapped__(self)  # type: ignore[attr-defined]
         return state
 
@@ -104,7 +107,7 @@ class SharedRMSprop(SharedOptimizer):
     """RMSprop whose running average lives in shared memory.
 
         g ← α g + (1 − α) Δθ²
-        θ ← θ − η Δθ / √(g + ε)                 with momentum μ:  m ← μ m + Δθ / √(g + ε),  θ ← θ − η m
+        θ ← θ − η Δθ / √(g + ε)         with momentum μ:  m ← μ m + Δθ / √(g + ε),  θ ← θ − η m
 
     ε stands inside the root as in Mnih et al. 2016 (arXiv:1602.01783), "Shared RMSProp";
     torch.optim.RMSprop adds it outside, so an equal ε is not an equal step.
@@ -123,7 +126,7 @@ class SharedRMSprop(SharedOptimizer):
 
     def __init__(
         self,
-        model: SharedModel,
+        model: SharedModel[Any],
         lr: float = 7e-4,
         alpha: float = 0.99,
         eps: float = 0.1,
@@ -143,9 +146,9 @@ class SharedRMSprop(SharedOptimizer):
         super().__init__(model, defaults)
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        state = {"square_avg": torch.zeros_like(parameter)}
+        state = {"square_avg": memory.zeros(len(parameter))}
         if self.defaults["momentum"]:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+            state["momentum_buffer"] = memory.zeros(len(parameter))
         return state
 
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -187,7 +190,7 @@ class SharedAdam(SharedOptimizer):
 
     def __init__(
         self,
-        model: SharedModel,
+        model: SharedModel[Any],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -199,9 +202,9 @@ class SharedAdam(SharedOptimizer):
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {
-            "step": torch.zeros((), dtype=torch.float64),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
+            "step": memory.zeros(dtype=torch.float64),
+            "exp_avg": memory.zeros(len(parameter)),
+            "exp_avg_sq": memory.zeros(len(parameter)),
         }
 
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -230,12 +233,14 @@ class SharedSGD(SharedOptimizer):
     Source: Recht et al. 2011 (arXiv:1106.5730), algorithm 1.
     """
 
-    def __init__(self, model: SharedModel, lr: float = 1e-2, momentum: float = 0.0) -> None:
+    def __init__(self, model: SharedModel[Any], lr: float = 1e-2, momentum: float = 0.0) -> None:
         _check_range(momentum=momentum)
         super().__init__(model, {"lr": lr, "momentum": momentum})
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        return {"momentum_buffer": torch.zeros_like(parameter)} if self.defaults["momentum"] else {}
+        return (
+            {"momentum_buffer": memory.zeros(len(parameter))} if self.defaults["momentum"] else {}
+        )
 
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         if group["momentum"]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hogwild_rl.hogwild import memory
+
 EPISODES_KEPT = 128  # per worker; more than the 100 that a mean over recent episodes asks for
 STALENESS_BINS = 64  # staleness 0, 1, ..., 62, and 63 or more
 PHASES = ("env", "act", "learn", "share")  # share: pull and step
@@ -74,12 +76,13 @@ class Slots:
 
     def __init__(self, workers: int) -> None:
         stride = -(-_ROW.itemsize // _CACHE_LINE) * _CACHE_LINE
-        self._memory = torch.zeros((workers, stride), dtype=torch.uint8).share_memory_()
+        self._memory = memory.zeros(workers, stride, dtype=torch.uint8)
         self._view()
 
     def _view(self) -> None:
         padded = np.dtype({"names": ["row"], "formats": [_ROW], "itemsize": self._memory.shape[1]})
-        self.rows: np.ndarray[Any, Any] = self._memory.numpy().view(padded)[:, 0]["row"]
+        array: np.ndarray[Any, Any] = self._memory.numpy()
+        self.rows = array.view(padded)[:, 0]["row"]
 
     def __getstate__(self) -> torch.Tensor:
         return self._memory
@@ -151,7 +154,7 @@ class SlotWriter:
         self._row["dropped"] += 1
 
     def add_rollout(self, steps: int, episodes: Sequence[tuple[float, int]]) -> None:
-        """Counts steps and the (return, length) of the episodes that ended in them; says it lives."""
+        """Counts steps and the (return, length) of the episodes that ended in them."""
         self._row["steps"] += steps
         self._row["heartbeat_s"] = time.monotonic()
         for episode_return, length in episodes:

@@ -1,9 +1,9 @@
 """Start, watch and stop worker processes.
 
 Workers are forked from a server that has imported what they need (``forkserver``), or spawned where
-there is none; they never inherit a process in which torch has run. They compute on one thread, ignore
-Ctrl-C, which is the parent's to handle, and leave when the parent is gone, however it went. This
-module imports no torch, so that the server can be started before the parent imports it.
+there is none; they never inherit a process in which torch has run. They compute on one thread,
+ignore Ctrl-C, which is the parent's to handle, and leave when the parent is gone, however it went.
+This module imports no torch, so that the server can be started before the parent imports it.
 """
 
 import contextlib
@@ -115,11 +115,13 @@ class Workers:
     ) -> None:
         import torch
 
+        from hogwild_rl.hogwild import memory
+
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         self._target, self._arguments = target, tuple(arguments)
         self._count, self._seed, self._incarnation = count, seed, incarnation
-        self._stop = torch.zeros(1, dtype=torch.uint8).share_memory_()
+        self._stop = memory.zeros(1, dtype=torch.uint8)
         self._lives: dict[int, _Life] = {}
 
     def __enter__(self) -> "Workers":

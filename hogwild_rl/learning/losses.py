@@ -30,8 +30,8 @@ def actor_critic(
 
         L = mean(−A_t log π(a_t|s_t)) + c_v mean((R_t − V(s_t))²) − β mean(H(π(·|s_t)))
 
-    Mnih et al. sum over the rollout where this takes the mean, so a step size does not depend on the
-    rollout's length.
+    Mnih et al. sum over the rollout where this takes the mean, so that a step size does not depend
+    on the rollout's length.
 
     Args:
         log_probs: log π(a_t|s_t), [T, B], with gradient.

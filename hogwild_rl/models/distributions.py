@@ -30,7 +30,7 @@ class Categorical:
         return self._logits.argmax(-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """log π(a), [...], of actions [...] int64."""
+        """The log-probability log π(a), [...], of actions [...] int64."""
         log_probs = self._logits.log_softmax(-1)
         return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 

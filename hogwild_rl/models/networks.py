@@ -21,7 +21,8 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
     Source: Saxe et al. 2014 (arXiv:1312.6120); the gains are those of Huang et al. 2022, "The 37
     Implementation Details of Proximal Policy Optimization", detail 2.
     """
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    # Without the layer's own initialisation, which would draw from the caller's random stream.
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     nn.init.orthogonal_(layer.weight, gain, generator)
     nn.init.zeros_(layer.bias)
     return layer
@@ -30,7 +31,7 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
 def mlp(
     inputs: int, hidden: Sequence[int], activation: str, generator: torch.Generator
 ) -> nn.Sequential:
-    """Linear layers of the given sizes, each followed by the activation: [..., inputs] → [..., H]."""
+    """Linear layers of these sizes, the activation after each: [..., inputs] → [..., hidden[-1]]."""
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [linear(inputs, size, math.sqrt(2), generator), ACTIVATIONS[activation]()]

@@ -5,6 +5,7 @@ import os
 import pathlib
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -122,7 +123,7 @@ class Agent:
         """Plays whole episodes, one after another; see `evaluate`."""
         if episodes < 1:
             raise UserError(f"episodes must be at least 1, got {episodes}")
-        made = env if isinstance(env, vector.Env.__origin__) else self._make_env(env)  # type: ignore[attr-defined]
+        made = env if isinstance(env, gymnasium.Env) else self.make_env(env)
         self._check_spaces(made)
         self.seed(seed)
         returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
@@ -143,14 +144,21 @@ class Agent:
         """Writes the agent as one file, which `hogwild_rl.load` reads."""
         self.checkpoint.save(pathlib.Path(path))
 
-    def _make_env(self, env: vector.EnvSource | None) -> vector.Env:
+    def make_env(
+        self, env: vector.EnvSource | None = None, render_mode: str | None = None
+    ) -> vector.Env:
+        """The environment the agent was trained on, or another one.
+
+        Raises:
+            UserError: it cannot be made, or would import a module that only the checkpoint names.
+        """
         env = env if env is not None else self._env
         if env is None:
             env = str(self.checkpoint.settings["env"])
             if ":" in env:
                 module = env.partition(":")[0]
                 raise UserError(f"{env} imports module {module}: if you trust it, say --env {env}")
-        return vector.make_env(env)
+        return vector.make_env(env, render_mode)
 
     def _check_spaces(self, env: vector.Env) -> None:
         for name in ("observation_space", "action_space"):

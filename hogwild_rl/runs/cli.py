@@ -44,7 +44,7 @@ def parse(
         given = {}
         with contextlib.suppress(argparse.ArgumentError):  # tyro says it better, below
             given = vars(peek.parse_known_args(arguments)[0])
-        default = config(**given) if given else None
+        default = config(**given)
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 config,

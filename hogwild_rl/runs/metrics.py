@@ -175,4 +175,4 @@ def _event_writer(folder: pathlib.Path) -> Any:
         raise UserError(
             'tensorboard is not installed: pip install "hogwild_rl[tensorboard]"'
         ) from error
-    return tensorboard.SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return tensorboard.SummaryWriter(str(folder))

@@ -74,7 +74,7 @@ def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
                 base = presets.settings(algorithm, env, given.get("workers", usable_cores()))
             plain_init(self, **{**base, **given})
 
-        config.__init__ = init  # type: ignore[method-assign]
+        config.__init__ = init  # type: ignore[method-assign, assignment]
         return config
 
     return decorate

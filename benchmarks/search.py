@@ -1,0 +1,99 @@
+"""Random search for a preset: settings drawn from a grid, ranked by how surely and fast they solve.
+
+    python benchmarks/search.py --env LunarLander-v3 --trials 30 --seeds 2 --finalists 4
+
+Every trial runs `seeds` seeds; the finalists are run again with `final_seeds` fresh ones, so that a
+lucky draw does not become a preset. All trials are written to benchmarks/results/search_*.csv.
+"""
+
+import dataclasses
+import random
+import statistics
+from typing import Any
+
+import machine
+import tyro
+from solve import solve
+
+GRID: dict[str, list[Any]] = {
+    "workers": [2],
+    "envs_per_worker": [4, 8, 16, 32],
+    "n_steps": [5, 8, 16, 32],
+    "learning_rate": [5e-4, 1e-3, 2e-3, 4e-3],
+    "lr_schedule": ["linear", "constant"],
+    "gamma": [0.98, 0.99, 0.995],
+    "gae_lambda": [0.9, 0.95, 1.0],
+    "ent_coef": [0.0, 0.001, 0.01],
+    "vf_coef": [0.25, 0.5],
+    "max_grad_norm": [0.5, 2.0],
+    "rms_eps": [1e-5, 1e-3],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to search."""
+
+    env: str
+    """Environment id."""
+    total_timesteps: int = 2_000_000
+    """Budget of one run."""
+    trials: int = 30
+    """Settings drawn."""
+    seeds: int = 1
+    """Runs per trial."""
+    finalists: int = 4
+    """Settings that are run again."""
+    final_seeds: int = 3
+    """Fresh seeds for each finalist."""
+    draw: int = 0
+    """Seed of the draws."""
+    algorithm: str = "a3c"
+    """Module of hogwild_rl."""
+
+
+def trial(config: Config, stage: str, flags: dict[str, Any], seeds: range) -> dict[str, Any]:
+    """Runs one setting with several seeds and adds them up."""
+    fixed = {"env": config.env, "total_timesteps": config.total_timesteps}
+    runs = [solve(config.algorithm, {**fixed, **flags, "seed": seed}) for seed in seeds]
+    row = {
+        "stage": stage,
+        "solved": sum(run["solved"] for run in runs),
+        "runs": len(runs),
+        "wall_s": statistics.median(run["wall_s"] for run in runs),
+        "steps": statistics.median(run["steps"] for run in runs),
+        "return_mean": statistics.mean(run["return_mean"] for run in runs),
+        **flags,
+    }
+    print(row, flush=True)
+    return row
+
+
+def rank(row: dict[str, Any]) -> tuple[float, float, float]:
+    """Sorts the most surely solving first, then the fastest, then the best return."""
+    unsolved = row["runs"] - row["solved"]
+    return unsolved, row["wall_s"] if not unsolved else 0, -row["return_mean"]
+
+
+def main() -> None:
+    """Draws, runs, ranks, runs the finalists again, writes all of it."""
+    config = tyro.cli(Config, description=__doc__)
+    print(machine.describe())
+    draw = random.Random(config.draw)  # noqa: S311  draws settings, not secrets
+    rows = []
+    for _ in range(config.trials):
+        flags = {name: draw.choice(values) for name, values in GRID.items()}
+        rows.append(trial(config, "draw", flags, range(config.seeds)))
+    rows.sort(key=rank)
+    fresh = range(100, 100 + config.final_seeds)
+    finals = [
+        trial(config, "final", {name: row[name] for name in GRID}, fresh)
+        for row in rows[: config.finalists]
+    ]
+    finals.sort(key=rank)
+    written = machine.write_csv(f"search_{config.algorithm}_{config.env}", finals + rows)
+    print(f"best: {finals[0]}\nwritten: {written}")
+
+
+if __name__ == "__main__":
+    main()

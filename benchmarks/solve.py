@@ -1,0 +1,104 @@
+"""How long from the start of the process until an environment is solved, over several seeds.
+
+    python benchmarks/solve.py --env CartPole-v1 --seeds 20
+    python benchmarks/solve.py --env LunarLander-v3 --seeds 5
+
+Each seed is a process of its own, timed from before it exists until it has ended by itself:
+imports, training and the last checkpoint count. Solved means that the mean return of the last 100
+training episodes has reached the environment's registered threshold.
+"""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import machine
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    env: str = "CartPole-v1"
+    """Environment id."""
+    seeds: int = 20
+    """How many seeds: 0, 1, 2, ..."""
+    algorithm: str = "a3c"
+    """Module of hogwild_rl."""
+    workers: int | None = None
+    """Worker processes; the algorithm's default without it."""
+    write: bool = True
+    """Write benchmarks/results/solve_*.csv."""
+
+
+def solve(
+    algorithm: str, flags: Mapping[str, Any], timeout_s: float | None = None
+) -> dict[str, Any]:
+    """Runs one training process until solved or its budget is spent.
+
+    Returns:
+        solved, wall_s of the whole process, train_s, steps and return_mean at the end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = pathlib.Path(folder) / "run"
+        command = [sys.executable, "-m", f"hogwild_rl.{algorithm}", "--stop-when-solved"]
+        for name, value in {**flags, "run_dir": run}.items():
+            values = value if isinstance(value, tuple) else (value,)
+            command += [f"--{name.replace('_', '-')}", *map(str, values)]
+        start_s = time.perf_counter()
+        ended = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=timeout_s
+        )
+        wall_s = time.perf_counter() - start_s
+        solved = re.search(r"solved: .* after ([\d,]+) steps, ([\d.]+) s", ended.stdout)
+        with (run / "progress.csv").open() as file:
+            last = list(csv.DictReader(file))[-1]
+        settings = json.loads((run / "settings.json").read_text())["settings"]
+    return {
+        "env": settings["env"],
+        "workers": settings.get("workers", ""),
+        "envs_per_worker": settings.get("envs_per_worker", ""),
+        "seed": settings["seed"],
+        "solved": solved is not None,
+        "wall_s": round(wall_s, 2),
+        "train_s": round(float(last["time_s"]), 2),
+        "steps": int(last["steps"]),
+        "return_mean": round(float(last["return_mean"]), 1),
+    }
+
+
+def main() -> None:
+    """Times every seed and prints median and spread."""
+    config = tyro.cli(Config, description=__doc__)
+    print(machine.describe())
+    flags: dict[str, Any] = {"env": config.env}
+    if config.workers is not None:
+        flags["workers"] = config.workers
+    rows = []
+    for seed in range(config.seeds):
+        rows.append(solve(config.algorithm, {**flags, "seed": seed}))
+        print(rows[-1], flush=True)
+    times = [row["wall_s"] for row in rows if row["solved"]]
+    print(f"{config.env}, {rows[0]['workers']} workers: {len(times)} of {len(rows)} seeds solved")
+    if times:
+        print(
+            f"seconds from process start to its end: median {statistics.median(times):.1f}, "
+            f"min {min(times):.1f}, max {max(times):.1f}"
+        )
+    if config.write:
+        name = f"solve_{config.algorithm}_{config.env.replace('/', '-')}_{rows[0]['workers']}"
+        print(f"written: {machine.write_csv(name, rows)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Plays a saved run: returns and lengths of whole episodes, on screen or as video if asked for.
+
+python -m hogwild_rl.evaluate runs/a3c_CartPole-v1_20260101-120000 --episodes 20
+python -m hogwild_rl.evaluate cartpole.pt --video videos
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Iterator
+from typing import Literal
+
+import tyro
+
+from hogwild_rl import UserError
+from hogwild_rl.envs import vector
+from hogwild_rl.runs import agent, cli, settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to play and how."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of a run, or a file that Agent.save wrote."""
+    episodes: int = 20
+    """How many episodes to play."""
+    best: bool = False
+    """Play the run's best parameters instead of its last ones."""
+    sample: bool = False
+    """Sample actions instead of taking the likeliest."""
+    seed: int = 0
+    """Seed of the environment and the sampled actions."""
+    env: str | None = None
+    """Where to play; by default where the run was trained."""
+    render: Literal["human"] | None = None
+    """human: show the episodes in a window."""
+    video: str | None = None
+    """New folder for one video per episode."""
+
+    def __post_init__(self) -> None:
+        settings.at_least("episodes", self.episodes, 1)
+        settings.at_least("seed", self.seed, 0)
+        if self.render is not None and self.video is not None:
+            raise UserError("render and video exclude each other: give one of them")
+
+
+def evaluate(config: Config) -> agent.Episodes:
+    """Plays the episodes and returns them.
+
+    Raises:
+        UserError: the run, the environment or the folder for videos cannot be used.
+    """
+    path = pathlib.Path(config.run)
+    if config.best:
+        path = path / agent.BEST_FILE
+    player = agent.load(path)
+    with _environment(player, config) as env:
+        return player.play(
+            config.episodes, deterministic=not config.sample, seed=config.seed, env=env
+        )
+
+
+@contextlib.contextmanager
+def _environment(player: agent.Agent, config: Config) -> Iterator[vector.Env]:
+    render_mode = "rgb_array" if config.video is not None else config.render
+    env = player.make_env(config.env, render_mode)
+    try:
+        yield _recorded(env, config.video) if config.video is not None else env
+    finally:
+        env.close()
+
+
+def _recorded(env: vector.Env, folder: str) -> vector.Env:
+    if importlib.util.find_spec("moviepy") is None:
+        raise UserError('video needs an extra: pip install "hogwild_rl[video]"')
+    if pathlib.Path(folder).exists():
+        raise UserError(f"video folder {folder} exists: name a new one")
+    from gymnasium.wrappers import RecordVideo
+
+    return RecordVideo(env, folder, episode_trigger=lambda _: True, disable_logger=True)
+
+
+def main() -> None:
+    """The command line: ``python -m hogwild_rl.evaluate --help``."""
+    config = cli.parse(Config, "evaluate", "Plays a saved run.")
+    episodes = evaluate(config)
+    for name, values in (("return", episodes.returns), ("length", episodes.lengths)):
+        print(
+            f"{name}: mean {values.mean():.1f}, standard deviation {values.std():.1f}, "
+            f"min {values.min():.1f}, max {values.max():.1f}"
+        )
+    actions = "sampled" if config.sample else "greedy"
+    print(f"over {config.episodes} episodes with {actions} actions, seed {config.seed}")
+    if config.video is not None:
+        print(f"videos: {config.video}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
