@@ -79,7 +79,7 @@ def main() -> None:
     """Draws, runs, ranks, runs the finalists again, writes all of it."""
     config = tyro.cli(Config, description=__doc__)
     print(machine.describe())
-    draw = random.Random(config.draw)  # noqa: S311  draws settings, not secrets
+    draw = random.Random(config.draw)
     rows = []
     for _ in range(config.trials):
         flags = {name: draw.choice(values) for name, values in GRID.items()}

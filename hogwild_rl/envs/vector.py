@@ -5,6 +5,7 @@ The step after an episode's end ignores its action, pays nothing and returns the
 
 import dataclasses
 import difflib
+import importlib
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from hogwild_rl import UserError
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
-EnvSource: TypeAlias = str | EnvSpec | Callable[[], Env]
+EnvSource: TypeAlias = str | EnvSpec | Callable[..., Env]
 Array: TypeAlias = np.ndarray[Any, Any]
 
 # From how many environments on gymnasium's native vector environment beats single ones stepped in
@@ -52,12 +53,11 @@ def inspect(env: EnvSource) -> EnvFacts:
     Raises:
         UserError: the id is unknown, an extra is missing, or a callable cannot be sent to a worker.
     """
-    if isinstance(env, str):
-        env = _spec(env)
-    instance = make_env(env)
+    source = _spec(env) if isinstance(env, str) else env
+    instance = make_env(source)
     try:
         return EnvFacts(
-            source=env,
+            source=source,
             name=name_of(env),
             observation_space=instance.observation_space,
             action_space=instance.action_space,
@@ -80,17 +80,19 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
     """One environment.
 
     Args:
-        env: id, spec or callable; a callable is asked for ``render_mode`` only where it is set.
-        render_mode: as gymnasium's.
+        env: id, spec or callable.
+        render_mode: as gymnasium's; passed on only where it is set.
 
     Raises:
         UserError: it cannot be made; the message says why and what to do.
     """
+    # Environments without rendering need not take the argument.
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         if isinstance(env, str | EnvSpec):
-            return gymnasium.make(env, render_mode=render_mode, disable_env_checker=True)
+            return gymnasium.make(env, disable_env_checker=True, **rendering)
         _check_picklable(env)
-        made = env() if render_mode is None else env(render_mode=render_mode)  # type: ignore[call-arg]
+        made = env(**rendering)
     except (gymnasium.error.Error, ImportError) as error:
         raise UserError(_explain(name_of(env), error)) from error
     if not isinstance(made, gymnasium.Env):
@@ -121,13 +123,16 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
 
 
 def _spec(name: str) -> EnvSpec:
+    module, _, registered = name.rpartition(":")
     try:
-        return gymnasium.spec(name)
+        if module:
+            importlib.import_module(module)  # it registers the id
+        return gymnasium.spec(registered)
     except (gymnasium.error.Error, ImportError) as error:
         raise UserError(_explain(name, error)) from error
 
 
-def _check_picklable(env: Callable[[], Env]) -> None:
+def _check_picklable(env: Callable[..., Env]) -> None:
     try:
         pickle.dumps(env)
     except Exception as error:  # whatever its parts raise
@@ -148,6 +153,8 @@ def _explain(name: str, error: Exception) -> str:
         return f'environment {name} needs an extra: pip install "hogwild_rl[{extra}]"'
     if missing:
         return f"environment {name} needs a package that is not installed: {error}"
-    matches = difflib.get_close_matches(name, gymnasium.registry, n=3, cutoff=0.5)
+    matches = difflib.get_close_matches(
+        name.rpartition(":")[2], gymnasium.registry, n=3, cutoff=0.5
+    )
     near = f"; did you mean {' or '.join(matches)}?" if matches else ""
     return f"unknown environment {name!r}{near or ': give a registered id or module:Id'}"

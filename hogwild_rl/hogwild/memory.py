@@ -1,5 +1,6 @@
 """Shared memory for tensors that every worker can see."""
 
+import math
 import os
 import pathlib
 
@@ -18,8 +19,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         OSError: there is too little shared memory. Looked for here, because a process that touches
             memory that is not there is killed by SIGBUS without a word.
     """
-    tensor = torch.zeros(shape, dtype=dtype)
-    wanted = tensor.nbytes
+    wanted = math.prod(shape) * dtype.itemsize
     if _SHARED_MEMORY.is_dir():
         space = os.statvfs(_SHARED_MEMORY)
         free = space.f_bavail * space.f_frsize
@@ -28,5 +28,5 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
                 f"{_SHARED_MEMORY} has {free:,} bytes free, {wanted:,} are needed: "
                 "make it larger (docker run --shm-size=1g)"
             )
-    shared: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+    shared: Tensor = torch.zeros(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
     return shared

@@ -95,8 +95,8 @@ def _check(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ValueError(
-                f"parameter {name} is {parameter.dtype} on {parameter.device}: a shared model holds "
-                "float32 on the CPU: convert the module with .float().cpu()"
+                f"parameter {name} is {parameter.dtype} on {parameter.device}: shared ones are "
+                "float32 on the CPU, so convert the module with .float().cpu()"
             )
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("the module has no parameter that requires a gradient")

@@ -34,7 +34,7 @@ def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:
 
 
 class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
-    """A torch optimizer over the flat parameter of a `SharedModel`; its state is shared and eager."""
+    """A torch optimizer over the flat parameter of a `SharedModel`, with eager, shared state."""
 
     def __init__(self, model: SharedModel[Any], defaults: dict[str, Any]) -> None:
         if not defaults["lr"] >= 0:

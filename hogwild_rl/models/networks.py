@@ -31,7 +31,7 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
 def mlp(
     inputs: int, hidden: Sequence[int], activation: str, generator: torch.Generator
 ) -> nn.Sequential:
-    """Linear layers of these sizes, the activation after each: [..., inputs] → [..., hidden[-1]]."""
+    """Linear layers of these sizes, the activation after each: [..., inputs] → [..., H]."""
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [linear(inputs, size, math.sqrt(2), generator), ACTIVATIONS[activation]()]

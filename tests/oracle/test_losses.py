@@ -1,0 +1,176 @@
+"""The actor-critic loss against a plain loop in float64, and its gradient by differences."""
+
+import math
+from collections.abc import Callable
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hogwild_rl.learning import losses
+from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+
+T, B = 5, 3
+VF_COEF, ENT_COEF = 0.5, 0.01
+NAMES = ("log_probs", "entropies", "values", "advantages", "targets")
+
+
+def random_batch(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Inputs of the loss; some entries are not valid, never all of a row or column."""
+    generator = torch.Generator().manual_seed(0)
+    batch = {name: torch.randn(T, B, generator=generator, dtype=dtype) for name in NAMES}
+    batch["valid"] = torch.ones(T, B, dtype=torch.bool)
+    batch["valid"][[0, 2, 2, 4], [1, 0, 2, 1]] = False
+    return batch
+
+
+def loss_of(batch: dict[str, Tensor]) -> losses.ActorCriticLoss:
+    """The loss with the weights of this file."""
+    return losses.actor_critic(**batch, vf_coef=VF_COEF, ent_coef=ENT_COEF)
+
+
+def gradients_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of the total by what has one."""
+    names = NAMES[:3]
+    leaves = {name: batch[name].clone().requires_grad_() for name in names}
+    gradients = torch.autograd.grad(loss_of({**batch, **leaves}).total, list(leaves.values()))
+    return dict(zip(names, gradients, strict=True))
+
+
+def plain_loop(batch: dict[str, Tensor]) -> tuple[float, float, float, float]:
+    """Total, policy, value and entropy as sums in Python floats, divided by their count."""
+    policy = value = entropy = 0.0
+    count = 0
+    arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+    for t, b in np.ndindex(T, B):
+        if arrays["valid"][t, b]:
+            policy -= float(arrays["advantages"][t, b]) * float(arrays["log_probs"][t, b])
+            value += (float(arrays["targets"][t, b]) - float(arrays["values"][t, b])) ** 2
+            entropy += float(arrays["entropies"][t, b])
+            count += 1
+    policy, value, entropy = policy / count, value / count, entropy / count
+    return policy + VF_COEF * value - ENT_COEF * entropy, policy, value, entropy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loss_is_a_plain_loop(dtype: torch.dtype) -> None:
+    """Every part is the mean over the valid entries, and the total their weighted sum."""
+    batch = random_batch(dtype)
+    loss = loss_of(batch)
+    found = [part.item() for part in (loss.total, loss.policy, loss.value, loss.entropy)]
+    assert found == pytest.approx(plain_loop(batch), abs=1e-6)
+
+
+def test_gradients_by_hand() -> None:
+    """−A/n by log π, 2 c_v (V − R)/n by V and −β/n by H at the n valid entries, 0 elsewhere."""
+    batch = random_batch()
+    valid = batch["valid"]
+    n, found = int(valid.sum()), gradients_of(batch)
+    expected = {
+        "log_probs": -batch["advantages"] / n,
+        "values": 2 * VF_COEF * (batch["values"] - batch["targets"]) / n,
+        "entropies": torch.full_like(batch["entropies"], -ENT_COEF / n),
+    }
+    for name, gradient in expected.items():
+        wanted = torch.where(valid, gradient, 0)
+        torch.testing.assert_close(found[name], wanted, rtol=0, atol=1e-7)
+        assert bool((found[name][~valid] == 0).all())
+
+
+@pytest.mark.parametrize("huge", [1e6, 1e30, math.nan])
+def test_invalid_entries_do_not_count(huge: float) -> None:
+    """Whatever stands in entries that are not valid, the loss and its gradient are the same."""
+    batch = random_batch(torch.float32)
+    spoilt = {
+        name: torch.where(batch["valid"], batch[name], -huge if name == "targets" else huge)
+        for name in NAMES
+    }
+    spoilt["valid"] = batch["valid"]
+    assert loss_of(spoilt).total.item() == loss_of(batch).total.item()
+    expected = gradients_of(batch)
+    for name, gradient in gradients_of(spoilt).items():
+        assert torch.equal(gradient, expected[name])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_means_not_sums(axis: int) -> None:
+    """A batch given twice, longer or wider, has the same loss; its gradient is shared by two."""
+    once = random_batch()
+    twice = {name: torch.cat([tensor, tensor], axis) for name, tensor in once.items()}
+    parts = zip(vars(loss_of(twice)).values(), vars(loss_of(once)).values(), strict=True)
+    for found, expected in parts:
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    expected_gradients = gradients_of(once)
+    for name, gradient in gradients_of(twice).items():
+        halves = gradient.chunk(2, axis)
+        torch.testing.assert_close(halves[0] + halves[1], expected_gradients[name])
+
+
+def test_nothing_valid_is_no_loss() -> None:
+    """Without a valid entry loss and gradient are 0, not NaN."""
+    batch = random_batch()
+    batch["valid"] = torch.zeros_like(batch["valid"])
+    assert [part.item() for part in vars(loss_of(batch)).values()] == [0, 0, 0, 0]
+    assert all(bool((gradient == 0).all()) for gradient in gradients_of(batch).values())
+
+
+def small_model(shared_trunk: bool) -> ActorCritic:
+    """An actor-critic in float64 whose policy is not close to uniform."""
+    model = ActorCritic(
+        gymnasium.spaces.Box(-1, 1, (3,)),
+        gymnasium.spaces.Discrete(4),
+        Architecture(hidden=(5,), shared_trunk=shared_trunk),
+        torch.Generator().manual_seed(0),
+    ).double()
+    torch.nn.init.orthogonal_(model.policy_head.weight, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def loss_of_model(model: ActorCritic) -> Callable[[], Tensor]:
+    """The full loss of a rollout as a function of the parameters alone: targets stand fixed."""
+    batch, generator = random_batch(), torch.Generator().manual_seed(2)
+    observations = torch.randn(T + 1, B, 3, generator=generator, dtype=torch.float64)
+    actions = torch.randint(4, (T, B), generator=generator)
+
+    def loss() -> Tensor:
+        policy, values = model(observations)
+        return losses.actor_critic(
+            policy.log_prob(actions),
+            policy.entropy(),
+            values[:-1],
+            batch["advantages"],
+            batch["targets"],
+            batch["valid"],
+            vf_coef=VF_COEF,
+            ent_coef=0.1,
+        ).total
+
+    return loss
+
+
+def central_differences(loss: Callable[[], Tensor], parameter: Tensor, h: float = 1e-5) -> Tensor:
+    """(L(θ + h) − L(θ − h)) / 2h, element by element."""
+    slopes, flat = torch.zeros_like(parameter), parameter.data.view(-1)
+    for index, middle in enumerate(flat.tolist()):
+        flat[index] = middle + h
+        above = loss().item()
+        flat[index] = middle - h
+        below = loss().item()
+        flat[index] = middle
+        slopes.view(-1)[index] = (above - below) / (2 * h)
+    return slopes
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_the_gradient_of_the_model_is_the_slope_of_the_loss(shared_trunk: bool) -> None:
+    """Autograd through network, distribution and loss agrees with central differences."""
+    model = small_model(shared_trunk)
+    loss, parameters = loss_of_model(model), list(model.parameters())
+    gradients = torch.autograd.grad(loss(), parameters)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            slopes = central_differences(loss, parameter)
+            assert bool(gradient.any())
+            torch.testing.assert_close(gradient, slopes, rtol=1e-5, atol=1e-9)

@@ -1,0 +1,365 @@
+"""The shared optimizers against their formulas in float64 and against torch.optim."""
+
+import io
+import math
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hogwild_rl.hogwild.model import SharedModel
+from hogwild_rl.hogwild.optim import (
+    SharedAdam,
+    SharedOptimizer,
+    SharedRMSprop,
+    SharedSGD,
+    clip_by_global_norm_,
+)
+
+STEPS = 50
+Make = Callable[[SharedModel[Any]], SharedOptimizer]
+
+MAKERS: dict[str, Make] = {
+    "rmsprop": lambda model: SharedRMSprop(model, lr=1e-2),
+    "rmsprop_momentum": lambda model: SharedRMSprop(model, lr=1e-2, momentum=0.9),
+    "adam": lambda model: SharedAdam(model, lr=1e-2),
+    "sgd": lambda model: SharedSGD(model, lr=1e-2),
+    "sgd_momentum": lambda model: SharedSGD(model, lr=1e-2, momentum=0.9),
+}
+every_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+
+
+def shared_model(seed: int = 0) -> SharedModel[nn.Linear]:
+    """A linear layer with parameters in [-1/2, 1/2), where float32 is fine enough for 1e-6."""
+    module, generator = nn.Linear(5, 3), torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5, generator)
+    return SharedModel(module)
+
+
+def random_gradients(steps: int = STEPS, size: int = 18) -> Tensor:
+    """Gradients whose size differs from element to element by four orders of magnitude."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(steps, size, generator=generator) * torch.logspace(-3, 1, size)
+
+
+def applied(optimizer: SharedOptimizer, gradients: Tensor) -> Tensor:
+    """The parameters after stepping with every gradient in turn."""
+    for gradient in gradients:
+        optimizer.apply(gradient.clone())
+    return optimizer.parameter.detach().clone()
+
+
+def stepped(
+    make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], start: Tensor, gradients: Tensor
+) -> Tensor:
+    """What torch's optimizer makes of one flat parameter."""
+    parameter = nn.Parameter(start.detach().clone())
+    optimizer = make([parameter])
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+def state_of(optimizer: SharedOptimizer) -> dict[str, Tensor]:
+    """The statistics of the flat parameter."""
+    return dict(optimizer.state[optimizer.parameter])
+
+
+def sent_to_a_worker(optimizer: SharedOptimizer) -> SharedOptimizer:
+    """The copy that a worker process receives, made within this one."""
+    copy: SharedOptimizer = pickle.loads(ForkingPickler.dumps(optimizer))  # noqa: S301  made here
+    assert copy.parameter is not optimizer.parameter
+    return copy
+
+
+def saved_and_read(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state_dict that went through a file."""
+    stream = io.BytesIO()
+    torch.save(state_dict, stream)
+    stream.seek(0)
+    read: dict[str, Any] = torch.load(stream, weights_only=True)
+    return read
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("eps", [0.1, 1e-5])
+def test_rmsprop_is_its_formula(momentum: float, eps: float) -> None:
+    """θ follows g ← α g + (1−α) Δθ², m ← μ m + Δθ/√(g+ε), θ ← θ − η m."""
+    model, gradients = shared_model(), random_gradients()
+    theta = model.parameter.detach().numpy().astype(np.float64)
+    square, buffer = np.zeros_like(theta), np.zeros_like(theta)
+    for gradient in gradients.numpy().astype(np.float64):
+        square = 0.95 * square + 0.05 * gradient**2
+        buffer = momentum * buffer + gradient / np.sqrt(square + eps)
+        theta = theta - 1e-3 * buffer
+    optimizer = SharedRMSprop(model, lr=1e-3, alpha=0.95, eps=eps, momentum=momentum)
+    np.testing.assert_allclose(applied(optimizer, gradients).numpy(), theta, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("eps", [0.1, 1e-8])
+def test_rmsprop_with_eps_outside_the_root_is_torchs(momentum: float, eps: float) -> None:
+    """With eps_inside_root=False every bit is that of torch.optim.RMSprop."""
+    model, gradients = shared_model(), random_gradients()
+    expected = stepped(
+        lambda p: torch.optim.RMSprop(
+            p, lr=1e-2, alpha=0.9, eps=eps, momentum=momentum, foreach=False
+        ),
+        model.parameter,
+        gradients,
+    )
+    optimizer = SharedRMSprop(
+        model, lr=1e-2, alpha=0.9, eps=eps, momentum=momentum, eps_inside_root=False
+    )
+    assert torch.equal(applied(optimizer, gradients), expected)
+
+
+def test_eps_inside_the_root_is_the_default_and_another_step() -> None:
+    """The same ε inside and outside the root does not give the same step."""
+    gradients = random_gradients(steps=3)
+    by_default = applied(SharedRMSprop(shared_model(), eps=0.1), gradients)
+    inside = applied(SharedRMSprop(shared_model(), eps=0.1, eps_inside_root=True), gradients)
+    outside = applied(SharedRMSprop(shared_model(), eps=0.1, eps_inside_root=False), gradients)
+    assert torch.equal(by_default, inside)
+    assert not torch.allclose(inside, outside, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("betas", "eps"), [((0.9, 0.999), 1e-8), ((0.5, 0.9), 1e-3), ((0.0, 0.99), 1e-8)]
+)
+def test_adam_is_torchs(betas: tuple[float, float], eps: float) -> None:
+    """SharedAdam follows torch.optim.Adam to 1e-6."""
+    model, gradients = shared_model(), random_gradients()
+    expected = stepped(
+        lambda p: torch.optim.Adam(p, lr=1e-2, betas=betas, eps=eps, foreach=False),
+        model.parameter,
+        gradients,
+    )
+    found = applied(SharedAdam(model, lr=1e-2, betas=betas, eps=eps), gradients)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torchs(momentum: float) -> None:
+    """Every bit of SharedSGD is that of torch.optim.SGD."""
+    model, gradients = shared_model(), random_gradients()
+    expected = stepped(
+        lambda p: torch.optim.SGD(p, lr=1e-2, momentum=momentum, foreach=False),
+        model.parameter,
+        gradients,
+    )
+    assert torch.equal(applied(SharedSGD(model, lr=1e-2, momentum=momentum), gradients), expected)
+
+
+@every_optimizer
+def test_a_step_moves_the_module(make: Make) -> None:
+    """The optimizer steps the shared memory itself, not a copy of it."""
+    model = shared_model()
+    before = model.module.weight.detach().clone()
+    make(model).apply(torch.ones(18))
+    assert bool((model.module.weight != before).all())
+
+
+@every_optimizer
+def test_step_without_a_gradient_does_nothing(make: Make) -> None:
+    """As in torch, step() before any gradient leaves parameters and statistics alone."""
+    optimizer = make(shared_model())
+    before = optimizer.parameter.detach().clone()
+    optimizer.step()
+    assert torch.equal(optimizer.parameter, before)
+    assert all(not tensor.any() for tensor in state_of(optimizer).values())
+
+
+@every_optimizer
+def test_state_is_eager_and_shared(make: Make) -> None:
+    """All statistics exist before the first step, in shared memory, and no step replaces them."""
+    optimizer = make(shared_model())
+    before = {name: tensor.data_ptr() for name, tensor in state_of(optimizer).items()}
+    optimizer.apply(torch.ones(18))
+    after = state_of(optimizer)
+    assert {name: tensor.data_ptr() for name, tensor in after.items()} == before
+    assert all(tensor.is_shared() for tensor in after.values())
+
+
+@every_optimizer
+def test_training_continues_after_a_round_trip(make: Make) -> None:
+    """Train, save, load into a fresh optimizer, train on: every bit as without interruption."""
+    gradients = random_gradients(steps=20)
+    uninterrupted = applied(make(shared_model()), gradients)
+
+    first = make(shared_model())
+    first.learning_rate = 0.02
+    second_model = shared_model(seed=9)
+    second = make(second_model)
+    first.learning_rate = second.learning_rate
+    second_model.flat.copy_(applied(first, gradients[:10]))
+    second.load_state_dict(saved_and_read(first.state_dict()))
+    assert torch.equal(applied(second, gradients[10:]), uninterrupted)
+
+
+@every_optimizer
+def test_loading_brings_the_settings(make: Make) -> None:
+    """A loaded state_dict brings the learning rate it was saved with."""
+    first, second = make(shared_model()), make(shared_model())
+    first.learning_rate = 0.125
+    second.load_state_dict(saved_and_read(first.state_dict()))
+    assert second.learning_rate == 0.125
+
+
+@every_optimizer
+def test_loading_fills_the_very_same_shared_memory(make: Make) -> None:
+    """Loading writes into the tensors that other workers already hold."""
+    first, second = make(shared_model()), make(shared_model())
+    applied(first, random_gradients(steps=5))
+    held = state_of(second)
+    pointers = {name: tensor.data_ptr() for name, tensor in held.items()}
+    second.load_state_dict(saved_and_read(first.state_dict()))
+    loaded = state_of(second)
+    assert {name: tensor.data_ptr() for name, tensor in loaded.items()} == pointers
+    assert all(tensor.is_shared() for tensor in loaded.values())
+    assert all(torch.equal(held[name], saved) for name, saved in state_of(first).items())
+
+
+@every_optimizer
+def test_a_pickled_optimizer_shares_everything(make: Make) -> None:
+    """What a worker's copy steps, parameters and statistics, the first optimizer sees."""
+    model, gradients = shared_model(), random_gradients(steps=3)
+    optimizer = make(model)
+    copy = sent_to_a_worker(optimizer)
+    alone = applied(make(shared_model()), gradients)
+    assert torch.equal(applied(copy, gradients), alone)
+    assert torch.equal(optimizer.parameter, alone)
+    assert torch.equal(model.flat, alone)
+    assert state_of(optimizer).keys() == state_of(copy).keys()
+    assert all(
+        torch.equal(held, state_of(copy)[name]) for name, held in state_of(optimizer).items()
+    )
+
+
+def test_adam_counts_its_steps_in_shared_memory() -> None:
+    """Adam's t is a shared tensor that is 0 before the first step and rises by 1 with each."""
+    optimizer = SharedAdam(shared_model())
+    step = state_of(optimizer)["step"]
+    assert step.is_shared()
+    assert float(step) == 0
+    applied(optimizer, random_gradients(steps=3))
+    assert float(step) == 3
+
+
+def test_adam_corrects_by_the_count_of_all() -> None:
+    """Two workers that take turns step as one does: neither counts the steps apart."""
+    gradients = random_gradients(steps=6)
+    alone = applied(SharedAdam(shared_model(), lr=0.1), gradients)
+    first = SharedAdam(shared_model(), lr=0.1)
+    workers = [first, sent_to_a_worker(first)]
+    for turn, gradient in enumerate(gradients):
+        workers[turn % 2].apply(gradient.clone())
+    assert torch.equal(first.parameter, alone)
+
+
+def test_a_scheduler_works() -> None:
+    """LambdaLR sets the rate of each step as assigning learning_rate would."""
+    gradients, rates = random_gradients(steps=4), [0.08, 0.04, 0.02, 0.01]
+    by_hand = SharedRMSprop(shared_model())
+    scheduled = SharedRMSprop(shared_model(), lr=0.08)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(scheduled, lambda epoch: 0.5**epoch)
+    for rate, gradient in zip(rates, gradients, strict=True):
+        assert scheduled.learning_rate == rate
+        scheduled.apply(gradient.clone())
+        scheduler.step()
+        by_hand.learning_rate = rate
+        by_hand.apply(gradient.clone())
+    assert torch.equal(scheduled.parameter, by_hand.parameter)
+
+
+def test_making_and_saving_optimizers_does_not_import_dynamo() -> None:
+    """The compiler, 0.9 s of import in every process, stays out."""
+    program = """
+import sys
+import torch
+from hogwild_rl.hogwild.model import SharedModel
+from hogwild_rl.hogwild.optim import SharedAdam, SharedRMSprop, SharedSGD
+for make in (SharedAdam, SharedRMSprop, SharedSGD):
+    optimizer = make(SharedModel(torch.nn.Linear(2, 2)))
+    optimizer.apply(torch.ones(6))
+    optimizer.load_state_dict(optimizer.state_dict())
+assert "torch" in sys.modules
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "value"),
+    [
+        (SharedRMSprop, {"lr": -0.25}, -0.25),
+        (SharedRMSprop, {"lr": math.nan}, math.nan),
+        (SharedRMSprop, {"alpha": 1.0}, 1.0),
+        (SharedRMSprop, {"alpha": -0.5}, -0.5),
+        (SharedRMSprop, {"eps": 0.0}, 0.0),
+        (SharedRMSprop, {"eps": -1.5}, -1.5),
+        (SharedRMSprop, {"momentum": 1.0}, 1.0),
+        (SharedRMSprop, {"momentum": -0.125}, -0.125),
+        (SharedAdam, {"lr": -0.25}, -0.25),
+        (SharedAdam, {"betas": (1.0, 0.999)}, 1.0),
+        (SharedAdam, {"betas": (-0.75, 0.999)}, -0.75),
+        (SharedAdam, {"betas": (0.9, 1.5)}, 1.5),
+        (SharedAdam, {"eps": 0.0}, 0.0),
+        (SharedSGD, {"lr": -0.25}, -0.25),
+        (SharedSGD, {"momentum": 1.0}, 1.0),
+        (SharedSGD, {"momentum": math.nan}, math.nan),
+    ],
+)
+def test_bad_settings_are_refused(
+    make: Callable[..., SharedOptimizer], settings: dict[str, Any], value: float
+) -> None:
+    """A number out of its range raises ValueError, and the message shows the number."""
+    with pytest.raises(ValueError, match=rf"got {re.escape(str(value))}$"):
+        make(shared_model(), **settings)
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 5.0, 40.0, 1e6])
+def test_clipping_is_torchs(max_norm: float) -> None:
+    """The clipped gradient and the returned norm are those of clip_grad_norm_ to 1e-5."""
+    gradient = random_gradients(steps=1)[0]
+    parameter = nn.Parameter(torch.zeros(18))
+    parameter.grad = gradient.clone()
+    expected = float(nn.utils.clip_grad_norm_([parameter], max_norm))
+    assert clip_by_global_norm_(gradient, max_norm) == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=0)
+
+
+def test_clipping_bounds_the_norm_and_keeps_the_direction() -> None:
+    """(3, 4) clipped to 1 is (0.6, 0.8), and the norm returned is the 5 it was."""
+    gradient = torch.tensor([3.0, 4.0])
+    assert clip_by_global_norm_(gradient, 1.0) == 5.0
+    torch.testing.assert_close(gradient, torch.tensor([0.6, 0.8]))
+
+
+@pytest.mark.parametrize("max_norm", [5.0, 6.0, math.inf])
+def test_clipping_leaves_short_gradients_alone(max_norm: float) -> None:
+    """A gradient no longer than max_norm keeps every bit."""
+    gradient = torch.tensor([3.0, 4.0])
+    assert clip_by_global_norm_(gradient, max_norm) == 5.0
+    assert torch.equal(gradient, torch.tensor([3.0, 4.0]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("max_norm", [0.5, math.inf])
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad: float, max_norm: float) -> None:
+    """One element that is not finite makes the returned norm not finite."""
+    gradient = torch.tensor([1.0, bad, 2.0])
+    assert not math.isfinite(clip_by_global_norm_(gradient, max_norm))

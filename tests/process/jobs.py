@@ -1,0 +1,73 @@
+"""What workers do in the tests; a process finds it by name."""
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+
+from hogwild_rl.hogwild.model import SharedModel
+from hogwild_rl.hogwild.optim import SharedOptimizer
+from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.hogwild.workers import Worker
+
+
+def count(worker: Worker, slots: Slots, rounds: int) -> None:
+    slot = slots.writer(worker.index)
+    for index in range(rounds):
+        slot.add_rollout(3, [(float(index), 3)] if index % 10 == 0 else [])
+        slot.add_update(slot.total_updates())
+        if index % 100 == 0:
+            slot.add_dropped()
+
+
+def step_by_one(
+    worker: Worker, shared: SharedModel[Any], optimizer: SharedOptimizer, rounds: int
+) -> None:
+    """Every gradient is 1 in the worker's own element: no two workers meet."""
+    local = shared.replica()
+    for _ in range(rounds):
+        local.pull()
+        optimizer.apply(local.gradient(local.module.weight[0, worker.index]))
+
+
+def regress(
+    worker: Worker, shared: SharedModel[Any], optimizer: SharedOptimizer, rounds: int
+) -> None:
+    """Everybody fits y = x W* on batches of their own."""
+    generator = torch.Generator().manual_seed(worker.random_seeds(1)[0])
+    local = shared.replica()
+    truth = torch.arange(8.0)
+    for _ in range(rounds):
+        inputs = torch.randn(16, 8, generator=generator)
+        local.pull()
+        errors = local.module(inputs).squeeze(-1) - inputs @ truth
+        optimizer.apply(local.gradient(errors.square().mean()))
+
+
+def record_surroundings(worker: Worker, notes: torch.Tensor) -> None:
+    """Threads, whether denormals are flushed, and two seeds, for the parent to read."""
+    notes[worker.index, 0] = torch.get_num_threads()
+    notes[worker.index, 1] = torch.tensor([1e-310], dtype=torch.float64).mul(1).item() == 0
+    notes[worker.index, 2] = int(os.environ["OMP_NUM_THREADS"])
+    notes[worker.index, 3:] = torch.tensor(worker.random_seeds(2))
+
+
+def fail(worker: Worker, how: str) -> None:
+    """Worker 1 fails; the others wait to be told to stop."""
+    if worker.index == 1:
+        if how == "raise":
+            raise RuntimeError("the gearbox is on fire")
+        if how == "long":
+            raise RuntimeError("x" * 1_000_000 + "the end")
+        if how == "exit":
+            os._exit(7)
+        os.kill(os.getpid(), signal.SIGKILL)
+    while not worker.stopping:
+        time.sleep(0.01)
+
+
+def never_end(worker: Worker) -> None:
+    while True:
+        time.sleep(1)

@@ -1,0 +1,228 @@
+"""Whole runs as processes: what ends them, what they leave, and who is still there afterwards."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import hogwild_rl
+from hogwild_rl import a3c
+from tests import envs
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Run:
+    """A training process in a session of its own, so that all its descendants can be found."""
+
+    def __init__(self, folder: pathlib.Path, *flags: str) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-W", "error", "-m", "hogwild_rl.a3c"),
+                *("--run-dir", str(folder), "--workers", "2", *flags),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def alive(self) -> list[int]:
+        """Processes of this session that have not ended."""
+        pids = []
+        for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == self.process.pid and fields[0] != "Z":
+                pids.append(int(stat.parent.name))
+        return pids
+
+    def until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {timeout_s} s"
+            time.sleep(0.01)
+
+    def trains(self) -> bool:
+        log = self.folder / "progress.csv"
+        return log.exists() and len(log.read_text().splitlines()) > 1
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code, output and errors, once nobody of the session is left."""
+        out, err = self.process.communicate(timeout=60)
+        self.until(lambda: not self.alive(), timeout_s=5)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path):
+    """Starts runs, and sees to it that none outlives its test or leaves anything in /dev/shm."""
+    shm = set(pathlib.Path("/dev/shm").iterdir())
+    runs: list[Run] = []
+
+    def start(*flags: str) -> Run:
+        runs.append(Run(tmp_path / f"run{len(runs)}", *flags))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        for pid in run.alive():
+            os.kill(pid, signal.SIGKILL)
+        run.process.communicate()
+    assert set(pathlib.Path("/dev/shm").iterdir()) == shm
+
+
+def test_a_run_trains_and_leaves_its_folder_and_nothing_else(start) -> None:
+    run = start("--total-timesteps", "20000")
+    code, out, err = run.end()
+    assert code == 0, err
+    assert {path.name for path in run.folder.iterdir()} == {
+        "settings.json",
+        "progress.csv",
+        "checkpoint.pt",
+        "best.pt",
+    }
+    assert f"hogwild_rl.evaluate {run.folder}" in out
+    assert "Warning" not in err
+    counters = hogwild_rl.load(run.folder).checkpoint.counters
+    last = (run.folder / "progress.csv").read_text().splitlines()[-1].split(",")
+    assert int(last[1]) == counters.steps >= 20000
+    assert json.loads((run.folder / "settings.json").read_text())["algorithm"] == "a3c"
+
+
+def test_ctrl_c_once_saves_and_ends_cleanly(start) -> None:
+    run = start("--total-timesteps", "1000000000")
+    run.until(run.trains, 60)
+    os.killpg(run.process.pid, signal.SIGINT)  # a terminal sends it to everybody
+    code, out, err = run.end()
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert f"--resume {run.folder}" in out
+    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+def test_ctrl_c_twice_ends_at_once(start) -> None:
+    run = start("--env", "tests.envs:FaultyHang-v0", "--total-timesteps", "1000000000")
+    run.until(run.trains, 60)
+    os.killpg(run.process.pid, signal.SIGINT)
+    time.sleep(0.5)  # both workers hang, so the parent is still waiting for them
+    assert run.process.poll() is None
+    os.killpg(run.process.pid, signal.SIGINT)
+    began_s = time.monotonic()
+    code, _, err = run.end()
+    assert code == 130
+    assert "Traceback" not in err
+    assert time.monotonic() - began_s < 5
+
+
+def test_sigterm_saves_and_ends_with_the_usual_code(start) -> None:
+    run = start("--total-timesteps", "1000000000")
+    run.until(run.trains, 60)
+    run.process.terminate()
+    code, _, err = run.end()
+    assert code == 143, err
+    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+def test_workers_leave_when_the_parent_is_killed(start) -> None:
+    run = start("--total-timesteps", "1000000000")
+    run.until(run.trains, 60)
+    assert len(run.alive()) >= 4  # parent, server, two workers
+    run.process.kill()
+    run.until(lambda: not run.alive(), timeout_s=2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("Raise", "failed with exit code 1:\nTraceback"),
+        ("Exit", "failed with exit code 7"),
+        ("Segv", "was killed by SIGSEGV"),
+    ],
+)
+def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, told: str) -> None:
+    run = start("--env", f"tests.envs:Faulty{fault}-v0", "--total-timesteps", "1000000")
+    code, _, err = run.end()
+    assert code == 1
+    assert told in err
+    assert ("the gearbox is on fire" in err) == (fault == "Raise")
+    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+def test_gradients_that_are_not_finite_are_dropped_and_counted(start) -> None:
+    run = start("--env", "tests.envs:FaultyNan-v0", "--total-timesteps", "5000")
+    code, out, err = run.end()
+    assert code == 0, err
+    assert "gradients that were not finite" in out
+    checkpoint = hogwild_rl.load(run.folder).checkpoint
+    assert checkpoint.counters.dropped > 0
+    assert checkpoint.counters.updates == 0
+    assert all(parameter.isfinite().all() for parameter in checkpoint.parameters.values())
+
+
+def test_resume_goes_on_with_counters_statistics_and_log(start, tmp_path: pathlib.Path) -> None:
+    first = start("--total-timesteps", "20000", "--seed", "3")
+    assert first.end()[0] == 0
+    before = hogwild_rl.load(first.folder).checkpoint
+    agent = a3c.train(a3c.Config(resume=str(first.folder), total_timesteps=50_000, workers=1))
+    after = agent.checkpoint
+    assert agent.run_dir == first.folder
+    assert after.counters.steps >= 50_000 > before.counters.steps
+    assert after.counters.updates > before.counters.updates
+    assert after.counters.elapsed_s > before.counters.elapsed_s
+    assert after.counters.lives == 2
+    assert after.settings["seed"] == 3
+    rows = (first.folder / "progress.csv").read_text().splitlines()
+    steps = [int(row.split(",")[1]) for row in rows[1:]]
+    assert steps == sorted(set(steps))
+    assert before.counters.steps in steps
+
+
+def test_resumed_parameters_and_statistics_are_those_saved(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    first = a3c.train(a3c.Config(total_timesteps=10_000, workers=1, run_dir=str(folder)))
+    # A learning rate of next to nothing and α of next to 1: what is there is what was restored.
+    again = a3c.train(
+        a3c.Config(
+            resume=str(folder), total_timesteps=10_001 + first.checkpoint.counters.steps,
+            learning_rate=1e-30, rms_alpha=0.999999, workers=1,
+        )
+    )  # fmt: skip
+    for name, parameter in first.checkpoint.parameters.items():
+        assert torch.equal(parameter, again.checkpoint.parameters[name])
+    statistics = first.checkpoint.optimizer["state"][0]["square_avg"]
+    assert statistics.abs().sum() > 0
+
+
+def test_one_worker_with_a_seed_gives_the_same_parameters_twice(tmp_path: pathlib.Path) -> None:
+    parameters = []
+    for index in range(2):
+        config = a3c.Config(
+            workers=1, total_timesteps=30_000, seed=7, run_dir=str(tmp_path / str(index))
+        )
+        parameters.append(a3c.train(config).checkpoint.parameters)
+    for name, parameter in parameters[0].items():
+        assert torch.equal(parameter, parameters[1][name]), name
+
+
+def test_a_callable_environment_and_more_workers_than_cores(tmp_path: pathlib.Path) -> None:
+    config = a3c.Config(
+        env=envs.truncated_clock, workers=5, total_timesteps=5000, run_dir=str(tmp_path / "run")
+    )
+    agent = a3c.train(config)
+    assert agent.evaluate(2).tolist() == [10.0, 10.0]
+    again = hogwild_rl.load(tmp_path / "run")
+    with pytest.raises(hogwild_rl.UserError, match="truncated_clock"):
+        again.evaluate(1)
+    assert again.evaluate(1, env=envs.truncated_clock).tolist() == [10.0]
