@@ -17,16 +17,16 @@ from solve import solve
 
 GRID: dict[str, list[Any]] = {
     "workers": [2],
-    "envs_per_worker": [4, 8, 16, 32],
-    "n_steps": [5, 8, 16, 32],
-    "learning_rate": [5e-4, 1e-3, 2e-3, 4e-3],
+    "envs_per_worker": [4, 8, 16],
+    "n_steps": [5, 8, 16],
+    "learning_rate": [7e-4, 1e-3, 2e-3, 3e-3],
     "lr_schedule": ["linear", "constant"],
-    "gamma": [0.98, 0.99, 0.995],
+    "gamma": [0.99, 0.995],
     "gae_lambda": [0.9, 0.95, 1.0],
     "ent_coef": [0.0, 0.001, 0.01],
     "vf_coef": [0.25, 0.5],
-    "max_grad_norm": [0.5, 2.0],
-    "rms_eps": [1e-5, 1e-3],
+    "max_grad_norm": [0.5, 5.0],
+    "rms_eps": [1e-5, 1e-7, 1e-9],
 }
 
 
@@ -84,6 +84,7 @@ def main() -> None:
     for _ in range(config.trials):
         flags = {name: draw.choice(values) for name, values in GRID.items()}
         rows.append(trial(config, "draw", flags, range(config.seeds)))
+        machine.write_csv(f"search_{config.algorithm}_{config.env}", rows)
     rows.sort(key=rank)
     fresh = range(100, 100 + config.final_seeds)
     finals = [

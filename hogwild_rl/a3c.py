@@ -85,6 +85,7 @@ class Config(settings.RunSettings):
             settings.at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "max_grad_norm", "rms_eps"):
             settings.above(name, getattr(self, name), 0)
+        settings.between("rms_alpha", self.rms_alpha, 0, 0.999_999)
         for size in self.hidden:
             settings.at_least("hidden", size, 1)
 

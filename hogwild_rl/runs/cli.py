@@ -7,11 +7,12 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from hogwild_rl import UserError
+from hogwild_rl.runs import settings
 
 _Config = TypeVar("_Config")
 
@@ -35,35 +36,49 @@ def parse(
         SystemExit: help was asked for and has been printed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in names & _DEFAULTS_DEPEND_ON.keys():
-        peek.add_argument(f"--{name}", type=_DEFAULTS_DEPEND_ON[name], default=argparse.SUPPRESS)
+    options: dict[str, Any] = {}
+    if issubclass(config, settings.RunSettings):
+        options["default"] = config(**_peek(config, arguments))
     complaint = io.StringIO()
     try:
-        given = {}
-        with contextlib.suppress(argparse.ArgumentError):  # tyro says it better, below
-            given = vars(peek.parse_known_args(arguments)[0])
-        default = config(**given)
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            read: _Config = tyro.cli(
                 config,
                 prog=f"python -m hogwild_rl.{program}",
                 description=description,
                 args=arguments,
-                default=default,
+                **options,
             )
+            return read
     except SystemExit as ending:
         if not complaint.getvalue():
             raise
         raise UserError(_one_line(complaint.getvalue())) from ending
 
 
+def _peek(config: type[settings.RunSettings], arguments: Sequence[str]) -> dict[str, Any]:
+    """Those flags among the arguments that the defaults of others depend on."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in {field.name for field in dataclasses.fields(config)} & _DEFAULTS_DEPEND_ON.keys():
+        peek.add_argument(f"--{name}", type=_DEFAULTS_DEPEND_ON[name], default=argparse.SUPPRESS)
+    try:
+        return vars(peek.parse_known_args(arguments)[0])
+    except argparse.ArgumentError:
+        return {}  # tyro says what is wrong with it
+
+
 def _one_line(box: str) -> str:
-    """The message out of the frame that tyro draws."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    sections = re.split(r"─{8,}", " ".join(lines))
-    message = re.sub(r"^Error parsing \w+: ", "", sections[0].strip())
+    """The message out of tyro's picture: a title, a rule, the message, more rules and hints.
+
+    The title stands in a frame's upper edge, or without a frame above a rule of its own.
+    """
+    plain = re.sub(r"\x1b\[[\d;]*m", "", box)
+    framed = plain.startswith("╭")
+    lines = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
+    sections = re.split(r"[─-]{8,}", " ".join(lines))[0 if framed else 1 :]
+    message = re.sub(r"^Error parsing (\w+: )?", "", sections[0].strip())
+    message = re.sub(r": invalid literal for int\(\).*: ", " wants a whole number, got ", message)
+    message = re.sub(r": could not convert string to float: ", " wants a number, got ", message)
     similar = re.findall(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(sections[1:]))
     return message + (f"; did you mean {similar[0]}?" if similar else "")
 

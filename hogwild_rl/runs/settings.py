@@ -17,6 +17,15 @@ from hogwild_rl.runs import presets
 
 SETTINGS_FILE = "settings.json"
 
+# On the command line an environment is named by its id.
+_ENV_FLAG = tyro.constructors.PrimitiveConstructorSpec[vector.EnvSource](
+    nargs=1,
+    metavar="ID",
+    instance_from_str=lambda words: words[0],
+    is_instance=lambda value: isinstance(value, str) or callable(value),
+    str_from_instance=lambda env: [vector.name_of(env)],
+)
+
 _Config = TypeVar("_Config", bound="RunSettings")
 
 
@@ -24,7 +33,7 @@ _Config = TypeVar("_Config", bound="RunSettings")
 class RunSettings:
     """What every run is told, whatever its algorithm."""
 
-    env: Annotated[vector.EnvSource, tyro.conf.arg(constructor=str, metavar="ID")] = "CartPole-v1"
+    env: Annotated[vector.EnvSource, _ENV_FLAG] = "CartPole-v1"
     """Environment: a registered id, module:Id, or from Python a picklable callable."""
     total_timesteps: int = 1_000_000
     """Agent decisions to train for, over all workers and environments."""
@@ -69,6 +78,9 @@ def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
             resume = given.get("resume")
             if resume is not None:
                 base = saved(pathlib.Path(resume), algorithm)
+                unknown = base.keys() - {field.name for field in dataclasses.fields(self)}
+                if unknown:
+                    raise UserError(f"{resume}/{SETTINGS_FILE} has unknown {sorted(unknown)}")
             else:
                 env = vector.name_of(given.get("env", RunSettings.env))
                 base = presets.settings(algorithm, env, given.get("workers", usable_cores()))

@@ -78,7 +78,7 @@ def test_log_probs_add_up_to_one() -> None:
 
 
 def test_entropy_by_hand() -> None:
-    """log A where all are equal, 0 where one has all."""
+    """Log A where all are equal, 0 where one has all."""
     entropies = Categorical(torch.tensor([[2.0, 2, 2, 2], [500.0, 0, 0, 0]])).entropy()
     torch.testing.assert_close(entropies, torch.tensor([math.log(4), 0.0]))
 

@@ -77,7 +77,7 @@ def state_of(optimizer: SharedOptimizer) -> dict[str, Tensor]:
 
 def sent_to_a_worker(optimizer: SharedOptimizer) -> SharedOptimizer:
     """The copy that a worker process receives, made within this one."""
-    copy: SharedOptimizer = pickle.loads(ForkingPickler.dumps(optimizer))  # noqa: S301  made here
+    copy: SharedOptimizer = pickle.loads(ForkingPickler.dumps(optimizer))
     assert copy.parameter is not optimizer.parameter
     return copy
 

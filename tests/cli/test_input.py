@@ -1,0 +1,229 @@
+"""Bad input gets one clear line and exit code 2, and nothing that exists is touched."""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from hogwild_rl import a3c, evaluate
+from hogwild_rl.runs import cli
+from tests import envs
+
+PROGRAMS = {"a3c": a3c.main, "evaluate": evaluate.main}
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a program that must refuse its flags, and returns the one line it says."""
+
+    def refused(program: str, *flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", [program, *flags])
+        with pytest.raises(SystemExit) as ending:
+            cli.run(PROGRAMS[program])
+        captured = capsys.readouterr()
+        assert ending.value.code == 2, captured
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1, captured.err
+        assert captured.err.startswith("error: ")
+        return captured.err
+
+    return refused
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder of a short run on CartPole-v1."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    a3c.train(a3c.Config(workers=1, total_timesteps=3000, run_dir=str(folder)))
+    return folder
+
+
+@pytest.fixture
+def run(trained: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of that run, to be damaged."""
+    return pathlib.Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--workers", "0"], "workers must be at least 1, got 0"),
+        (["--workers", "-3"], "workers must be at least 1, got -3"),
+        (["--workers", "many"], "--workers wants a whole number, got 'many'"),
+        (["--envs-per-worker", "0"], "envs_per_worker must be at least 1, got 0"),
+        (["--gamma", "high"], "--gamma wants a number, got 'high'"),
+        (["--n-steps", "0"], "n_steps must be at least 1, got 0"),
+        (["--gamma", "1.5"], "gamma must lie between 0 and 1, got 1.5"),
+        (["--gamma", "nan"], "gamma must lie between 0 and 1, got nan"),
+        (["--gae-lambda", "-0.1"], "gae_lambda must lie between 0 and 1, got -0.1"),
+        (["--total-timesteps", "0"], "total_timesteps must be at least 1, got 0"),
+        (["--learning-rate", "0"], "learning_rate must be above 0, got 0"),
+        (["--learning-rate", "inf"], "learning_rate must be above 0, got inf"),
+        (["--rms-alpha", "1"], "rms_alpha must lie between 0 and 0.999999, got 1"),
+        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--hidden", "64", "0"], "hidden must be at least 1, got 0"),
+        (["--activation", "sin"], "sin"),
+        (["--checkpoint-every-s", "0"], "checkpoint_every_s must be above 0, got 0"),
+        (["--wrkers", "3"], "did you mean --workers?"),
+        (["more"], "more"),
+        (["--env", "CartPol-v1"], "did you mean CartPole-v1"),
+        (["--env", "CartPole-v9"], "did you mean CartPole-v1"),
+        (["--env", "a b"], "unknown environment 'a b'"),
+        (["--env", "no_such_module:Id-v0"], "cannot import no_such_module"),
+        (["--env", "tests.envs:Chian-v0"], "did you mean Chain-v0"),
+        (["--env", "Blackjack-v1"], "observation space Tuple(Discrete(32)"),
+        (["--env", "FrozenLake-v1"], "observation space Discrete(16)"),
+        (["--env", "Pendulum-v1"], "action space Box(-2.0, 2.0"),
+        (["--env", "tests.envs:Pictures-v0"], "(84, 84, 4), uint8)"),
+        (["--resume", "no/such/run"], "run no/such/run does not exist"),
+        (["--resume", "tests"], "tests holds no run"),
+        (["--run-dir", "tests"], "run_dir tests is not empty"),
+        (["--run-dir", "README.md/run"], "run_dir README.md/run cannot be written"),
+        (["--resume", "a", "--run-dir", "b"], "run a does not exist"),
+    ],
+)
+def test_bad_flags_get_one_line(refused: Command, flags: list[str], told: str) -> None:
+    assert told in refused("a3c", *flags)
+
+
+def test_missing_extra_names_the_command(refused: Command) -> None:
+    for env, extra, package in (
+        ("HalfCheetah-v5", "mujoco", "mujoco"),
+        ("ALE/Pong-v5", "atari", "ale_py"),
+    ):
+        if importlib.util.find_spec(package) is None:
+            assert f'pip install "hogwild_rl[{extra}]"' in refused("a3c", "--env", env)
+
+
+def test_an_unwritable_folder_is_refused(refused: Command) -> None:
+    assert "cannot be written" in refused("a3c", "--run-dir", "/proc/run")
+
+
+def test_a_contradiction_to_the_resumed_run_is_refused(refused: Command, run: pathlib.Path) -> None:
+    resume = ["--resume", str(run), "--total-timesteps", "10000"]
+    assert "env of run" in refused("a3c", *resume, "--env", "Acrobot-v1")
+    assert "hidden of run" in refused("a3c", *resume, "--hidden", "32")
+    assert "leave out run_dir" in refused("a3c", *resume, "--run-dir", "elsewhere")
+
+
+def test_a_finished_run_asks_for_more_steps(refused: Command, run: pathlib.Path) -> None:
+    assert "give a larger total_timesteps" in refused("a3c", "--resume", str(run))
+
+
+def test_a_run_of_another_algorithm_is_refused(refused: Command, run: pathlib.Path) -> None:
+    path = run / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "algorithm": "dqn"}))
+    assert "is a run of dqn" in refused("a3c", "--resume", str(run))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"algorithm": "a3c", "settings": 3}'])
+def test_damaged_settings_are_refused(refused: Command, run: pathlib.Path, content: str) -> None:
+    (run / "settings.json").write_text(content)
+    assert "settings.json cannot be read" in refused("a3c", "--resume", str(run))
+
+
+def test_unknown_settings_of_a_run_are_refused(refused: Command, run: pathlib.Path) -> None:
+    path = run / "settings.json"
+    document = json.loads(path.read_text())
+    document["settings"]["colour"] = "red"
+    path.write_text(json.dumps(document))
+    assert "colour" in refused("a3c", "--resume", str(run))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 2000, -1, -1000])
+def test_a_torn_checkpoint_is_refused(refused: Command, run: pathlib.Path, kept: int) -> None:
+    path = run / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:kept])
+    told = refused("a3c", "--resume", str(run), "--total-timesteps", "10000")
+    assert "is not a checkpoint of hogwild_rl, or it is damaged" in told
+    assert "damaged" in refused("evaluate", str(run))
+
+
+def test_a_foreign_checkpoint_is_refused(refused: Command, tmp_path: pathlib.Path) -> None:
+    import torch
+
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
+    assert "is not a checkpoint of hogwild_rl" in refused("evaluate", str(tmp_path / "foreign.pt"))
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+    assert "is not a checkpoint of hogwild_rl" in refused("evaluate", str(tmp_path / "module.pt"))
+
+
+def test_a_checkpoint_cannot_run_code(refused: Command, tmp_path: pathlib.Path) -> None:
+    import torch
+
+    torch.save({"format": "hogwild_rl-1", "settings": _Evil(tmp_path)}, tmp_path / "evil.pt")
+    refused("evaluate", str(tmp_path / "evil.pt"))
+    assert not (tmp_path / "owned").exists()
+
+
+class _Evil:
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return pathlib.Path.touch, (self._folder / "owned",)
+
+
+def test_evaluate_refuses_what_it_cannot_play(
+    refused: Command, trained: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = str(trained)
+    assert "no/such does not exist" in refused("evaluate", "no/such")
+    assert "holds no checkpoint" in refused("evaluate", str(tmp_path))
+    assert "episodes must be at least 1, got 0" in refused("evaluate", run, "--episodes", "0")
+    assert "observation_space" in refused("evaluate", run, "--env", "Acrobot-v1")
+    assert "unknown environment" in refused("evaluate", run, "--env", "CartPol-v1")
+    assert "exists: name a new one" in refused("evaluate", run, "--video", str(tmp_path))
+    both = ["--video", str(tmp_path / "new"), "--render", "human"]
+    assert "exclude each other" in refused("evaluate", run, *both)
+    assert "run" in refused("evaluate").lower()
+
+
+def test_refusals_leave_what_exists_as_it_was(refused: Command, run: pathlib.Path) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    refused("a3c", "--run-dir", str(run))
+    refused("a3c", "--resume", str(run))
+    refused("a3c", "--resume", str(run), "--env", "Acrobot-v1", "--total-timesteps", "90000")
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_refusal_in_a_process_is_one_line_without_traceback(tmp_path: pathlib.Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "hogwild_rl.a3c", "--env", "CartPol-v1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: unknown environment 'CartPol-v1'")
+    assert ended.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_by_hand_win_over_presets_and_resumed_settings(run: pathlib.Path) -> None:
+    preset = a3c.Config(env="CartPole-v1", workers=2)
+    assert preset.envs_per_worker == 64
+    assert a3c.Config(env="CartPole-v1", workers=16).envs_per_worker == 8
+    assert a3c.Config(env="CartPole-v1", workers=2, envs_per_worker=1).envs_per_worker == 1
+    parsed = cli.parse(a3c.Config, "a3c", "", ["--workers", "4", "--n-steps", "5"])
+    assert (parsed.workers, parsed.envs_per_worker, parsed.n_steps) == (4, 32, 5)
+    assert parsed.learning_rate == preset.learning_rate
+    generic = cli.parse(a3c.Config, "a3c", "", ["--env=tests.envs:Chain-v0", "--workers=4"])
+    assert (generic.env, generic.envs_per_worker) == ("tests.envs:Chain-v0", 4)
+    resumed = cli.parse(a3c.Config, "a3c", "", ["--resume", str(run), "--gamma", "0.5"])
+    assert (resumed.workers, resumed.total_timesteps, resumed.gamma) == (1, 3000, 0.5)
+
+
+def test_settings_survive_json(tmp_path: pathlib.Path) -> None:
+    config = a3c.Config(env=envs.Chain, hidden=(8, 8))
+    plain = json.loads(json.dumps(config.to_json()))
+    assert plain["env"] == "tests.envs.Chain"
+    assert plain["hidden"] == [8, 8]

@@ -1,0 +1,57 @@
+"""Every command and every program in the README runs as it stands there."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def execute(command: list[str], folder: pathlib.Path) -> str:
+    ended = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        env={**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("program", blocks("python"))
+def test_programs_run(program: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "program.py").write_text(program)
+    execute([sys.executable, "-W", "error", "program.py"], tmp_path)
+
+
+def test_a_run_can_be_trained_resumed_and_played(tmp_path: pathlib.Path) -> None:
+    """The commands of the section on the command line, in the order in which they stand there."""
+    commands = [
+        line.split("#")[0].strip()
+        for line in "\n".join(blocks("bash")).splitlines()
+        if line.startswith("python -m hogwild_rl.")
+    ]
+    assert any("evaluate" in command for command in commands)
+    assert any("--resume" in command for command in commands)
+    for command in commands:
+        execute(command.split(), tmp_path)
+
+
+def test_flags_named_in_the_readme_exist(tmp_path: pathlib.Path) -> None:
+    known = ""
+    for program in ("a3c", "evaluate"):
+        known += execute([sys.executable, "-m", f"hogwild_rl.{program}", "--help"], tmp_path)
+    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
+        assert flag in known, flag

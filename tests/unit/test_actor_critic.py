@@ -1,0 +1,230 @@
+"""Shapes, starting weights and refusals of the actor-critic network."""
+
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor, nn
+
+import hogwild_rl
+from hogwild_rl.models import networks
+from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+
+T, B, ACTIONS, INPUTS = 6, 3, 5, 4
+OBSERVATIONS = spaces.Box(-1, 1, (INPUTS,), np.float32)
+ARCHITECTURES = {
+    "separate": Architecture(hidden=(16, 8)),
+    "shared": Architecture(hidden=(16, 8), shared_trunk=True),
+    "relu": Architecture(hidden=(16,), activation="relu"),
+    "linear": Architecture(hidden=()),
+}
+every_architecture = pytest.mark.parametrize(
+    "architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys()
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A random stream of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def make(architecture: Architecture, seed: int = 0) -> ActorCritic:
+    """A model for four inputs and five actions."""
+    return ActorCritic(OBSERVATIONS, spaces.Discrete(ACTIONS), architecture, generator(seed))
+
+
+def observations(*shape: int) -> Tensor:
+    """Standard normal observations."""
+    return torch.randn(*shape, INPUTS, generator=generator(1))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Elements of all parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def log_probs(model: ActorCritic, seen: Tensor) -> Tensor:
+    """Log π of every action, [..., A]."""
+    policy = model.policy(seen)
+    shape = seen.shape[:-1]
+    return torch.stack([policy.log_prob(torch.full(shape, a)) for a in range(ACTIONS)], -1)
+
+
+@every_architecture
+@pytest.mark.parametrize("shape", [(), (B,), (T, B)])
+def test_policy_has_the_shape_of_the_observations(
+    architecture: Architecture, shape: tuple[int, ...]
+) -> None:
+    """Over observations [..., O] the distribution is [...]."""
+    policy = make(architecture).policy(observations(*shape))
+    actions = policy.sample(generator())
+    assert actions.shape == shape
+    assert policy.mode().shape == shape
+    assert policy.entropy().shape == shape
+    assert policy.log_prob(actions).shape == shape
+
+
+@every_architecture
+def test_forward_values_one_row_more_than_it_acts(architecture: Architecture) -> None:
+    """Observations [T+1, B, O] give a policy over [T, B] and values [T+1, B], no trailing axis."""
+    policy, values = make(architecture)(observations(T + 1, B))
+    assert values.shape == (T + 1, B)
+    assert policy.entropy().shape == (T, B)
+
+
+@every_architecture
+def test_forward_is_row_by_row(architecture: Architecture) -> None:
+    """The policy of row t is that of observation t alone, and so is the value."""
+    model, seen = make(architecture), observations(T + 1, B)
+    nn.init.normal_(model.policy_head.weight, generator=generator(2))
+    policy, values = model(seen)
+    actions = torch.randint(ACTIONS, (T, B), generator=generator(3))
+    together = policy.log_prob(actions)
+    for t in range(T):
+        torch.testing.assert_close(model.policy(seen[t]).log_prob(actions[t]), together[t])
+        torch.testing.assert_close(model(seen[t : t + 1])[1][0], values[t])
+    assert together.std().item() > 0.1
+
+
+@every_architecture
+def test_policy_and_value_depend_on_the_observation(architecture: Architecture) -> None:
+    """Neither is constant."""
+    model, seen = make(architecture), observations(T + 1, B)
+    assert log_probs(model, seen).std(dim=0).min().item() > 0
+    assert model(seen)[1].std().item() > 0.1
+
+
+def test_a_shared_trunk_is_one_body() -> None:
+    """Both heads learn into it; apart, each has a body of its own and leaves the other's alone."""
+    shared, separate = make(ARCHITECTURES["shared"]), make(ARCHITECTURES["separate"])
+    body = INPUTS * 16 + 16 + 16 * 8 + 8
+    heads = (8 + 1) * ACTIONS + (8 + 1)
+    assert parameter_count(shared) == body + heads
+    assert parameter_count(separate) == 2 * body + heads
+    assert reached_by_the_value(shared) == {"policy_body", "value_head"}
+    assert reached_by_the_value(separate) == {"value_body", "value_head"}
+
+
+def reached_by_the_value(model: ActorCritic) -> set[str]:
+    """The parts of the model that a loss of values has a gradient for."""
+    model(observations(T + 1, B))[1].square().sum().backward()
+    reached = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()]
+    return {name.partition(".")[0] for name in reached}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Dict({"position": spaces.Box(0, 1, (2,))}),
+        spaces.Box(0, 255, (84, 84, 4), np.uint8),
+        spaces.Box(0, 1, ()),
+        spaces.Discrete(4),
+    ],
+    ids=["dict", "images", "scalar", "discrete"],
+)
+def test_other_observation_spaces_are_refused(space: Space[object]) -> None:
+    """One line names the space."""
+    with pytest.raises(hogwild_rl.UserError, match=re.escape(str(space))) as caught:
+        ActorCritic(space, spaces.Discrete(2), Architecture())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1, 1, (2,)),
+        spaces.Discrete(3, start=1),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(4),
+    ],
+    ids=["box", "from 1", "multidiscrete", "multibinary"],
+)
+def test_other_action_spaces_are_refused(space: Space[object]) -> None:
+    """One line names the space."""
+    with pytest.raises(hogwild_rl.UserError, match=re.escape(str(space))) as caught:
+        ActorCritic(OBSERVATIONS, space, Architecture())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wide_space_is_refused_in_one_line() -> None:
+    """A space whose bounds fill several lines when printed is still told in one."""
+    bounds = np.arange(1, 31, dtype=np.float32)
+    with pytest.raises(hogwild_rl.UserError, match="Box") as caught:
+        ActorCritic(OBSERVATIONS, spaces.Box(-bounds, bounds), Architecture())
+    assert "\n" not in str(caught.value)
+
+
+@every_architecture
+def test_the_same_seed_gives_the_same_parameters(architecture: Architecture) -> None:
+    """Parameters depend on the generator and nothing else; another seed gives others."""
+    first, second, other = make(architecture), make(architecture), make(architecture, seed=1)
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(first.policy_head.weight, other.policy_head.weight)
+
+
+def test_without_a_generator_the_seed_is_fixed() -> None:
+    """Two models made without one are equal, whatever torch's global seed."""
+    torch.manual_seed(1)
+    first = ActorCritic(OBSERVATIONS, spaces.Discrete(2), Architecture())
+    torch.manual_seed(2)
+    second = ActorCritic(OBSERVATIONS, spaces.Discrete(2), Architecture())
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@every_architecture
+def test_making_a_model_leaves_the_global_stream_untouched(architecture: Architecture) -> None:
+    """Who else draws from torch's global stream is not disturbed."""
+    before = torch.get_rng_state()
+    make(architecture)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_architecture
+def test_the_first_policy_is_nearly_uniform(architecture: Architecture) -> None:
+    """Before any update every action has a probability of 1/A to within 10 %, entropy log A."""
+    model = make(architecture)
+    seen = observations(200)
+    probabilities = log_probs(model, seen).exp()
+    torch.testing.assert_close(
+        probabilities, torch.full_like(probabilities, 1 / ACTIONS), rtol=0.1, atol=0
+    )
+    assert model.policy(seen).entropy().min().item() == pytest.approx(math.log(ACTIONS), abs=0.01)
+
+
+@every_architecture
+def test_weights_start_orthogonal_and_biases_at_zero(architecture: Architecture) -> None:
+    """W Wᵀ, or Wᵀ W where W is tall, is gain² times 1: √2 before an activation, 0.01, and 1."""
+    model = make(architecture)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for name, layer in layers.items():
+        assert_scaled_orthogonal(
+            layer.weight, {"policy_head": 0.01, "value_head": 1.0}.get(name, math.sqrt(2))
+        )
+        assert not layer.bias.any()
+    bodies = 1 if architecture.shared_trunk else 2
+    assert len(layers) == bodies * len(architecture.hidden) + 2
+
+
+def assert_scaled_orthogonal(weight: Tensor, gain: float) -> None:
+    """The short side of the matrix is an orthogonal set of vectors of length `gain`."""
+    short = weight if weight.shape[0] <= weight.shape[1] else weight.T
+    expected = gain**2 * torch.eye(len(short))
+    torch.testing.assert_close(short @ short.T, expected, rtol=0, atol=1e-5 * gain**2)
+
+
+@pytest.mark.parametrize(("activation", "function"), [("tanh", torch.tanh), ("relu", torch.relu)])
+def test_an_mlp_is_its_layers_in_turn(
+    activation: str, function: Callable[[Tensor], Tensor]
+) -> None:
+    """Linear, activation, linear, activation: nothing else, and the activation that was named."""
+    body, seen = networks.mlp(INPUTS, (7, 2), activation, generator()), observations(9)
+    first, second = (m for m in body if isinstance(m, nn.Linear))
+    hidden = function(seen @ first.weight.T + first.bias)
+    expected = function(hidden @ second.weight.T + second.bias)
+    torch.testing.assert_close(body(seen), expected)
