@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from hogwild_rl.envs import vector
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.hogwild.optim import SharedRMSprop, clip_by_global_norm_
+from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
+from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.learning import losses, returns
 from hogwild_rl.learning.rollout import Collector, Rollout

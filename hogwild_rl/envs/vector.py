@@ -112,7 +112,7 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
     """
     if isinstance(env, str):
         env = _spec(env)
-    if isinstance(env, EnvSpec) and env.vector_entry_point and num_envs >= _NATIVE_FROM:
+    if isinstance(env, EnvSpec) and _has_native(env) and num_envs >= _NATIVE_FROM:
         return gymnasium.make_vec(env, num_envs, vectorization_mode="vector_entry_point")
     source = env
     return SyncVectorEnv(
@@ -120,6 +120,10 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
         copy=False,  # the rollout copies
         autoreset_mode=AutoresetMode.NEXT_STEP,
     )
+
+
+def _has_native(spec: EnvSpec) -> bool:
+    return spec.vector_entry_point is not None and not spec.additional_wrappers
 
 
 def _spec(name: str) -> EnvSpec:

@@ -1,6 +1,7 @@
 """A module's parameters as one flat tensor: shared by all workers, and copied by each."""
 
 import io
+import math
 import pickle
 from typing import Any, Generic, TypeVar
 
@@ -89,6 +90,22 @@ class Replica(Generic[M]):
         """
         gradients = torch.autograd.grad(loss, self._trainable, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
+
+
+def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:
+    """Scales a flat gradient down, in place, so that its norm is at most `max_norm`.
+
+    Args:
+        gradient: [P].
+        max_norm: > 0; infinity leaves the gradient as it is.
+
+    Returns:
+        The norm before clipping. Not finite if any element is not: such a gradient must be dropped.
+    """
+    norm = float(gradient.norm())
+    if math.isfinite(norm) and norm > max_norm:
+        gradient.mul_(max_norm / norm)
+    return norm
 
 
 def _check(module: nn.Module) -> None:

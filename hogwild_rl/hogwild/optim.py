@@ -17,22 +17,6 @@ from hogwild_rl.hogwild import memory
 from hogwild_rl.hogwild.model import SharedModel
 
 
-def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:
-    """Scales a flat gradient down, in place, so that its norm is at most `max_norm`.
-
-    Args:
-        gradient: [P].
-        max_norm: > 0; infinity leaves the gradient as it is.
-
-    Returns:
-        The norm before clipping. Not finite if any element is not: such a gradient must be dropped.
-    """
-    norm = float(gradient.norm())
-    if math.isfinite(norm) and norm > max_norm:
-        gradient.mul_(max_norm / norm)
-    return norm
-
-
 class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
     """A torch optimizer over the flat parameter of a `SharedModel`, with eager, shared state."""
 
@@ -67,9 +51,14 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
         self.param_groups[0]["lr"] = value
 
     def apply(self, gradient: Tensor) -> None:
-        """Takes one step with this gradient, [P], handed over explicitly."""
-        self.parameter.grad = gradient
-        self.step()
+        """Takes one step with this gradient, [P], handed over explicitly.
+
+        It goes round the wrapper that torch puts about `step` for its profiler and hooks, which
+        costs as much as the step of a small model.
+        """
+        self._opt_called = True  # what torch's schedulers look for
+        with torch.no_grad():
+            self._update_(self.parameter, gradient, self.param_groups[0])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

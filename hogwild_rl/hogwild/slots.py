@@ -111,10 +111,10 @@ class Slots:
         """The newest finished episodes of all workers, oldest first, at most `count`.
 
         Raises:
-            ValueError: more are asked for than a row keeps.
+            ValueError: none are asked for, or more than a row keeps.
         """
-        if count > EPISODES_KEPT:
-            raise ValueError(f"count must be at most {EPISODES_KEPT}, got {count}")
+        if not 1 <= count <= EPISODES_KEPT:
+            raise ValueError(f"count must lie between 1 and {EPISODES_KEPT}, got {count}")
         kept = [row["episodes"][: min(row["episode_count"], EPISODES_KEPT)] for row in self.rows]
         episodes = np.concatenate(kept)
         newest = episodes[np.argsort(episodes["time_s"], kind="stable")[-count:]]

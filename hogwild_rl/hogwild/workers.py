@@ -209,7 +209,7 @@ def _live(
     """What a worker process does, from its first instruction of ours to its last."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     faulthandler.enable()
     torch.set_num_threads(1)
@@ -230,16 +230,14 @@ def _leave_with_parent() -> None:
 
 @contextlib.contextmanager
 def _one_thread_in_children() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    before = {name: os.environ[name] for name in _ONE_THREAD if name in os.environ}
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in _ONE_THREAD:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 
@@ -45,8 +46,8 @@ def actor_critic(
 
     Source: Mnih et al. 2016 (arXiv:1602.01783), section 4 and algorithm S3.
     """
-    weights = valid / valid.sum().clamp(min=1)
-    policy = -(weights * advantages * log_probs).sum()
-    value = (weights * (targets - values).square()).sum()
-    entropy = (weights * entropies).sum()
+    count = valid.sum().clamp(min=1)
+    policy = -torch.where(valid, advantages * log_probs, 0.0).sum() / count
+    value = torch.where(valid, (targets - values).square(), 0.0).sum() / count
+    entropy = torch.where(valid, entropies, 0.0).sum() / count
     return ActorCriticLoss(policy + vf_coef * value - ent_coef * entropy, policy, value, entropy)

@@ -51,11 +51,11 @@ def generalized_advantages(
             f"rewards are [{T}, {B}], so values must be [{T + 1}, {B}] and flags [{T}, {B}], got "
             f"{list(values.shape)} and {[list(flag.shape) for flag in flags]}"
         )
-    deltas = torch.where(terminated, rewards, rewards + gamma * values[1:]) - values[:-1]
-    deltas = deltas * valid
+    targets = torch.where(terminated, rewards, rewards + gamma * values[1:])
+    deltas = torch.where(valid, targets - values[:-1], 0.0)
     carries = gamma * gae_lambda * (valid & ~(terminated | truncated))
-    advantages = torch.empty_like(deltas)
-    following = torch.zeros_like(deltas[0])
-    for t in reversed(range(T)):
-        following = torch.addcmul(deltas[t], carries[t], following, out=advantages[t])
+    advantages = deltas  # summed up in place, from the last row to the first
+    rows, carried = advantages.unbind(), carries.unbind()
+    for t in reversed(range(T - 1)):
+        rows[t].addcmul_(carried[t], rows[t + 1])
     return advantages

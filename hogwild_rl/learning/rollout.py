@@ -97,12 +97,13 @@ class Collector:
         """Takes T steps and returns the rollout, which the next call overwrites."""
         observations = self._arrays["observations"]
         observations[0] = observations[-1]
+        rows = self.rollout.observations.unbind()
         self.episodes.clear()
         for t in range(len(self.rollout.actions)):
-            actions = model.policy(self.rollout.observations[t]).sample(self._generator)
-            self.rollout.actions[t] = actions
+            actions = model.policy(rows[t]).sample(self._generator).numpy()
+            self._arrays["actions"][t] = actions
             self._lap("act")
-            observation, reward, terminated, truncated, _ = self._envs.step(actions.numpy())
+            observation, reward, terminated, truncated, _ = self._envs.step(actions)
             observations[t + 1] = observation
             self._note(t, reward, terminated, truncated)
             self._lap("env")

@@ -82,11 +82,15 @@ class ActorCritic(nn.Module):
 
 def _observation_size(space: Space[Any]) -> int:
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise UserError(f"observation space {space} is not supported yet: a Box with one axis is")
+        raise UserError(f"observation space {_line(space)} is not supported yet: a flat Box is")
     return int(space.shape[0])
 
 
 def _action_count(space: Space[Any]) -> int:
     if not isinstance(space, spaces.Discrete) or space.start != 0:
-        raise UserError(f"action space {space} is not supported yet: Discrete(n) is")
+        raise UserError(f"action space {_line(space)} is not supported yet: Discrete(n) is")
     return int(space.n)
+
+
+def _line(space: Space[Any]) -> str:
+    return " ".join(str(space).split())  # long bounds are printed over several lines

@@ -1,5 +1,7 @@
 """Distributions over actions, one contract: sample, log_prob, entropy, mode."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -31,10 +33,12 @@ class Categorical:
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-probability log π(a), [...], of actions [...] int64."""
-        log_probs = self._logits.log_softmax(-1)
-        return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return self._log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
         """−Σ π log π in nats, [...]."""
-        log_probs = self._logits.log_softmax(-1)
-        return -(log_probs.exp() * log_probs).sum(-1)
+        return -(self._log_probs.exp() * self._log_probs).sum(-1)
+
+    @functools.cached_property
+    def _log_probs(self) -> Tensor:
+        return self._logits.log_softmax(-1)

@@ -12,6 +12,7 @@ import tqdm
 
 from hogwild_rl import UserError
 from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.runs import settings
 from hogwild_rl.runs.checkpoint import Counters
 
 EPISODES_AVERAGED = 100
@@ -85,28 +86,27 @@ class Reporter:
 
     Args:
         folder: of the run.
-        total_timesteps: where the bar ends.
+        config: its settings.
         before: where the run stood when this life of it began; later rows are dropped from its log.
-        tensorboard: write events too.
 
     Raises:
         UserError: tensorboard is asked for and not installed.
     """
 
     def __init__(
-        self, folder: pathlib.Path, total_timesteps: int, before: Counters, tensorboard: bool
+        self, folder: pathlib.Path, config: settings.RunSettings, before: Counters
     ) -> None:
-        self._events = _event_writer(folder) if tensorboard else None
+        self._events = _event_writer(folder) if config.tensorboard else None
         self._file = _open_log(folder / PROGRESS_FILE, before.steps)
         self._rows = csv.writer(self._file)
-        self._total, self._began_s = total_timesteps, before.elapsed_s
+        self._total, self._quiet = config.total_timesteps, config.quiet
         self.last: Snapshot | None = None
         self._shown_s = self._written_s = before.elapsed_s
         self._bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not config.quiet:
             tqdm.tqdm.set_lock(threading.RLock())  # its default lock is a semaphore in /dev/shm
             self._bar = tqdm.tqdm(
-                total=total_timesteps,
+                total=self._total,
                 initial=before.steps,
                 unit="step",
                 dynamic_ncols=True,
@@ -138,7 +138,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(snapshot.steps - self._bar.n)
-        else:
+        elif not self._quiet:
             print(
                 f"{snapshot.time_s:.1f} s: {snapshot.steps:,} of {self._total:,} steps, {text}",
                 file=sys.stderr,

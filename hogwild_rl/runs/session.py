@@ -67,7 +67,7 @@ class Session:
         self.folder = _folder(self._algorithm, self._config, self.facts)
         settings.write(self.folder, self._algorithm, self._config.to_json())
         self._reporter = metrics.Reporter(
-            self.folder, self._config.total_timesteps, self.before, self._config.tensorboard
+            self.folder, self._config, self.before
         )
         self._began_s = self._saved_s = time.monotonic()
 
@@ -94,7 +94,8 @@ class Session:
         """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
         self.observe(slots, final=True)
         self._reporter.close()
-        self._tell()
+        if not self._config.quiet:
+            self._tell()
         return Agent(self._checkpoint(), env=self._config.env, run_dir=self.folder)
 
     @property

@@ -49,6 +49,8 @@ class RunSettings:
     """Seconds between checkpoints."""
     tensorboard: bool = False
     """Write TensorBoard events into the run's folder too."""
+    quiet: bool = False
+    """Show nothing on the terminal; the run's folder has it all."""
 
     def __post_init__(self) -> None:
         at_least("total_timesteps", self.total_timesteps, 1)

@@ -115,7 +115,7 @@ def test_advantages_are_explicit_sums() -> None:
     rng = np.random.default_rng(0)
     seen = {"terminated": 0, "truncated": 0, "both": 0, "ends at the last step": 0}
     for _ in range(200):
-        T, B = rng.integers(1, 13), rng.integers(1, 5)
+        T, B = int(rng.integers(1, 13)), int(rng.integers(1, 5))
         gamma, gae_lambda = rng.uniform(0.5, 1, size=2)
         s = random_stream(rng, T, B, (rng.uniform(0, 0.4), rng.uniform(0, 0.4)))
         assert_close(s.advantages(gamma, gae_lambda), explicit_sums(s, gamma, gae_lambda))
@@ -203,6 +203,15 @@ def test_nothing_crosses_an_end() -> None:
         assert (after[5:] > before[5:]).all()
 
 
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+def test_an_end_stops_the_sum_by_itself(name: str) -> None:
+    """(1 − ended_t) stops the sum even where the row that follows is a valid one."""
+    s = random_stream(np.random.default_rng(9), 6, 2, (0.0, 0.0))
+    getattr(s, name)[2] = True
+    assert s.valid.all()
+    assert_close(s.advantages(0.9, 0.8), explicit_sums(s, 0.9, 0.8))
+
+
 def test_arguments_are_left_alone() -> None:
     """The equation is pure: none of its tensors is written."""
     s = random_stream(np.random.default_rng(8), 6, 2, (0.3, 0.3))
@@ -269,5 +278,5 @@ def test_a_true_end_bounds_the_value(gae_lambda: float) -> None:
         targets = (s.advantages(gamma, gae_lambda) + s.values[:-1])[:, 0]
         for k in range(1, length + 1):
             values[k] = targets[to_go[:-1] == k].mean()
-    k = np.arange(1, length + 1)
-    assert_close(values[1:], (1 - gamma**k) / (1 - gamma))
+    steps = np.arange(1, length + 1)
+    assert_close(values[1:], (1 - gamma**steps) / (1 - gamma))

@@ -15,13 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hogwild_rl.hogwild.model import SharedModel
+from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
 from hogwild_rl.hogwild.optim import (
     SharedAdam,
     SharedOptimizer,
     SharedRMSprop,
     SharedSGD,
-    clip_by_global_norm_,
 )
 
 STEPS = 50
@@ -171,6 +170,28 @@ def test_a_step_moves_the_module(make: Make) -> None:
 
 
 @every_optimizer
+def test_torchs_way_to_step_is_the_same_step(make: Make) -> None:
+    """A gradient left in parameter.grad and step() do, bit for bit, what apply() does."""
+    by_step, gradients = make(shared_model()), random_gradients(steps=5)
+    for gradient in gradients:
+        by_step.parameter.grad = gradient.clone()
+        by_step.step()
+    assert torch.equal(by_step.parameter, applied(make(shared_model()), gradients))
+
+
+@every_optimizer
+def test_apply_takes_the_gradient_it_is_given(make: Make) -> None:
+    """A gradient that was left in parameter.grad has no part in it, nor is the one given written."""
+    optimizer, gradients = make(shared_model()), random_gradients(steps=2)
+    optimizer.parameter.grad = torch.full((18,), 100.0)
+    before = gradients.clone()
+    for gradient in gradients:
+        optimizer.apply(gradient)
+    assert torch.equal(gradients, before)
+    assert torch.equal(optimizer.parameter, applied(make(shared_model()), gradients))
+
+
+@every_optimizer
 def test_step_without_a_gradient_does_nothing(make: Make) -> None:
     """As in torch, step() before any gradient leaves parameters and statistics alone."""
     optimizer = make(shared_model())
@@ -267,15 +288,20 @@ def test_adam_corrects_by_the_count_of_all() -> None:
     assert torch.equal(first.parameter, alone)
 
 
-def test_a_scheduler_works() -> None:
-    """LambdaLR sets the rate of each step as assigning learning_rate would."""
+@pytest.mark.parametrize("by_step", [False, True], ids=["apply", "step"])
+def test_a_scheduler_works(by_step: bool) -> None:
+    """LambdaLR, without a warning, sets the rate of each step as assigning learning_rate would."""
     gradients, rates = random_gradients(steps=4), [0.08, 0.04, 0.02, 0.01]
     by_hand = SharedRMSprop(shared_model())
     scheduled = SharedRMSprop(shared_model(), lr=0.08)
     scheduler = torch.optim.lr_scheduler.LambdaLR(scheduled, lambda epoch: 0.5**epoch)
     for rate, gradient in zip(rates, gradients, strict=True):
         assert scheduled.learning_rate == rate
-        scheduled.apply(gradient.clone())
+        if by_step:
+            scheduled.parameter.grad = gradient.clone()
+            scheduled.step()
+        else:
+            scheduled.apply(gradient.clone())
         scheduler.step()
         by_hand.learning_rate = rate
         by_hand.apply(gradient.clone())

@@ -9,7 +9,8 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 import hogwild_rl
 from hogwild_rl.envs import vector
@@ -95,6 +96,12 @@ def play_to_an_end(num_envs: int, seed: int) -> tuple[VectorEnv[Any, Any, Any], 
         if ended.any():
             return envs, np.array(observations), np.array(ended)
     raise AssertionError("no pole fell in 200 steps")
+
+
+def test_few_are_stepped_in_turn_and_many_natively() -> None:
+    """Both kinds are met in this file: three CartPoles are single ones, eight are gymnasium's."""
+    assert isinstance(vector.make_vector_env("CartPole-v1", 3), SyncVectorEnv)
+    assert isinstance(vector.make_vector_env("CartPole-v1", 8), CartPoleVectorEnv)
 
 
 @native_and_sync
