@@ -28,6 +28,7 @@ from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
 from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.hogwild.worker import Worker
 from hogwild_rl.learning import losses, returns
 from hogwild_rl.learning.rollout import Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
@@ -115,7 +116,7 @@ def loss(model: ActorCritic, rollout: Rollout, config: Config) -> Tensor:
 
 
 def work(
-    worker: workers.Worker,
+    worker: Worker,
     source: vector.EnvSource,
     config: Config,
     shared: SharedModel[ActorCritic],

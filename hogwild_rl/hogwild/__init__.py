@@ -4,6 +4,8 @@
 ``optim``    RMSprop, Adam and SGD whose statistics are shared too
 ``slots``    one row of counts and timings per worker, each with a single writer
 ``workers``  start, watch and stop the processes
+``worker``   the inside of one
+``memory``   shared tensors
 
 Nothing here knows of reinforcement learning, and nothing here takes a lock.
 

@@ -1,30 +1,26 @@
 """Start, watch and stop worker processes.
 
 Workers are forked from a server that has imported what they need (``forkserver``), or spawned where
-there is none; they never inherit a process in which torch has run. They compute on one thread,
-ignore Ctrl-C, which is the parent's to handle, and leave when the parent is gone, however it went.
-This module imports no torch, so that the server can be started before the parent imports it.
+there is none; they never inherit a process in which torch has run. This module imports no torch, so
+that the server can be started before the parent imports it.
 """
 
 import contextlib
 import dataclasses
-import faulthandler
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
+from hogwild_rl.hogwild.worker import Worker, live
 
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_TRACEBACK_BYTES = 32_768  # well below a pipe's buffer: a failing worker never waits for its reader
 
 
 def preload(module: str) -> None:
@@ -35,39 +31,13 @@ def preload(module: str) -> None:
     Args:
         module: dotted name of the module that holds the worker function.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if _METHOD != "forkserver":
         return
     from multiprocessing import forkserver
 
     forkserver.set_forkserver_preload([module])
     with _one_thread_in_children(), _ctrl_c_ignored_in_children():
         forkserver.ensure_running()
-
-
-@dataclasses.dataclass(frozen=True)
-class Worker:
-    """What a worker knows of itself: the first argument of every worker function.
-
-    Attributes:
-        index: 0 for the first worker.
-        incarnation: 0 at first, 1 after a restart of this worker, and so on.
-        seed: what `random_seed` is drawn from.
-    """
-
-    index: int
-    incarnation: int
-    seed: int
-    _stop: Any
-
-    @property
-    def stopping(self) -> bool:
-        """True once the parent has asked the workers to end."""
-        return bool(self._stop[0])
-
-    def random_seeds(self, count: int) -> list[int]:
-        """Seeds below 2³¹ that no other worker, and no other life of this one, is given."""
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(self.index, self.incarnation))
-        return [int(word) >> 1 for word in sequence.generate_state(count)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +109,11 @@ class Workers:
         return len(self._lives)
 
     def _start(self, index: int) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
+        context: Any = multiprocessing.get_context(_METHOD)
         tracebacks, child_end = context.Pipe(duplex=False)
         worker = Worker(index, self._incarnation, self._seed, self._stop)
         process = context.Process(
-            target=_live,
+            target=live,
             args=(worker, self._target, self._arguments, child_end),
             name=f"worker {index}",
             daemon=True,
@@ -166,10 +133,13 @@ class Workers:
             sentinels = [life.process.sentinel for life in self._lives.values()]
             multiprocessing.connection.wait(sentinels, timeout_s)
         ended = [i for i, life in self._lives.items() if life.process.exitcode is not None]
-        failures = [self._bury(index) for index in ended]
+        return self._bury(ended)
+
+    def _bury(self, ended: list[int]) -> list[Failure]:
+        failures = [self._bury_one(index) for index in ended]
         return [failure for failure in failures if failure.exit_code != 0]
 
-    def _bury(self, index: int) -> Failure:
+    def _bury_one(self, index: int) -> Failure:
         life = self._lives.pop(index)
         text = ""
         with contextlib.suppress(EOFError, OSError):
@@ -200,32 +170,7 @@ class Workers:
             life.process.kill()
         for life in self._lives.values():
             life.process.join()
-        return [self._bury(index) for index in list(self._lives)]
-
-
-def _live(
-    worker: Worker, target: Callable[..., None], arguments: tuple[Any, ...], tracebacks: Connection
-) -> None:
-    """What a worker process does, from its first instruction of ours to its last."""
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    faulthandler.enable()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # averages of dead units decay into denormals, which are slow
-    try:
-        target(worker, *arguments)
-    except BaseException as error:
-        tracebacks.send_bytes(traceback.format_exc().encode()[-_TRACEBACK_BYTES:])
-        sys.exit(error.code if isinstance(error, SystemExit) else 1)
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+        return self._bury(list(self._lives))
 
 
 @contextlib.contextmanager

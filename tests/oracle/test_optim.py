@@ -181,7 +181,7 @@ def test_torchs_way_to_step_is_the_same_step(make: Make) -> None:
 
 @every_optimizer
 def test_apply_takes_the_gradient_it_is_given(make: Make) -> None:
-    """A gradient that was left in parameter.grad has no part in it, nor is the one given written."""
+    """What was left in parameter.grad has no part in it, and what is given stays as it is."""
     optimizer, gradients = make(shared_model()), random_gradients(steps=2)
     optimizer.parameter.grad = torch.full((18,), 100.0)
     before = gradients.clone()

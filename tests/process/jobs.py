@@ -10,7 +10,7 @@ import torch
 from hogwild_rl.hogwild.model import SharedModel
 from hogwild_rl.hogwild.optim import SharedOptimizer
 from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.hogwild.workers import Worker
+from hogwild_rl.hogwild.worker import Worker
 
 
 def count(worker: Worker, slots: Slots, rounds: int) -> None:

@@ -118,12 +118,13 @@ def test_never_more_episodes_than_asked_for(wanted: int) -> None:
     assert len(slots.recent_episodes(wanted)) == wanted
 
 
-def test_more_episodes_than_are_kept_cannot_be_asked_for() -> None:
-    """The message shows what was asked for and what is possible."""
+@pytest.mark.parametrize("wanted", [-1, 0, EPISODES_KEPT + 1])
+def test_counts_out_of_range_are_refused(wanted: int) -> None:
+    """No episodes, or more than are kept: the message shows what was asked for."""
     slots = Slots(2)
     assert slots.recent_episodes(EPISODES_KEPT) == []
-    with pytest.raises(ValueError, match=rf"{EPISODES_KEPT}, got {EPISODES_KEPT + 1}"):
-        slots.recent_episodes(EPISODES_KEPT + 1)
+    with pytest.raises(ValueError, match=rf"{EPISODES_KEPT}, got {wanted}$"):
+        slots.recent_episodes(wanted)
 
 
 def test_staleness_is_the_updates_of_others_between_pull_and_step() -> None:

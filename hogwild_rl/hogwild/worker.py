@@ -1,0 +1,72 @@
+"""The inside of a worker process: what it knows of itself, and its life from start to end."""
+
+import dataclasses
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+_TRACEBACK_BYTES = 32_768  # well below a pipe's buffer: a failing worker never waits for its reader
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """What a worker knows of itself: the first argument of every worker function.
+
+    Attributes:
+        index: 0 for the first worker.
+        incarnation: 0 at first, 1 after a restart of this worker, and so on.
+        seed: what `random_seeds` are drawn from.
+    """
+
+    index: int
+    incarnation: int
+    seed: int
+    _stop: Any
+
+    @property
+    def stopping(self) -> bool:
+        """True once the parent has asked the workers to end."""
+        return bool(self._stop[0])
+
+    def random_seeds(self, count: int) -> list[int]:
+        """Seeds below 2³¹ that no other worker, and no other life of this one, is given."""
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(self.index, self.incarnation))
+        return [int(word) >> 1 for word in sequence.generate_state(count)]
+
+
+def live(
+    worker: Worker, target: Callable[..., None], arguments: tuple[Any, ...], tracebacks: Connection
+) -> None:
+    """What a worker process does, from its first instruction of ours to its last.
+
+    It computes on one thread, ignores Ctrl-C, which is the parent's to handle, and leaves when the
+    parent is gone, however it went.
+    """
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    faulthandler.enable()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # averages of dead units decay into denormals, which are slow
+    try:
+        target(worker, *arguments)
+    except BaseException as error:
+        tracebacks.send_bytes(traceback.format_exc().encode()[-_TRACEBACK_BYTES:])
+        sys.exit(error.code if isinstance(error, SystemExit) else 1)
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
