@@ -81,12 +81,17 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copies saved statistics into the shared ones, so that every worker sees them."""
+        """Copies saved statistics into the shared ones, so that every worker sees them.
+
+        Raises:
+            ValueError: they are of another optimizer; nothing was changed.
+        """
         shared = dict(self.state[self.parameter])
+        saved = state_dict["state"].get(0, {})
+        if saved.keys() != shared.keys():
+            raise ValueError(f"saved state has {sorted(saved)}, wanted {sorted(shared)}")
         torch.optim.Optimizer.load_state_dict.__wrapped__(self, state_dict)  # type: ignore[attr-defined]
         loaded = self.state[self.parameter]
-        if loaded.keys() != shared.keys():
-            raise ValueError(f"saved state has {sorted(loaded)}, wanted {sorted(shared)}")
         for name, tensor in shared.items():
             tensor.copy_(loaded[name])
         self.state[self.parameter] = shared

@@ -11,6 +11,9 @@ class Categorical:
 
         π(a) = exp(logits_a) / Σ_b exp(logits_b)
 
+    Normalised log-probabilities are computed once, when first needed, and carry a gradient if they
+    were computed with one.
+
     Args:
         logits: unnormalised log-probabilities, [..., A].
     """

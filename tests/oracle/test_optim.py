@@ -389,3 +389,14 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad: float, max_norm: f
     """One element that is not finite makes the returned norm not finite."""
     gradient = torch.tensor([1.0, bad, 2.0])
     assert not math.isfinite(clip_by_global_norm_(gradient, max_norm))
+
+
+def test_statistics_of_another_optimizer_are_refused_and_change_nothing() -> None:
+    """Neither the shared tensors nor the settings are touched."""
+    optimizer = SharedRMSprop(shared_model(), lr=0.1)
+    state = optimizer.state[optimizer.parameter]["square_avg"]
+    foreign = SharedSGD(shared_model(), lr=9.0, momentum=0.9).state_dict()
+    with pytest.raises(ValueError, match="wanted \\['square_avg'\\]"):
+        optimizer.load_state_dict(foreign)
+    assert optimizer.state[optimizer.parameter]["square_avg"] is state
+    assert optimizer.learning_rate == 0.1
