@@ -21,8 +21,8 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
     Source: Saxe et al. 2014 (arXiv:1312.6120); the gains are those of Huang et al. 2022, "The 37
     Implementation Details of Proximal Policy Optimization", detail 2.
     """
-    # Without the layer's own initialisation, which would draw from the caller's random stream.
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=[]):  # torch's own draw leaves the caller's stream alone
+        layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain, generator)
     nn.init.zeros_(layer.bias)
     return layer
