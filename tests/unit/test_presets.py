@@ -1,0 +1,31 @@
+"""Presets: environments are shared out over workers, and small batches take small steps."""
+
+import math
+
+import pytest
+
+from hogwild_rl import a3c
+from hogwild_rl.runs import presets
+
+
+@pytest.mark.parametrize(("workers", "envs"), [(1, 128), (2, 64), (16, 8), (128, 1), (500, 1)])
+def test_the_environments_of_a_preset_are_shared_out(workers: int, envs: int) -> None:
+    assert a3c.Config(env="CartPole-v1", workers=workers).envs_per_worker == envs
+
+
+def test_smaller_batches_take_smaller_steps_and_larger_ones_no_larger() -> None:
+    rates = [a3c.Config(env="CartPole-v1", workers=w).learning_rate for w in (1, 2, 8, 32)]
+    assert rates[0] == rates[1]
+    assert rates[2] == pytest.approx(rates[1] * math.sqrt(2 / 8))
+    assert rates[3] == pytest.approx(rates[1] * math.sqrt(2 / 32))
+
+
+def test_a_step_size_by_hand_stays_as_given() -> None:
+    assert a3c.Config(env="CartPole-v1", workers=16, learning_rate=0.1).learning_rate == 0.1
+
+
+@pytest.mark.parametrize("env", [*presets.ENVIRONMENTS, "Unheard-v0"])
+def test_every_preset_is_a_valid_config(env: str) -> None:
+    config = a3c.Config(env=env)
+    assert config.total_timesteps >= 1
+    assert config.envs_per_worker >= 1
