@@ -215,7 +215,7 @@ def test_flags_by_hand_win_over_presets_and_resumed_settings(run: pathlib.Path) 
     assert a3c.Config(env="CartPole-v1", workers=2, envs_per_worker=1).envs_per_worker == 1
     parsed = cli.parse(a3c.Config, "a3c", "", ["--workers", "4", "--n-steps", "5"])
     assert (parsed.workers, parsed.envs_per_worker, parsed.n_steps) == (4, 32, 5)
-    assert parsed.learning_rate == preset.learning_rate
+    assert parsed.learning_rate == a3c.Config(env="CartPole-v1", workers=4).learning_rate
     generic = cli.parse(a3c.Config, "a3c", "", ["--env=tests.envs:Chain-v0", "--workers=4"])
     assert (generic.env, generic.envs_per_worker) == ("tests.envs:Chain-v0", 4)
     resumed = cli.parse(a3c.Config, "a3c", "", ["--resume", str(run), "--gamma", "0.5"])
