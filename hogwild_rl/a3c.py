@@ -59,6 +59,8 @@ class Config(settings.RunSettings):
     """Discount γ."""
     gae_lambda: float = 0.95
     """λ of generalized advantage estimation; 1 is the paper's n-step return."""
+    reward_scale: float = 1.0
+    """Factor on rewards in the loss; reported returns are as the environment pays them."""
     ent_coef: float = 0.01
     """Weight β of the policy's entropy."""
     vf_coef: float = 0.5
@@ -84,7 +86,7 @@ class Config(settings.RunSettings):
             settings.between(name, getattr(self, name), 0, 1)
         for name in ("ent_coef", "vf_coef"):
             settings.at_least(name, getattr(self, name), 0)
-        for name in ("learning_rate", "max_grad_norm", "rms_eps"):
+        for name in ("learning_rate", "reward_scale", "max_grad_norm", "rms_eps"):
             settings.above(name, getattr(self, name), 0)
         settings.between("rms_alpha", self.rms_alpha, 0, 0.999_999)
         for size in self.hidden:
@@ -95,7 +97,7 @@ def loss(model: ActorCritic, rollout: Rollout, config: Config) -> Tensor:
     """The actor-critic loss of one rollout, with one batched forward over all its rows."""
     policy, values = model(rollout.observations)
     advantages = returns.generalized_advantages(
-        rollout.rewards,
+        rollout.rewards * config.reward_scale,
         values.detach(),
         rollout.terminated,
         rollout.truncated,
