@@ -10,9 +10,12 @@ meanwhile.
 Source: Mnih et al. 2016 (arXiv:1602.01783), algorithm S3; lock-free: Recht et al. 2011.
 """
 
+import signal
+
 from hogwild_rl.hogwild import workers
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
     workers.preload(
         "hogwild_rl.runs.session"
     )  # the workers' import of torch runs beside ours, below
@@ -85,7 +88,7 @@ class Config(settings.RunSettings):
         for name in ("gamma", "gae_lambda"):
             settings.between(name, getattr(self, name), 0, 1)
         for name in ("ent_coef", "vf_coef"):
-            settings.at_least(name, getattr(self, name), 0)
+            settings.between(name, getattr(self, name), 0, 1e9)
         for name in ("learning_rate", "reward_scale", "max_grad_norm", "rms_eps"):
             settings.above(name, getattr(self, name), 0)
         settings.between("rms_alpha", self.rms_alpha, 0, 0.999_999)
@@ -166,6 +169,7 @@ def train(config: Config) -> Agent:
         UserError: a setting, the environment or the folder cannot be used; nothing was changed.
         WorkersFailed: a worker failed; the others were stopped and a checkpoint was written.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
+        SystemExit: SIGTERM, likewise.
     """
     session = Session("a3c", config)
     model = ActorCritic(
@@ -182,12 +186,14 @@ def train(config: Config) -> Agent:
     crew = workers.Workers(work, arguments, config.workers, config.seed, session.before.lives)
     failures: list[workers.Failure] = []
     with session.interruptible():
-        with crew:
-            while crew.running and not failures and not session.ending:
-                failures = crew.wait(_OBSERVE_EVERY_S)
-                session.observe(slots)
-            failures += crew.stop(_STOP_TIMEOUT_S)
-        agent = session.close(slots)
+        try:
+            with crew:
+                while crew.running and not failures and not session.ending:
+                    failures = crew.wait(_OBSERVE_EVERY_S)
+                    session.observe(slots)
+                failures += crew.stop(_STOP_TIMEOUT_S)
+        finally:
+            agent = session.close(slots, failed=bool(failures))
     if failures:
         raise cli.WorkersFailed("\n".join(map(str, failures)))
     return agent

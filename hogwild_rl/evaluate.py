@@ -8,10 +8,13 @@ import contextlib
 import dataclasses
 import importlib.util
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Literal
 
+import gymnasium
 import tyro
+from gymnasium.wrappers import RecordVideo
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
@@ -64,22 +67,28 @@ def evaluate(config: Config) -> agent.Episodes:
 
 @contextlib.contextmanager
 def _environment(player: agent.Agent, config: Config) -> Iterator[vector.Env]:
+    if config.video is not None:
+        _check_video(config.video)
     render_mode = "rgb_array" if config.video is not None else config.render
-    env = player.make_env(config.env, render_mode)
     try:
-        yield _recorded(env, config.video) if config.video is not None else env
+        env = player.make_env(config.env, render_mode)
+        if config.video is not None:
+            env = RecordVideo(env, config.video, episode_trigger=lambda _: True)
+    except TypeError as error:
+        raise UserError(f"the environment cannot be rendered ({error})") from error
+    try:
+        yield env
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise UserError(f"rendering needs a package that is not installed: {error}") from error
     finally:
         env.close()
 
 
-def _recorded(env: vector.Env, folder: str) -> vector.Env:
+def _check_video(folder: str) -> None:
     if importlib.util.find_spec("moviepy") is None:
-        raise UserError('video needs an extra: pip install "hogwild_rl[video]"')
+        raise UserError(f"video needs an extra: {sys.executable} -m pip install moviepy pygame-ce")
     if pathlib.Path(folder).exists():
         raise UserError(f"video folder {folder} exists: name a new one")
-    from gymnasium.wrappers import RecordVideo
-
-    return RecordVideo(env, folder, episode_trigger=lambda _: True, disable_logger=True)
 
 
 def main() -> None:

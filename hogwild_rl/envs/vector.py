@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -25,8 +26,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 # turn: on CartPole-v1 33 µs a step for any small number, against 7 µs for each.
 _NATIVE_FROM = 5
 
-# Which of our extras brings what an environment needs, by a word in its namespace or entry point.
-_EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale": "atari", "shimmy": "atari"}
+# Which of gymnasium's extras brings what an environment needs, by a word in its id or entry point.
+_EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale/": "atari"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ def inspect(env: EnvSource) -> EnvFacts:
         UserError: the id is unknown, an extra is missing, or a callable cannot be sent to a worker.
     """
     source = _spec(env) if isinstance(env, str) else env
+    _check_picklable(source)
     instance = make_env(source)
     try:
         return EnvFacts(
@@ -91,7 +93,6 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
     try:
         if isinstance(env, str | EnvSpec):
             return gymnasium.make(env, disable_env_checker=True, **rendering)
-        _check_picklable(env)
         made = env(**rendering)
     except (gymnasium.error.Error, ImportError) as error:
         raise UserError(_explain(name_of(env), error)) from error
@@ -113,7 +114,10 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
     if isinstance(env, str):
         env = _spec(env)
     if isinstance(env, EnvSpec) and _has_native(env) and num_envs >= _NATIVE_FROM:
-        return gymnasium.make_vec(env, num_envs, vectorization_mode="vector_entry_point")
+        native = gymnasium.make_vec(env, num_envs, vectorization_mode="vector_entry_point")
+        if native.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
+            return native
+        native.close()
     source = env
     return SyncVectorEnv(
         [lambda: make_env(source)] * num_envs,
@@ -132,11 +136,11 @@ def _spec(name: str) -> EnvSpec:
         if module:
             importlib.import_module(module)  # it registers the id
         return gymnasium.spec(registered)
-    except (gymnasium.error.Error, ImportError) as error:
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise UserError(_explain(name, error)) from error
 
 
-def _check_picklable(env: Callable[..., Env]) -> None:
+def _check_picklable(env: EnvSource) -> None:
     try:
         pickle.dumps(env)
     except Exception as error:  # whatever its parts raise
@@ -154,7 +158,8 @@ def _explain(name: str, error: Exception) -> str:
     hint = f"{name} {spec.entry_point if spec else ''}".lower()
     extra = next((extra for word, extra in _EXTRAS.items() if word in hint), None)
     if extra and (missing or isinstance(error, gymnasium.error.NamespaceNotFound)):
-        return f'environment {name} needs an extra: pip install "hogwild_rl[{extra}]"'
+        pip = f"{sys.executable} -m pip install"
+        return f'environment {name} needs an extra: {pip} "gymnasium[{extra}]"'
     if missing:
         return f"environment {name} needs a package that is not installed: {error}"
     matches = difflib.get_close_matches(

@@ -1,5 +1,6 @@
 """A module's parameters as one flat tensor: shared by all workers, and copied by each."""
 
+import copyreg
 import io
 import math
 import pickle
@@ -128,8 +129,7 @@ def _check(module: nn.Module) -> None:
 def _lay_out(module: nn.Module, flat: Tensor) -> int:
     """Moves the parameters into `flat`, as views; returns how many can be trained."""
     parameters = _in_order(module)
-    if parameters:
-        torch.cat([p.detach().reshape(-1) for p in parameters], out=flat)
+    torch.cat([p.detach().reshape(-1) for p in parameters], out=flat)
     _bind(module, flat)
     return sum(p.numel() for p in parameters if p.requires_grad)
 
@@ -150,7 +150,7 @@ def _freeze(module: nn.Module) -> bytes:
     """The module by value. Parameter data is left out: it is bound to a flat tensor on arrival."""
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, protocol=5)
-    pickler.dispatch_table = {nn.Parameter: _blueprint}
+    pickler.dispatch_table = {**copyreg.dispatch_table, nn.Parameter: _blueprint}
     pickler.dump(module)
     return stream.getvalue()
 

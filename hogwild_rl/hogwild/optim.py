@@ -87,13 +87,13 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
             ValueError: they are of another optimizer; nothing was changed.
         """
         shared = dict(self.state[self.parameter])
-        saved = state_dict["state"].get(0, {})
-        if saved.keys() != shared.keys():
-            raise ValueError(f"saved state has {sorted(saved)}, wanted {sorted(shared)}")
+        saved = {name: list(t.shape) for name, t in state_dict["state"].get(0, {}).items()}
+        wanted = {name: list(t.shape) for name, t in shared.items()}
+        if saved != wanted:
+            raise ValueError(f"saved state has {saved}, wanted {wanted}")
         torch.optim.Optimizer.load_state_dict.__wrapped__(self, state_dict)  # type: ignore[attr-defined]
-        loaded = self.state[self.parameter]
         for name, tensor in shared.items():
-            tensor.copy_(loaded[name])
+            tensor.copy_(self.state[self.parameter][name])
         self.state[self.parameter] = shared
 
 

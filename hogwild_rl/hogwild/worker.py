@@ -61,8 +61,10 @@ def live(
     try:
         target(worker, *arguments)
     except BaseException as error:
-        tracebacks.send_bytes(traceback.format_exc().encode()[-_TRACEBACK_BYTES:])
-        sys.exit(error.code if isinstance(error, SystemExit) else 1)
+        text = traceback.format_exc().encode(errors="replace")
+        tracebacks.send_bytes(text[-_TRACEBACK_BYTES:])
+        # Leaving early is a failure even with sys.exit(0): the others would go on, one fewer.
+        sys.exit((isinstance(error, SystemExit) and error.code) or 1)
 
 
 def _leave_with_parent() -> None:

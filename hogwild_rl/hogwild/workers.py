@@ -50,10 +50,17 @@ class Failure:
 
     def __str__(self) -> str:
         if self.exit_code < 0:
-            how = f"was killed by {signal.Signals(-self.exit_code).name}"
+            how = f"was killed by {_signal_name(-self.exit_code)}"
         else:
             how = f"failed with exit code {self.exit_code}"
         return f"worker {self.worker} {how}" + (f":\n{self.traceback}" if self.traceback else "")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no name
+        return f"signal {number}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +103,12 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         preload(self._target.__module__)
-        for index in range(self._count):
-            self._start(index)
+        try:
+            for index in range(self._count):
+                self._start(index)
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,22 +166,23 @@ class Workers:
         """Asks all workers to end, waits for them, and kills those that have not ended in time.
 
         Returns:
-            The workers that failed while stopping or had to be killed.
+            The workers that failed by themselves meanwhile.
         """
         self._stop[0] = 1
         deadline = time.monotonic() + timeout_s
         failures: list[Failure] = []
         while self._lives and time.monotonic() < deadline:
             failures += self.wait(deadline - time.monotonic())
-        return failures + self.kill()
+        self.kill()
+        return failures
 
-    def kill(self) -> list[Failure]:
+    def kill(self) -> None:
         """Ends all workers that still run, at once. Nothing they hold can be left locked."""
         for life in self._lives.values():
             life.process.kill()
         for life in self._lives.values():
             life.process.join()
-        return self._bury(list(self._lives))
+        self._bury(list(self._lives))
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ class Agent:
         with torch.inference_mode():
             policy = self.model.policy(observations)
             actions = policy.mode() if deterministic else policy.sample(self._generator)
-        return actions.numpy(), state
+        return actions.numpy()[()], state  # [()]: one action is a scalar, as environments expect
 
     def seed(self, seed: int) -> None:
         """Starts the stream of sampled actions anew."""

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import pickle
 import warnings
 from typing import Any
 
@@ -100,19 +99,22 @@ class Checkpoint:
             raise UserError(f"{path} does not exist: give a run or a saved agent") from error
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a foreign file can make the unpickler raise anything
             raise UserError(foreign) from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise UserError(foreign)
-        return cls(
-            algorithm=document["algorithm"],
-            settings=document["settings"],
-            observation_space=_space(document["observation_space"]),
-            action_space=_space(document["action_space"]),
-            parameters=document["parameters"],
-            optimizer=document["optimizer"],
-            counters=Counters(**document["counters"]),
-        )
+        try:
+            return cls(
+                algorithm=document["algorithm"],
+                settings=document["settings"],
+                observation_space=_space(document["observation_space"]),
+                action_space=_space(document["action_space"]),
+                parameters=document["parameters"],
+                optimizer=document["optimizer"],
+                counters=Counters(**document["counters"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(foreign) from error
 
 
 def _describe(space: gymnasium.Space[Any]) -> dict[str, Any]:

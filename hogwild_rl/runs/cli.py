@@ -18,7 +18,7 @@ from hogwild_rl.runs import settings
 _Config = TypeVar("_Config")
 
 # Flags that other flags' defaults depend on: they are looked at first.
-_DEFAULTS_DEPEND_ON = {"env": str, "resume": str, "workers": int}
+_DEFAULTS_DEPEND_ON = {"env": str, "resume": str, "workers": int, "envs_per_worker": int}
 
 
 def parse(
@@ -61,7 +61,8 @@ def _peek(config: type[settings.RunSettings], arguments: Sequence[str]) -> dict[
     """Those flags among the arguments that the defaults of others depend on."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in {field.name for field in dataclasses.fields(config)} & _DEFAULTS_DEPEND_ON.keys():
-        peek.add_argument(f"--{name}", type=_DEFAULTS_DEPEND_ON[name], default=argparse.SUPPRESS)
+        flag = f"--{name.replace('_', '-')}"
+        peek.add_argument(flag, type=_DEFAULTS_DEPEND_ON[name], default=argparse.SUPPRESS)
     try:
         return vars(peek.parse_known_args(arguments)[0])
     except argparse.ArgumentError:

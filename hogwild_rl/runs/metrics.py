@@ -1,7 +1,9 @@
 """How a run goes: counted from the workers' slots, shown on the terminal, kept in progress.csv."""
 
+import contextlib
 import csv
 import dataclasses
+import importlib.util
 import pathlib
 import sys
 import threading
@@ -16,7 +18,7 @@ from hogwild_rl.runs import settings
 from hogwild_rl.runs.checkpoint import Counters
 
 EPISODES_AVERAGED = 100
-PROGRESS_FILE = "progress.csv"
+PROGRESS_FILE, STALENESS_FILE = "progress.csv", "staleness.csv"
 
 _BAR_EVERY_S, _ROW_EVERY_S, _LINE_EVERY_S = 0.1, 1.0, 5.0
 
@@ -88,9 +90,6 @@ class Reporter:
         folder: of the run.
         config: its settings.
         before: where the run stood when this life of it began; later rows are dropped from its log.
-
-    Raises:
-        UserError: tensorboard is asked for and not installed.
     """
 
     def __init__(
@@ -137,13 +136,14 @@ class Reporter:
         )
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(snapshot.steps - self._bar.n)
+            self._bar.update(min(snapshot.steps, self._total) - self._bar.n)
         elif not self._quiet:
-            print(
-                f"{snapshot.time_s:.1f} s: {snapshot.steps:,} of {self._total:,} steps, {text}",
-                file=sys.stderr,
-                flush=True,
-            )
+            with contextlib.suppress(OSError):  # nobody reads on; training does not depend on it
+                print(
+                    f"{snapshot.time_s:.1f} s: {snapshot.steps:,} of {self._total:,} steps, {text}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def close(self) -> None:
         """Ends the bar and closes the files."""
@@ -168,11 +168,24 @@ def _open_log(path: pathlib.Path, steps: int) -> TextIO:
     return file
 
 
-def _event_writer(folder: pathlib.Path) -> Any:
-    try:
-        from torch.utils import tensorboard
-    except ImportError as error:
+def write_staleness(folder: pathlib.Path, slots: Slots) -> None:
+    """Writes staleness.csv: how many updates of this life of the run had which staleness."""
+    with (folder / STALENESS_FILE).open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["staleness", "updates"])
+        rows.writerows(enumerate(slots.staleness_histogram().tolist()))
+
+
+def check(config: settings.RunSettings) -> None:
+    """Raises UserError where a way of reporting is asked for that is not installed."""
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError(
-            'tensorboard is not installed: pip install "hogwild_rl[tensorboard]"'
-        ) from error
+            "tensorboard is not installed: leave it out, or "
+            f"{sys.executable} -m pip install tensorboard"
+        )
+
+
+def _event_writer(folder: pathlib.Path) -> Any:
+    from torch.utils import tensorboard
+
     return tensorboard.SummaryWriter(str(folder))

@@ -26,7 +26,9 @@ ENVIRONMENTS = tuple(_ACTOR_CRITIC)
 _GENERIC: dict[str, Any] = {"num_envs": 16}
 
 
-def settings(algorithm: str, env: str, workers: int) -> dict[str, Any]:
+def settings(
+    algorithm: str, env: str, workers: int, envs_per_worker: int | None = None
+) -> dict[str, Any]:
     """The preset of an environment for an algorithm, or what suits any environment.
 
     More workers share the environments out into smaller batches, whose gradients are noisier: the
@@ -36,14 +38,16 @@ def settings(algorithm: str, env: str, workers: int) -> dict[str, Any]:
         algorithm: its module's name, "a3c".
         env: name of the environment.
         workers: how many share the environments out.
+        envs_per_worker: given by hand instead.
 
     Source of the rule: Malladi et al. 2022 (arXiv:2205.10287), definition 4.1. Without it 16
     workers fail on one seed of CartPole-v1 in three.
     """
     preset = dict(_ACTOR_CRITIC.get(env, _GENERIC))
     num_envs = preset.pop("num_envs")
-    preset["envs_per_worker"] = max(1, num_envs // max(1, workers))
-    share = preset["envs_per_worker"] * _WORKERS_TUNED_FOR / num_envs
+    envs = max(1, num_envs // max(1, workers)) if envs_per_worker is None else envs_per_worker
+    preset["envs_per_worker"] = envs
+    share = max(1, envs) * _WORKERS_TUNED_FOR / num_envs
     if "learning_rate" in preset:
         preset["learning_rate"] *= min(1.0, math.sqrt(share))
     return preset

@@ -1,8 +1,10 @@
 """One life of a run: its folder, its log, its checkpoints, and when it ends."""
 
 import contextlib
+import math
 import os
 import pathlib
+import shlex
 import signal
 import sys
 import threading
@@ -17,7 +19,7 @@ from torch import nn
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.runs import metrics, settings
+from hogwild_rl.runs import folder, metrics, settings
 from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE, Agent
 from hogwild_rl.runs.checkpoint import Checkpoint, Counters
 
@@ -49,7 +51,11 @@ class Session:
         self.before = self._resumed.counters if self._resumed else Counters()
         self.solved = False
         self._signal: int | None = None
-        self._best = self.before.best_return
+        metrics.check(config)
+        if config.stop_when_solved and self.facts.reward_threshold is None:
+            raise UserError(
+                f"{self.facts.name} has no registered reward threshold: leave out stop_when_solved"
+            )
 
     def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Makes or reopens the folder; a resumed run's parameters and statistics are restored.
@@ -64,7 +70,8 @@ class Session:
             learning_rate = optimizer.param_groups[0]["lr"]
             optimizer.load_state_dict(self._resumed.optimizer)
             optimizer.param_groups[0]["lr"] = learning_rate  # settings decide, not the checkpoint
-        self.folder = _folder(self._algorithm, self._config, self.facts)
+        self.folder = folder.prepare(self._algorithm, self._config, self.facts.name)
+        self._best = _best_so_far(self.folder, self.before)
         settings.write(self.folder, self._algorithm, self._config.to_json())
         self._reporter = metrics.Reporter(
             self.folder, self._config, self.before
@@ -82,20 +89,22 @@ class Session:
             self.solved = True
             self._solved_at = snapshot
         reported = self._reporter.report(snapshot, final)
-        better = self._best is None or snapshot.return_mean > self._best
-        if reported and full and better:
+        best = -math.inf if self._best is None else self._best
+        if reported and full and best < snapshot.return_mean < math.inf:
             self._best = snapshot.return_mean
             self._checkpoint().save(self.folder / BEST_FILE)
         if final or now_s - self._saved_s >= self._config.checkpoint_every_s:
             self._saved_s = now_s
             self._checkpoint().save(self.folder / CHECKPOINT_FILE)
 
-    def close(self, slots: Slots) -> Agent:
+    def close(self, slots: Slots, failed: bool) -> Agent:
         """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
         self.observe(slots, final=True)
         self._reporter.close()
+        metrics.write_staleness(self.folder, slots)
         if not self._config.quiet:
-            self._tell()
+            with contextlib.suppress(OSError):
+                self._tell(failed)
         return Agent(self._checkpoint(), env=self._config.env, run_dir=self.folder)
 
     @property
@@ -117,13 +126,15 @@ class Session:
             if self._signal is not None:
                 raise KeyboardInterrupt
             self._signal = number
+            if not self._config.quiet:
+                sys.stderr.write("\nstopping and saving; once more ends at once\n")
 
         before = {number: signal.signal(number, handle) for number in _SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)
         if self._signal is not None:
             raise KeyboardInterrupt if self._signal == signal.SIGINT else SystemExit(128 + self._signal)
 
@@ -147,7 +158,7 @@ class Session:
             ),
         )
 
-    def _tell(self) -> None:
+    def _tell(self, failed: bool) -> None:
         s = self._snapshot
         if self.solved:
             at = self._solved_at
@@ -160,10 +171,11 @@ class Session:
         if s.dropped:
             print(f"dropped {s.dropped:,} gradients that were not finite")
         print(f"run: {self.folder}")
-        if self._signal is None:
-            print(f"next: {_python()} -m hogwild_rl.evaluate {self.folder} --episodes 20")
+        place = shlex.quote(str(self.folder))
+        if self._signal is None and not failed:
+            print(f"next: {_python()} -m hogwild_rl.evaluate {place} --episodes 20")
         else:
-            print(f"next: {_python()} -m hogwild_rl.{self._algorithm} --resume {self.folder}")
+            print(f"next: {_python()} -m hogwild_rl.{self._algorithm} --resume {place}")
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -194,28 +206,12 @@ def _resumed(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoint
     return checkpoint
 
 
-def _folder(
-    algorithm: str, config: settings.RunSettings, facts: vector.EnvFacts
-) -> pathlib.Path:
-    if config.resume is not None:
-        return pathlib.Path(config.resume)
-    if config.run_dir is not None:
-        folder = pathlib.Path(config.run_dir)
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"run_dir {folder} is not empty: name a new folder, or --resume {folder}")
-    else:
-        name = "".join(c if c.isalnum() or c in "-." else "-" for c in facts.name)
-        stem = f"{algorithm}_{name}_{time.strftime('%Y%m%d-%H%M%S')}"
-        taken = sum(1 for _ in pathlib.Path("runs").glob(f"{stem}*"))
-        folder = pathlib.Path("runs") / (f"{stem}-{taken + 1}" if taken else stem)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{algorithm}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"run_dir {folder} cannot be written ({error.strerror})") from error
-    return folder
+def _best_so_far(folder: pathlib.Path, before: Counters) -> float | None:
+    """The best mean return on record; best.pt is often newer than the checkpoint that is resumed."""
+    if not (folder / BEST_FILE).exists():
+        return before.best_return
+    saved = Checkpoint.load(folder / BEST_FILE).counters.best_return
+    return max((best for best in (saved, before.best_return) if best is not None), default=None)
 
 
 def _copied(value: Any) -> Any:

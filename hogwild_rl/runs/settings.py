@@ -54,7 +54,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         at_least("total_timesteps", self.total_timesteps, 1)
-        at_least("seed", self.seed, 0)
+        between("seed", self.seed, 0, 2**63 - 1)
         above("checkpoint_every_s", self.checkpoint_every_s, 0)
         if self.resume is not None and self.run_dir is not None:
             raise UserError("resume goes on in the run's own folder: leave out run_dir")
@@ -84,8 +84,12 @@ def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
                 if unknown:
                     raise UserError(f"{resume}/{SETTINGS_FILE} has unknown {sorted(unknown)}")
             else:
-                env = vector.name_of(given.get("env", RunSettings.env))
-                base = presets.settings(algorithm, env, given.get("workers", usable_cores()))
+                base = presets.settings(
+                    algorithm,
+                    vector.name_of(given.get("env", RunSettings.env)),
+                    given.get("workers", usable_cores()),
+                    given.get("envs_per_worker"),
+                )
             plain_init(self, **{**base, **given})
 
         config.__init__ = init  # type: ignore[method-assign, assignment]

@@ -67,7 +67,11 @@ def run(trained: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
         (["--learning-rate", "0"], "learning_rate must be above 0, got 0"),
         (["--learning-rate", "inf"], "learning_rate must be above 0, got inf"),
         (["--rms-alpha", "1"], "rms_alpha must lie between 0 and 0.999999, got 1"),
-        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--seed", "-1"], "seed must lie between 0 and"),
+        (["--seed", "9" * 30], "seed must lie between 0 and"),
+        (["--ent-coef", "inf"], "ent_coef must lie between 0 and"),
+        (["--env", ".mod:X"], "unknown environment '.mod:X'"),
+        (["--env", "tests.envs:Chain-v0", "--stop-when-solved"], "no registered reward threshold"),
         (["--hidden", "64", "0"], "hidden must be at least 1, got 0"),
         (["--activation", "sin"], "sin"),
         (["--checkpoint-every-s", "0"], "checkpoint_every_s must be above 0, got 0"),
@@ -85,7 +89,7 @@ def run(trained: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
         (["--resume", "no/such/run"], "run no/such/run does not exist"),
         (["--resume", "tests"], "tests holds no run"),
         (["--run-dir", "tests"], "run_dir tests is not empty"),
-        (["--run-dir", "README.md/run"], "run_dir README.md/run cannot be written"),
+        (["--run-dir", "README.md/run"], "run folder README.md/run cannot be written"),
         (["--resume", "a", "--run-dir", "b"], "run a does not exist"),
     ],
 )
@@ -99,7 +103,7 @@ def test_missing_extra_names_the_command(refused: Command) -> None:
         ("ALE/Pong-v5", "atari", "ale_py"),
     ):
         if importlib.util.find_spec(package) is None:
-            assert f'pip install "hogwild_rl[{extra}]"' in refused("a3c", "--env", env)
+            assert f'pip install "gymnasium[{extra}]"' in refused("a3c", "--env", env)
 
 
 def test_an_unwritable_folder_is_refused(refused: Command) -> None:

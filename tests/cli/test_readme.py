@@ -55,3 +55,12 @@ def test_flags_named_in_the_readme_exist(tmp_path: pathlib.Path) -> None:
         known += execute([sys.executable, "-m", f"hogwild_rl.{program}", "--help"], tmp_path)
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert flag in known, flag
+
+
+def test_every_episode_becomes_a_video(tmp_path: pathlib.Path) -> None:
+    module = [sys.executable, "-W", "error", "-m"]
+    run = ["--run-dir", "run", "--workers", "1", "--total-timesteps", "2000"]
+    execute([*module, "hogwild_rl.a3c", *run], tmp_path)
+    play = ["run", "--video", "videos", "--episodes", "2"]
+    execute([sys.executable, "-m", "hogwild_rl.evaluate", *play], tmp_path)
+    assert len(list((tmp_path / "videos").glob("*.mp4"))) == 2

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -63,6 +64,8 @@ def fail(worker: Worker, how: str) -> None:
             raise RuntimeError("x" * 1_000_000 + "the end")
         if how == "exit":
             os._exit(7)
+        if how == "leave":
+            sys.exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
     while not worker.stopping:
         time.sleep(0.01)

@@ -90,6 +90,7 @@ def test_a_run_trains_and_leaves_its_folder_and_nothing_else(start) -> None:
     assert {path.name for path in run.folder.iterdir()} == {
         "settings.json",
         "progress.csv",
+        "staleness.csv",
         "checkpoint.pt",
         "best.pt",
     }

@@ -20,6 +20,12 @@ def test_smaller_batches_take_smaller_steps_and_larger_ones_no_larger() -> None:
     assert rates[3] == pytest.approx(rates[1] * math.sqrt(2 / 32))
 
 
+def test_environments_given_by_hand_set_the_step_size_too() -> None:
+    by_preset = a3c.Config(env="CartPole-v1", workers=16).learning_rate
+    by_hand = a3c.Config(env="CartPole-v1", workers=2, envs_per_worker=8).learning_rate
+    assert by_hand == by_preset
+
+
 def test_a_step_size_by_hand_stays_as_given() -> None:
     assert a3c.Config(env="CartPole-v1", workers=16, learning_rate=0.1).learning_rate == 0.1
 
