@@ -167,7 +167,7 @@ def train(config: Config) -> Agent:
 
     Raises:
         UserError: a setting, the environment or the folder cannot be used; nothing was changed.
-        WorkersFailed: a worker failed; the others were stopped and a checkpoint was written.
+        WorkersFailedError: a worker failed; the others were stopped and a checkpoint was written.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM, likewise.
     """
@@ -195,7 +195,7 @@ def train(config: Config) -> Agent:
         finally:
             agent = session.close(slots, failed=bool(failures))
     if failures:
-        raise cli.WorkersFailed("\n".join(map(str, failures)))
+        raise cli.WorkersFailedError("\n".join(map(str, failures)))
     return agent
 
 

@@ -81,7 +81,9 @@ class Agent:
         observations = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
         shape = self.checkpoint.observation_space.shape
         if shape not in (tuple(observations.shape), tuple(observations.shape[1:])):
-            raise UserError(f"observations must be {shape} or (B, *{shape}), got {observations.shape}")
+            raise UserError(
+                f"observations must be {shape} or (B, *{shape}), got {observations.shape}"
+            )
         with torch.inference_mode():
             policy = self.model.policy(observations)
             actions = policy.mode() if deterministic else policy.sample(self._generator)

@@ -1,4 +1,4 @@
-"""The command line of every program here: flags from a settings class, one clear line for errors."""
+"""The command line of every program here: flags from a settings class, one line for errors."""
 
 import argparse
 import contextlib
@@ -85,19 +85,19 @@ def _one_line(box: str) -> str:
     return message + (f"; did you mean {similar[0]}?" if similar else "")
 
 
-class WorkersFailed(RuntimeError):
+class WorkersFailedError(RuntimeError):
     """A run ended because workers failed; the message holds their tracebacks."""
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a program and ends the process with its exit code: 0, 1 failed, 2 bad input, 130 Ctrl-C."""
+    """Runs a program and ends the process: exit code 0, 1 failed, 2 bad input, 130 Ctrl-C."""
     code = 0
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except WorkersFailed as error:
+    except WorkersFailedError as error:
         print(error, file=sys.stderr)
         code = 1
     except KeyboardInterrupt:

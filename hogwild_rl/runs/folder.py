@@ -35,7 +35,9 @@ def prepare(algorithm: str, config: settings.RunSettings, env: str) -> pathlib.P
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"run folder {error.filename} cannot be written ({error.strerror})") from error
+        raise UserError(
+            f"run folder {error.filename} cannot be written ({error.strerror})"
+        ) from error
     return folder
 
 

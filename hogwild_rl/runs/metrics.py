@@ -84,7 +84,7 @@ def take(slots: Slots, before: Counters, elapsed_s: float, last: Snapshot | None
 
 
 class Reporter:
-    """Shows snapshots on a terminal's bar, or as a line every few seconds, and appends them to files.
+    """Shows snapshots on a terminal's bar, or a line every few seconds, and appends them to files.
 
     Args:
         folder: of the run.

@@ -1,7 +1,7 @@
 """Tuned settings for known environments.
 
-`benchmarks/search.py` and `benchmarks/solve.py` chose them; benchmarks/README.md has the seeds and the
-results. They are tuned for two workers.
+`benchmarks/search.py` and `benchmarks/solve.py` chose them; benchmarks/README.md has the seeds and
+the results. They are tuned for two workers.
 """
 
 import math
@@ -20,7 +20,29 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "gae_lambda": 0.95,
         "ent_coef": 0.0,
     },
+    "Acrobot-v1": {
+        "num_envs": 32,
+        "total_timesteps": 600_000,
+        "n_steps": 16,
+        "learning_rate": 1e-3,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.01,
+    },
+    # Long rollouts and a small ε are what counts here: with n_steps 5 to 32 it learns to hover.
+    "LunarLander-v3": {
+        "num_envs": 16,
+        "total_timesteps": 3_000_000,
+        "n_steps": 64,
+        "learning_rate": 3e-3,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.01,
+        "reward_scale": 0.1,
+        "rms_eps": 1e-8,
+    },
 }
+_PRESETS = {"a3c": _ACTOR_CRITIC}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)
 
 _GENERIC: dict[str, Any] = {"num_envs": 16}
@@ -43,7 +65,7 @@ def settings(
     Source of the rule: Malladi et al. 2022 (arXiv:2205.10287), definition 4.1. Without it 16
     workers fail on one seed of CartPole-v1 in three.
     """
-    preset = dict(_ACTOR_CRITIC.get(env, _GENERIC))
+    preset = dict(_PRESETS[algorithm].get(env, _GENERIC))
     num_envs = preset.pop("num_envs")
     envs = max(1, num_envs // max(1, workers)) if envs_per_worker is None else envs_per_worker
     preset["envs_per_worker"] = envs

@@ -73,9 +73,7 @@ class Session:
         self.folder = folder.prepare(self._algorithm, self._config, self.facts.name)
         self._best = _best_so_far(self.folder, self.before)
         settings.write(self.folder, self._algorithm, self._config.to_json())
-        self._reporter = metrics.Reporter(
-            self.folder, self._config, self.before
-        )
+        self._reporter = metrics.Reporter(self.folder, self._config, self.before)
         self._began_s = self._saved_s = time.monotonic()
 
     def observe(self, slots: Slots, final: bool = False) -> None:
@@ -122,7 +120,7 @@ class Session:
             yield  # only the main thread may handle signals
             return
 
-        def handle(number: int, frame: FrameType | None) -> None:
+        def handle(number: int, _: FrameType | None) -> None:
             if self._signal is not None:
                 raise KeyboardInterrupt
             self._signal = number
@@ -136,7 +134,11 @@ class Session:
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
         if self._signal is not None:
-            raise KeyboardInterrupt if self._signal == signal.SIGINT else SystemExit(128 + self._signal)
+            raise (
+                KeyboardInterrupt
+                if self._signal == signal.SIGINT
+                else SystemExit(128 + self._signal)
+            )
 
     def _checkpoint(self) -> Checkpoint:
         snapshot = self._snapshot
@@ -207,7 +209,7 @@ def _resumed(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoint
 
 
 def _best_so_far(folder: pathlib.Path, before: Counters) -> float | None:
-    """The best mean return on record; best.pt is often newer than the checkpoint that is resumed."""
+    """The best mean return on record; best.pt may be newer than the checkpoint that is resumed."""
     if not (folder / BEST_FILE).exists():
         return before.best_return
     saved = Checkpoint.load(folder / BEST_FILE).counters.best_return

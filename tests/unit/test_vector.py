@@ -317,7 +317,7 @@ def test_a_callable_whose_package_is_missing_is_refused() -> None:
 
 def test_a_lambda_is_refused() -> None:
     """It cannot be sent to a worker; the message says what can."""
-    with pytest.raises(hogwild_rl.UserError, match="lambda.*top level"):
+    with pytest.raises(hogwild_rl.UserError, match=r"lambda.*top level"):
         vector.inspect(lambda: Still(None))
     assert isinstance(vector.make_env(lambda: Still(None)), Still), "nobody has to send it here"
 
