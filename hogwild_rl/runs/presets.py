@@ -1,7 +1,7 @@
 """Tuned settings for known environments.
 
-`benchmarks/search.py` and `benchmarks/solve.py` chose them; benchmarks/README.md has the seeds and
-the results. They are tuned for two workers.
+benchmarks/README.md says where each comes from, and on how many seeds it holds. They are tuned for
+two workers.
 """
 
 import math
