@@ -26,7 +26,6 @@ _ROW = np.dtype(
             "steps",
             "updates",
             "dropped",
-            "incarnation",
             "heartbeat_s",
             "seconds",
             "staleness_sum",
@@ -36,7 +35,6 @@ _ROW = np.dtype(
             "episodes",
         ],
         "formats": [
-            "i8",
             "i8",
             "i8",
             "i8",
