@@ -4,6 +4,11 @@ python -m hogwild_rl.evaluate runs/a3c_CartPole-v1_20260101-120000 --episodes 20
 python -m hogwild_rl.evaluate cartpole.pt --video videos
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C needs no words
+
 import contextlib
 import dataclasses
 import importlib.util

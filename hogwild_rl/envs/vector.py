@@ -5,6 +5,7 @@ The step after an episode's end ignores its action, pays nothing and returns the
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import pickle
 import sys
@@ -75,6 +76,8 @@ def name_of(env: EnvSource) -> str:
         return env
     if isinstance(env, EnvSpec):
         return env.id
+    if isinstance(env, functools.partial):
+        env = env.func
     return f"{env.__module__}.{getattr(env, '__qualname__', type(env).__qualname__)}"
 
 

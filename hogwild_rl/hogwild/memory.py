@@ -10,13 +10,17 @@ from torch import Tensor
 _SHARED_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108  a look at its size, nothing is written
 
 
+class NoSharedMemoryError(OSError):
+    """There is too little shared memory."""
+
+
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor of zeros in shared memory: processes that receive it see the same numbers.
 
     Its segment has no name, so nothing is left behind, however the processes end.
 
     Raises:
-        OSError: there is too little shared memory. Looked for here, because a process that touches
+        NoSharedMemoryError: there is too little. Looked for here, because a process that touches
             memory that is not there is killed by SIGBUS without a word.
     """
     wanted = math.prod(shape) * dtype.itemsize
@@ -24,7 +28,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         space = os.statvfs(_SHARED_MEMORY)
         free = space.f_bavail * space.f_frsize
         if wanted > free:
-            raise OSError(
+            raise NoSharedMemoryError(
                 f"{_SHARED_MEMORY} has {free:,} bytes free, {wanted:,} are needed: "
                 "make it larger (docker run --shm-size=1g)"
             )

@@ -14,7 +14,8 @@ import torch
 
 from hogwild_rl.hogwild import memory
 
-EPISODES_KEPT = 128  # per worker; more than the 100 that a mean over recent episodes asks for
+EPISODES_KEPT = 128  # per worker
+EPISODES_READABLE = 100  # of these; the writer has the oldest to itself, to put new ones there
 STALENESS_BINS = 64  # staleness 0, 1, ..., 62, and 63 or more
 PHASES = ("env", "act", "learn", "share")  # share: pull and step
 _PHASE = {name: index for index, name in enumerate(PHASES)}
@@ -111,16 +112,23 @@ class Slots:
         Raises:
             ValueError: none are asked for, or more than a row keeps.
         """
-        if not 1 <= count <= EPISODES_KEPT:
-            raise ValueError(f"count must lie between 1 and {EPISODES_KEPT}, got {count}")
-        kept = [row["episodes"][: min(row["episode_count"], EPISODES_KEPT)] for row in self.rows]
-        episodes = np.concatenate(kept)
+        if not 1 <= count <= EPISODES_READABLE:
+            raise ValueError(f"count must lie between 1 and {EPISODES_READABLE}, got {count}")
+        episodes = np.concatenate([_newest(row, count) for row in self.rows])
         newest = episodes[np.argsort(episodes["time_s"], kind="stable")[-count:]]
         return [Episode(*episode) for episode in newest.tolist()]
 
     def writer(self, worker: int) -> "SlotWriter":
         """The row of one worker, to be held by that worker's process alone."""
         return SlotWriter(self, worker)
+
+
+def _newest(row: Any, count: int) -> "np.ndarray[Any, Any]":
+    """A copy of a row's newest episodes, oldest first, that its writer does not touch meanwhile."""
+    written = int(row["episode_count"])
+    numbers = np.arange(max(0, written - count), written)
+    newest: np.ndarray[Any, Any] = row["episodes"][numbers % EPISODES_KEPT]
+    return newest
 
 
 class SlotWriter:

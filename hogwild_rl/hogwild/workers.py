@@ -26,7 +26,8 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 def preload(module: str) -> None:
     """Starts the server that workers are forked from, with a module already imported in it.
 
-    It returns at once; the import goes on beside whatever the caller does next.
+    It returns at once; the import goes on beside whatever the caller does next. The server is the
+    one of the whole process: whatever else it forks ignores Ctrl-C and computes on one thread too.
 
     Args:
         module: dotted name of the module that holds the worker function.

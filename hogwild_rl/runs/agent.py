@@ -79,11 +79,9 @@ class Agent:
         """
         del episode_start  # there is no state to forget
         observations = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
-        shape = self.checkpoint.observation_space.shape
-        if shape not in (tuple(observations.shape), tuple(observations.shape[1:])):
-            raise UserError(
-                f"observations must be {shape} or (B, *{shape}), got {observations.shape}"
-            )
+        wanted, got = self.checkpoint.observation_space.shape, tuple(observations.shape)
+        if wanted not in (got, got[1:]):
+            raise UserError(f"observations must have shape {wanted}, or B of these, got {got}")
         with torch.inference_mode():
             policy = self.model.policy(observations)
             actions = policy.mode() if deterministic else policy.sample(self._generator)
@@ -126,20 +124,22 @@ class Agent:
         if episodes < 1:
             raise UserError(f"episodes must be at least 1, got {episodes}")
         made = env if isinstance(env, gymnasium.Env) else self.make_env(env)
-        self._check_spaces(made)
-        self.seed(seed)
-        returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
-        for episode in range(episodes):
-            observation, _ = made.reset(seed=seed if episode == 0 else None)
-            ended = False
-            while not ended:
-                action = self.act(observation, deterministic=deterministic)
-                observation, reward, terminated, truncated, _ = made.step(action)
-                returns[episode] += float(reward)
-                lengths[episode] += 1
-                ended = terminated or truncated
-        if made is not env:
-            made.close()
+        try:
+            self._check_spaces(made)
+            self.seed(seed)
+            returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
+            for episode in range(episodes):
+                observation, _ = made.reset(seed=seed if episode == 0 else None)
+                ended = False
+                while not ended:
+                    action = self.act(observation, deterministic=deterministic)
+                    observation, reward, terminated, truncated, _ = made.step(action)
+                    returns[episode] += float(reward)
+                    lengths[episode] += 1
+                    ended = terminated or truncated
+        finally:
+            if made is not env:
+                made.close()
         return Episodes(returns, lengths)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -1,7 +1,6 @@
 """Everything a run needs to go on, in one file that is either whole or not there."""
 
 import dataclasses
-import os
 import pathlib
 import warnings
 from typing import Any
@@ -13,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hogwild_rl import UserError
+from hogwild_rl.runs import files
 
 FORMAT = "hogwild_rl-1"
 
@@ -62,7 +62,7 @@ class Checkpoint:
     counters: Counters
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes the file beside its name, flushes it to disk, and only then gives it the name."""
+        """Writes the file; it is there whole, or as before."""
         document = {
             "format": FORMAT,
             "algorithm": self.algorithm,
@@ -73,15 +73,8 @@ class Checkpoint:
             "optimizer": self.optimizer,
             "counters": dataclasses.asdict(self.counters),
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(document, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with files.replacing(path) as file:
+            torch.save(document, file)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Checkpoint":

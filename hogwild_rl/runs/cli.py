@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from hogwild_rl import UserError
+from hogwild_rl.hogwild import memory
 from hogwild_rl.runs import settings
 
 _Config = TypeVar("_Config")
@@ -94,7 +95,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     code = 0
     try:
         main()
-    except UserError as error:
+    except (UserError, memory.NoSharedMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except WorkersFailedError as error:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import importlib.util
+import io
 import pathlib
 import sys
 import threading
@@ -14,7 +15,7 @@ import tqdm
 
 from hogwild_rl import UserError
 from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.runs import settings
+from hogwild_rl.runs import files, settings
 from hogwild_rl.runs.checkpoint import Counters
 
 EPISODES_AVERAGED = 100
@@ -162,10 +163,10 @@ def _open_log(path: pathlib.Path, steps: int) -> TextIO:
         with path.open(newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == len(header)][1:]
     column = header.index("steps")
-    file = path.open("w", newline="")
-    csv.writer(file).writerows([header, *(row for row in rows if int(row[column]) <= steps)])
-    file.flush()
-    return file
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *(row for row in rows if int(row[column]) <= steps)])
+    files.write_text(path, text.getvalue())
+    return path.open("a", newline="")
 
 
 def write_staleness(folder: pathlib.Path, slots: Slots) -> None:

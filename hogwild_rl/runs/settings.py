@@ -13,7 +13,7 @@ import tyro
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
-from hogwild_rl.runs import presets
+from hogwild_rl.runs import files, presets
 
 SETTINGS_FILE = "settings.json"
 
@@ -121,7 +121,7 @@ def saved(run: pathlib.Path, algorithm: str) -> dict[str, Any]:
 def write(folder: pathlib.Path, algorithm: str, settings: Mapping[str, Any]) -> None:
     """Writes settings.json, for people and for --resume."""
     document = {"algorithm": algorithm, "settings": settings}
-    (folder / SETTINGS_FILE).write_text(json.dumps(document, indent=2) + "\n")
+    files.write_text(folder / SETTINGS_FILE, json.dumps(document, indent=2) + "\n")
 
 
 def usable_cores() -> int:

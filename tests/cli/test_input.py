@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from hogwild_rl import a3c, evaluate
+from hogwild_rl.hogwild import memory
 from hogwild_rl.runs import cli
 from tests import envs
 
@@ -231,3 +232,15 @@ def test_settings_survive_json(tmp_path: pathlib.Path) -> None:
     plain = json.loads(json.dumps(config.to_json()))
     assert plain["env"] == "tests.envs.Chain"
     assert plain["hidden"] == [8, 8]
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="shared memory elsewhere")
+def test_too_little_shared_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """More than /dev/shm holds: what is free, what is needed, what to do, and exit code 2."""
+    with pytest.raises(SystemExit) as ending:
+        cli.run(lambda: memory.zeros(2**50))
+    assert ending.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "bytes free" in lines[0]
+    assert "--shm-size" in lines[0]

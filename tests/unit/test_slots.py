@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from hogwild_rl.hogwild.slots import EPISODES_KEPT, PHASES, STALENESS_BINS, Slots
+from hogwild_rl.hogwild.slots import EPISODES_KEPT, EPISODES_READABLE, PHASES, STALENESS_BINS, Slots
 
 
 def returns_of(slots: Slots, count: int) -> list[float]:
@@ -81,7 +81,7 @@ def test_recent_episodes_of_several_writers_come_in_order_of_time() -> None:
     writers = [slots.writer(worker) for worker in range(3)]
     for number, worker in enumerate([2, 0, 0, 1, 2, 1, 0, 2, 2, 1]):
         writers[worker].add_rollout(1, [(float(number), 1)])
-    assert returns_of(slots, EPISODES_KEPT) == [float(number) for number in range(10)]
+    assert returns_of(slots, EPISODES_READABLE) == [float(number) for number in range(10)]
     assert returns_of(slots, 4) == [6.0, 7.0, 8.0, 9.0]
     assert returns_of(slots, 1) == [9.0]
 
@@ -94,7 +94,7 @@ def test_a_full_row_keeps_the_newest(more: int) -> None:
     slots.writer(0).add_rollout(total, [(float(number), 1) for number in range(total)])
     assert slots.total("episode_count") == total
     newest = [float(number) for number in range(total)]
-    assert returns_of(slots, EPISODES_KEPT) == newest[-EPISODES_KEPT:]
+    assert returns_of(slots, EPISODES_READABLE) == newest[-EPISODES_READABLE:]
     assert returns_of(slots, 3) == newest[-3:]
 
 
@@ -107,7 +107,7 @@ def test_full_and_sparse_rows_are_merged() -> None:
     idle.add_rollout(1, [(-2.0, 1)])
     busy.add_rollout(1, [(200.0, 1)])
     assert returns_of(slots, 4) == [198.0, 199.0, -2.0, 200.0]
-    assert -1.0 not in returns_of(slots, EPISODES_KEPT)
+    assert -1.0 not in returns_of(slots, EPISODES_READABLE)
 
 
 @pytest.mark.parametrize("wanted", [1, 3, 5])
@@ -118,12 +118,12 @@ def test_never_more_episodes_than_asked_for(wanted: int) -> None:
     assert len(slots.recent_episodes(wanted)) == wanted
 
 
-@pytest.mark.parametrize("wanted", [-1, 0, EPISODES_KEPT + 1])
+@pytest.mark.parametrize("wanted", [-1, 0, EPISODES_READABLE + 1])
 def test_counts_out_of_range_are_refused(wanted: int) -> None:
     """No episodes, or more than are kept: the message shows what was asked for."""
     slots = Slots(2)
-    assert slots.recent_episodes(EPISODES_KEPT) == []
-    with pytest.raises(ValueError, match=rf"{EPISODES_KEPT}, got {wanted}$"):
+    assert slots.recent_episodes(EPISODES_READABLE) == []
+    with pytest.raises(ValueError, match=rf"{EPISODES_READABLE}, got {wanted}$"):
         slots.recent_episodes(wanted)
 
 
