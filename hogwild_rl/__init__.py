@@ -1,4 +1,4 @@
-"""Asynchronous advantage actor-critic on the cores you have.
+"""Advantage actor-critic, asynchronous on the cores you have or batched on one device.
 
     from hogwild_rl import a3c
     agent = a3c.train(a3c.Config(env="CartPole-v1", workers=4))
@@ -11,15 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hogwild_rl import a2c as a2c
     from hogwild_rl import a3c as a3c
     from hogwild_rl.runs.agent import Agent as Agent
     from hogwild_rl.runs.agent import load as load
 
 __version__ = "0.1.0"
-__all__ = ["Agent", "UserError", "a3c", "load"]
+__all__ = ["Agent", "UserError", "a2c", "a3c", "load"]
 
 _HOMES = {"Agent": "hogwild_rl.runs.agent", "load": "hogwild_rl.runs.agent"}
-_MODULES = {"a3c"}
+_MODULES = {"a2c", "a3c"}
 
 
 class UserError(ValueError):

@@ -21,20 +21,19 @@ if __name__ == "__main__":
     )  # the workers' import of torch runs beside ours, below
 
 import dataclasses
+import functools
 import math
-from typing import Literal
 
 import torch
-from torch import Tensor
 
 from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
 from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.worker import Worker
-from hogwild_rl.learning import losses, returns
-from hogwild_rl.learning.rollout import Collector, Rollout
-from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+from hogwild_rl.learning import losses
+from hogwild_rl.learning.rollout import Collector
+from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.runs import cli, settings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.session import Session
@@ -45,79 +44,18 @@ _STOP_TIMEOUT_S = 10.0
 
 @settings.completed("a3c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(settings.RunSettings):
+class Config(settings.ActorCriticSettings):
     """Settings of A3C. What is not given comes from the environment's preset."""
 
     workers: int = dataclasses.field(default_factory=settings.usable_cores)
     """Worker processes; by default one per usable core."""
     envs_per_worker: int = 1
     """Environments each worker steps together; 1 is the paper's A3C."""
-    n_steps: int = 16
-    """Steps of each environment between updates."""
-    learning_rate: float = 1e-3
-    """Step size η at the start."""
-    lr_schedule: Literal["linear", "constant"] = "linear"
-    """linear: η falls to 0 at total_timesteps."""
-    gamma: float = 0.99
-    """Discount γ."""
-    gae_lambda: float = 0.95
-    """λ of generalized advantage estimation; 1 is the paper's n-step return."""
-    reward_scale: float = 1.0
-    """Factor on rewards in the loss; reported returns are as the environment pays them."""
-    ent_coef: float = 0.01
-    """Weight β of the policy's entropy."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    max_grad_norm: float = 0.5
-    """Gradients are scaled down to this global norm."""
-    rms_alpha: float = 0.99
-    """Decay α of RMSprop's running average."""
-    rms_eps: float = 1e-5
-    """ε of RMSprop, inside the root."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Sizes of the hidden layers."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """Between the layers."""
-    shared_trunk: bool = False
-    """One body under policy and value, instead of one for each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("workers", "envs_per_worker", "n_steps"):
+        for name in ("workers", "envs_per_worker"):
             settings.at_least(name, getattr(self, name), 1)
-        for name in ("gamma", "gae_lambda"):
-            settings.between(name, getattr(self, name), 0, 1)
-        for name in ("ent_coef", "vf_coef"):
-            settings.between(name, getattr(self, name), 0, 1e9)
-        for name in ("learning_rate", "reward_scale", "max_grad_norm", "rms_eps"):
-            settings.above(name, getattr(self, name), 0)
-        settings.between("rms_alpha", self.rms_alpha, 0, 0.999_999)
-        for size in self.hidden:
-            settings.at_least("hidden", size, 1)
-
-
-def loss(model: ActorCritic, rollout: Rollout, config: Config) -> Tensor:
-    """The actor-critic loss of one rollout, with one batched forward over all its rows."""
-    policy, values = model(rollout.observations)
-    advantages = returns.generalized_advantages(
-        rollout.rewards * config.reward_scale,
-        values.detach(),
-        rollout.terminated,
-        rollout.truncated,
-        rollout.valid,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-    )
-    return losses.actor_critic(
-        policy.log_prob(rollout.actions),
-        policy.entropy(),
-        values[:-1],
-        advantages,
-        advantages + values[:-1].detach(),
-        rollout.valid,
-        vf_coef=config.vf_coef,
-        ent_coef=config.ent_coef,
-    ).total
 
 
 def work(
@@ -134,7 +72,8 @@ def work(
     generator = torch.Generator().manual_seed(action_seed)
     local, slot = shared.replica(), slots.writer(worker.index)
     envs = vector.make_vector_env(source, config.envs_per_worker)
-    collector = Collector(envs, config.n_steps, env_seed, generator, slot.lap)
+    collector = Collector([envs], config.n_steps, env_seed, slot.lap)
+    act = functools.partial(local.module.act, generator=generator)
     while not worker.stopping:
         progress = (steps_before + slots.total("steps")) / config.total_timesteps
         if progress >= 1:
@@ -142,24 +81,19 @@ def work(
         updates_at_pull = slot.total_updates()
         local.pull()
         slot.lap("share")
-        rollout = collector.collect(local.module)
+        rollout = collector.collect(act)
         slot.add_rollout(collector.steps, collector.episodes)
-        gradient = local.gradient(loss(local.module, rollout, config))
+        gradient = local.gradient(losses.of_rollout(local.module, rollout, config))
         norm = clip_by_global_norm_(gradient, config.max_grad_norm)
         slot.lap("learn")
         if math.isfinite(norm):
-            optimizer.learning_rate = learning_rate(config, progress)
+            optimizer.learning_rate = config.learning_rate_at(progress)
             optimizer.apply(gradient)
             slot.add_update(updates_at_pull)
         else:
             slot.add_dropped()
         slot.lap("share")
     envs.close()
-
-
-def learning_rate(config: Config, progress: float) -> float:
-    """η after a share of the run in [0, 1), by the progress of all workers together."""
-    return config.learning_rate * (1 - progress if config.lr_schedule == "linear" else 1)
 
 
 def train(config: Config) -> Agent:
@@ -175,7 +109,7 @@ def train(config: Config) -> Agent:
     model = ActorCritic(
         session.facts.observation_space,
         session.facts.action_space,
-        Architecture(config.hidden, config.activation, config.shared_trunk),
+        config.architecture,
         torch.Generator().manual_seed(config.seed),
     )
     shared = SharedModel(model)

@@ -1,5 +1,6 @@
 """Real environments for the tests: small, with known values, or with known faults."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -87,6 +88,23 @@ class Faulty(Chain):
         return observation, np.nan if self._fault == "nan" else reward, terminated, truncated, info
 
 
+class Sleepy(Chain):
+    """A chain whose steps take a millisecond."""
+
+    def step(self, action: Any) -> Step:
+        time.sleep(1e-3)
+        return super().step(action)
+
+
+class DiesInAChild(Chain):
+    """A chain that ends every process it is made in, but for the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if multiprocessing.parent_process() is not None:
+            os._exit(9)
+
+
 class Pictures(Chain):
     """A chain whose observations are images, which are not supported."""
 
@@ -105,5 +123,6 @@ def terminated_clock() -> gymnasium.Env[Any, Any]:
 
 gymnasium.register("Chain-v0", entry_point=Chain, max_episode_steps=20)
 gymnasium.register("Pictures-v0", entry_point=Pictures)
+gymnasium.register("Sleepy-v0", entry_point=Sleepy)
 for _fault in ("raise", "exit", "segv", "hang", "nan"):
     gymnasium.register(f"Faulty{_fault.title()}-v0", entry_point=Faulty, kwargs={"fault": _fault})

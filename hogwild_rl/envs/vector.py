@@ -10,7 +10,7 @@ import importlib
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -25,10 +25,21 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 # From how many environments on gymnasium's native vector environment beats single ones stepped in
 # turn: on CartPole-v1 33 µs a step for any small number, against 7 µs for each.
-_NATIVE_FROM = 5
+NATIVE_FROM = 5
 
 # Which of gymnasium's extras brings what an environment needs, by a word in its id or entry point.
 _EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale/": "atari"}
+
+
+@runtime_checkable
+class SteppingAlone(Protocol):
+    """Vector environments that step while the caller does something else."""
+
+    def step_async(self, actions: Array) -> None:
+        """Starts a step."""
+
+    def step_wait(self) -> tuple[Any, ...]:
+        """Waits for its outcome."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +66,7 @@ def inspect(env: EnvSource) -> EnvFacts:
     Raises:
         UserError: the id is unknown, an extra is missing, or a callable cannot be sent to a worker.
     """
-    source = _spec(env) if isinstance(env, str) else env
+    source = spec(env) if isinstance(env, str) else env
     _check_picklable(source)
     instance = make_env(source)
     try:
@@ -114,13 +125,35 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
     Raises:
         UserError: the environment cannot be made.
     """
+    made = native(env, num_envs) if num_envs >= NATIVE_FROM else None
+    return in_turn(env, num_envs) if made is None else made
+
+
+def native(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any] | None:
+    """Gymnasium's own vector form of an environment; None where it has none that fits here."""
     if isinstance(env, str):
-        env = _spec(env)
-    if isinstance(env, EnvSpec) and _has_native(env) and num_envs >= _NATIVE_FROM:
-        native = gymnasium.make_vec(env, num_envs, vectorization_mode="vector_entry_point")
-        if native.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
-            return native
-        native.close()
+        env = spec(env)
+    if not isinstance(env, EnvSpec) or env.vector_entry_point is None or env.additional_wrappers:
+        return None
+    made = gymnasium.make_vec(env, num_envs, vectorization_mode="vector_entry_point")
+    if made.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
+        return made
+    made.close()
+    return None
+
+
+def has_native(env: EnvSource) -> bool:
+    """Whether `native` gives one."""
+    made = native(env, 1)
+    if made is not None:
+        made.close()
+    return made is not None
+
+
+def in_turn(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
+    """Single environments, stepped one after another."""
+    if isinstance(env, str):
+        env = spec(env)
     source = env
     return SyncVectorEnv(
         [lambda: make_env(source)] * num_envs,
@@ -129,11 +162,25 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
     )
 
 
-def _has_native(spec: EnvSpec) -> bool:
-    return spec.vector_entry_point is not None and not spec.additional_wrappers
+def halves(
+    envs: VectorEnv[Any, Any, Any],
+) -> tuple[Callable[[Array], None], Callable[[], tuple[Any, ...]]]:
+    """A step's two halves: `send(actions)` and `receive()`, which waits for what `step` returns.
+
+    Environments in processes or threads of their own step between the two, others in the second.
+    """
+    if isinstance(envs, SteppingAlone):
+        return envs.step_async, envs.step_wait
+    sent: list[Array] = []
+    return sent.append, lambda: envs.step(sent.pop())
 
 
-def _spec(name: str) -> EnvSpec:
+def spec(name: str) -> EnvSpec:
+    """What is registered under an id; `module:Id` imports the module first.
+
+    Raises:
+        UserError: nothing is.
+    """
     module, _, registered = name.rpartition(":")
     try:
         if module:
@@ -154,11 +201,11 @@ def _check_picklable(env: EnvSource) -> None:
 
 
 def _explain(name: str, error: Exception) -> str:
-    spec = gymnasium.registry.get(name)
+    registered = gymnasium.registry.get(name)
     missing = isinstance(error, gymnasium.error.DependencyNotInstalled | ImportError)
     if missing and ":" in name:
         return f"environment {name}: cannot import {name.partition(':')[0]} ({error})"
-    hint = f"{name} {spec.entry_point if spec else ''}".lower()
+    hint = f"{name} {registered.entry_point if registered else ''}".lower()
     extra = next((extra for word, extra in _EXTRAS.items() if word in hint), None)
     if extra and (missing or isinstance(error, gymnasium.error.NamespaceNotFound)):
         pip = f"{sys.executable} -m pip install"

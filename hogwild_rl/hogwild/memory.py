@@ -34,3 +34,10 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             )
     shared: Tensor = torch.zeros(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
     return shared
+
+
+def zeros_like(tensor: Tensor) -> Tensor:
+    """Zeros of the same shape, in shared memory if `tensor` is there, otherwise on its device."""
+    if tensor.device.type == "cpu" and tensor.is_shared():  # type: ignore[no-untyped-call]
+        return zeros(*tensor.shape, dtype=tensor.dtype)
+    return torch.zeros_like(tensor, requires_grad=False)

@@ -15,26 +15,37 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class SharedModel(Generic[M]):
-    """Every parameter of a module in one flat float32 tensor in shared memory.
+    """Every parameter of a module in one flat float32 tensor in shared memory, or on a device.
 
     Trainable parameters come first (`parameter`, what optimizers step), frozen ones after them. The
     module given becomes a view of that memory, so reading it always shows what the workers wrote.
-    Workers receive the SharedModel as an argument of their process and compute with a `replica`.
+    Workers receive the SharedModel as an argument of their process and compute with a `replica`;
+    where a single process trains, it computes with `module` itself.
 
     Args:
         module: any torch module of float32 CPU parameters; tied and frozen ones are kept so.
+        device: where the flat tensor lies; processes share it on the CPU only.
+
+    Attributes:
+        module: the module given, its parameters now views.
+        flat: all of them, [P].
+        parameter: the trainable ones, [P_trainable].
+        gradient: gives the gradient of a loss computed with `module`.
 
     Raises:
         ValueError: a parameter is not float32 on the CPU, there is none that can be trained, or
             the module has buffers (running statistics), which have no place in a gradient step.
     """
 
-    def __init__(self, module: M) -> None:
+    def __init__(self, module: M, device: torch.device | str = "cpu") -> None:
         _check(module)
-        self.flat = memory.zeros(sum(p.numel() for p in module.parameters()))
+        size = sum(p.numel() for p in module.parameters())
+        on_cpu = torch.device(device).type == "cpu"
+        self.flat = memory.zeros(size) if on_cpu else torch.zeros(size, device=device)
         self.module = module
         trainable = _lay_out(module, self.flat)
         self.parameter = nn.Parameter(self.flat[:trainable])
+        self.gradient = FlatGradient(module)
 
     def replica(self) -> "Replica[M]":
         """A local copy for one worker, holding the parameters of this moment."""
@@ -54,6 +65,7 @@ class SharedModel(Generic[M]):
         self.parameter = state["parameter"]
         self.module = _thaw(state["blueprint"])
         _bind(self.module, self.flat)
+        self.gradient = FlatGradient(self.module)
 
 
 class Replica(Generic[M]):
@@ -62,6 +74,7 @@ class Replica(Generic[M]):
     Attributes:
         module: the local module, to compute with.
         flat: its parameters, [P].
+        gradient: gives the gradient of a loss computed with `module`.
     """
 
     def __init__(self, shared: Tensor, module: M) -> None:
@@ -70,27 +83,32 @@ class Replica(Generic[M]):
         self._shared = shared
         _bind(module, self.flat)
         self.pull()
-        self._trainable = [p for p in module.parameters() if p.requires_grad]
-        self._gradient = torch.empty(sum(p.numel() for p in self._trainable))
+        self.gradient = FlatGradient(module)
 
     def pull(self) -> None:
         """Copies the shared parameters as they are now; other workers may be writing meanwhile."""
         self.flat.copy_(self._shared)
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """The gradient of a loss in the flat layout of `SharedModel.parameter`.
 
-        It is computed anew and returned, never accumulated: nothing has to be zeroed, and nothing
-        of an earlier update can reach the optimizer.
+class FlatGradient:
+    """Gradients of a module in the flat layout of `SharedModel.parameter`.
 
-        Args:
-            loss: a scalar computed with `module`.
+    Each is computed anew and returned, never accumulated: nothing has to be zeroed, and nothing of
+    an earlier update can reach the optimizer.
+    """
 
-        Returns:
-            [P_trainable], 0 where the loss does not reach; the next call overwrites it.
+    def __init__(self, module: nn.Module) -> None:
+        self._trainable = [p for p in module.parameters() if p.requires_grad]
+        size = sum(p.numel() for p in self._trainable)
+        self._flat = torch.empty(size, device=self._trainable[0].device)
+
+    def __call__(self, loss: Tensor) -> Tensor:
+        """The gradient of a scalar: [P_trainable], 0 where it does not reach.
+
+        The next call overwrites it.
         """
         gradients = torch.autograd.grad(loss, self._trainable, materialize_grads=True)
-        return torch.cat([g.reshape(-1) for g in gradients], out=self._gradient)
+        return torch.cat([g.reshape(-1) for g in gradients], out=self._flat)
 
 
 def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:

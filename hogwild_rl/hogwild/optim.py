@@ -140,9 +140,9 @@ class SharedRMSprop(SharedOptimizer):
         super().__init__(model, defaults)
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        state = {"square_avg": memory.zeros(len(parameter))}
+        state = {"square_avg": memory.zeros_like(parameter)}
         if self.defaults["momentum"]:
-            state["momentum_buffer"] = memory.zeros(len(parameter))
+            state["momentum_buffer"] = memory.zeros_like(parameter)
         return state
 
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -197,8 +197,8 @@ class SharedAdam(SharedOptimizer):
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {
             "step": memory.zeros(dtype=torch.float64),
-            "exp_avg": memory.zeros(len(parameter)),
-            "exp_avg_sq": memory.zeros(len(parameter)),
+            "exp_avg": memory.zeros_like(parameter),
+            "exp_avg_sq": memory.zeros_like(parameter),
         }
 
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ class SharedSGD(SharedOptimizer):
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return (
-            {"momentum_buffer": memory.zeros(len(parameter))} if self.defaults["momentum"] else {}
+            {"momentum_buffer": memory.zeros_like(parameter)} if self.defaults["momentum"] else {}
         )
 
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:

@@ -39,8 +39,13 @@ class Worker:
 
     def random_seeds(self, count: int) -> list[int]:
         """Seeds below 2³¹ that no other worker, and no other life of this one, is given."""
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(self.index, self.incarnation))
-        return [int(word) >> 1 for word in sequence.generate_state(count)]
+        return random_seeds(self.seed, self.index, self.incarnation, count)
+
+
+def random_seeds(seed: int, index: int, incarnation: int, count: int) -> list[int]:
+    """Seeds below 2³¹ for one life of one worker, drawn from a run's seed."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(index, incarnation))
+    return [int(word) >> 1 for word in sequence.generate_state(count)]
 
 
 def live(

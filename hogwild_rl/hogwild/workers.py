@@ -43,18 +43,21 @@ def preload(module: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A worker that ended otherwise than by returning."""
+    """A worker, or another numbered process, that ended otherwise than by returning."""
 
     worker: int
     exit_code: int
     traceback: str
+    kind: str = "worker"
 
     def __str__(self) -> str:
         if self.exit_code < 0:
             how = f"was killed by {_signal_name(-self.exit_code)}"
         else:
             how = f"failed with exit code {self.exit_code}"
-        return f"worker {self.worker} {how}" + (f":\n{self.traceback}" if self.traceback else "")
+        return f"{self.kind} {self.worker} {how}" + (
+            f":\n{self.traceback}" if self.traceback else ""
+        )
 
 
 def _signal_name(number: int) -> str:

@@ -1,9 +1,13 @@
 """What the gradient is taken of. Means are over valid transitions only."""
 
 import dataclasses
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from hogwild_rl.learning import returns
+from hogwild_rl.learning.rollout import Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +55,58 @@ def actor_critic(
     value = torch.where(valid, (targets - values).square(), 0.0).sum() / count
     entropy = torch.where(valid, entropies, 0.0).sum() / count
     return ActorCriticLoss(policy + vf_coef * value - ent_coef * entropy, policy, value, entropy)
+
+
+class ActorCritic(Protocol):
+    """A policy and a value function in one."""
+
+    def __call__(self, observations: Tensor) -> tuple[Any, Tensor]:
+        """The policy over [T, B] and values [T+1, B] for observations [T+1, B, *O]."""
+
+
+class Objective(Protocol):
+    """What weighs the parts of a loss; any settings with these names."""
+
+    @property
+    def gamma(self) -> float:
+        """Discount γ."""
+
+    @property
+    def gae_lambda(self) -> float:
+        """λ."""
+
+    @property
+    def reward_scale(self) -> float:
+        """Factor on rewards."""
+
+    @property
+    def vf_coef(self) -> float:
+        """c_v."""
+
+    @property
+    def ent_coef(self) -> float:
+        """β."""
+
+
+def of_rollout(model: ActorCritic, rollout: Rollout, objective: Objective) -> Tensor:
+    """The actor-critic loss of one rollout, with one batched forward over all its rows."""
+    policy, values = model(rollout.observations)
+    advantages = returns.generalized_advantages(
+        rollout.rewards * objective.reward_scale,
+        values.detach(),
+        rollout.terminated,
+        rollout.truncated,
+        rollout.valid,
+        gamma=objective.gamma,
+        gae_lambda=objective.gae_lambda,
+    )
+    return actor_critic(
+        policy.log_prob(rollout.actions),
+        policy.entropy(),
+        values[:-1],
+        advantages,
+        advantages + values[:-1].detach(),
+        rollout.valid,
+        vf_coef=objective.vf_coef,
+        ent_coef=objective.ent_coef,
+    ).total

@@ -34,6 +34,7 @@ class ActorCritic(nn.Module):
         action_space: Discrete, counted from 0.
         architecture: layers.
         generator: source of the initial weights; a fixed seed without one.
+        bfloat16: compute the bodies in bfloat16; parameters and heads stay float32.
 
     Raises:
         UserError: a space is not supported; the message names it.
@@ -45,8 +46,10 @@ class ActorCritic(nn.Module):
         action_space: Space[Any],
         architecture: Architecture,
         generator: torch.Generator | None = None,
+        bfloat16: bool = False,
     ) -> None:
         super().__init__()
+        self._bfloat16 = bfloat16
         inputs, actions = _observation_size(observation_space), _action_count(action_space)
         generator = generator or torch.Generator()
         hidden, activation = architecture.hidden, architecture.activation
@@ -62,7 +65,12 @@ class ActorCritic(nn.Module):
 
     def policy(self, observations: Tensor) -> distributions.Categorical:
         """π(·|s) for observations [..., *O]; the value function is not computed."""
-        return distributions.Categorical(self.policy_head(self.policy_body(observations)))
+        features = self._features(self.policy_body, observations)
+        return distributions.Categorical(self.policy_head(features))
+
+    def act(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Actions sampled from π(·|s), [...], for observations [..., *O]."""
+        return self.policy(observations).sample(generator)
 
     def forward(self, observations: Tensor) -> tuple[distributions.Categorical, Tensor]:
         """π(·|s_t) for t = 0..T-1 and V(s_t) for t = 0..T, in one pass over a rollout.
@@ -73,11 +81,21 @@ class ActorCritic(nn.Module):
         Returns:
             The policy over [T, B] and the values, [T+1, B].
         """
-        features = self.policy_body(observations)
+        features = self._features(self.policy_body, observations)
         policy = distributions.Categorical(self.policy_head(features[:-1]))
         if self.value_body is not self.policy_body:
-            features = self.value_body(observations)
+            features = self._features(self.value_body, observations)
         return policy, self.value_head(features).squeeze(-1)
+
+    def _features(self, body: nn.Module, observations: Tensor) -> Tensor:
+        if not observations.is_floating_point():
+            observations = observations.float()
+        if not self._bfloat16:
+            features: Tensor = body(observations)
+            return features
+        # Without a cache, so that nothing outlives a CUDA graph's recording.
+        with torch.autocast(observations.device.type, torch.bfloat16, cache_enabled=False):
+            return body(observations).float()  # type: ignore[no-any-return]
 
 
 def _observation_size(space: Space[Any]) -> int:

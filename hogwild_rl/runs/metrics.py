@@ -21,7 +21,7 @@ from hogwild_rl.runs.checkpoint import Counters
 EPISODES_AVERAGED = 100
 PROGRESS_FILE, STALENESS_FILE = "progress.csv", "staleness.csv"
 
-_BAR_EVERY_S, _ROW_EVERY_S, _LINE_EVERY_S = 0.1, 1.0, 5.0
+_BAR_EVERY_S, _LINE_EVERY_S = 0.1, 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Reporter:
         if final or snapshot.time_s - self._shown_s >= every_s:
             self._shown_s = snapshot.time_s
             self._show(snapshot)
-        if not (final or snapshot.time_s - self._written_s >= _ROW_EVERY_S):
+        if not (final or snapshot.time_s - self._written_s >= _row_every_s(snapshot.time_s)):
             return False
         self._written_s = snapshot.time_s
         self._rows.writerow(dataclasses.astuple(snapshot))
@@ -153,6 +153,11 @@ class Reporter:
         self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+def _row_every_s(time_s: float) -> float:
+    """Short runs are over in seconds and long ones take days: both leave a curve, not a point."""
+    return min(max(time_s / 20, 0.1), 1.0)
 
 
 def _open_log(path: pathlib.Path, steps: int) -> TextIO:

@@ -5,6 +5,7 @@ two workers.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 _WORKERS_TUNED_FOR = 2
@@ -42,34 +43,35 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "rms_eps": 1e-8,
     },
 }
-_PRESETS = {"a3c": _ACTOR_CRITIC}
+_PRESETS = {"a3c": _ACTOR_CRITIC, "a2c": _ACTOR_CRITIC}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)
 
 _GENERIC: dict[str, Any] = {"num_envs": 16}
 
 
-def settings(
-    algorithm: str, env: str, workers: int, envs_per_worker: int | None = None
-) -> dict[str, Any]:
+def settings(algorithm: str, env: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The preset of an environment for an algorithm, or what suits any environment.
 
-    More workers share the environments out into smaller batches, whose gradients are noisier: the
-    step size falls with the square root of the batch, as adaptive optimizers want it.
+    Where fewer environments feed an update than the preset was tuned for, be it that more workers
+    share them out or that a number was given by hand, its gradient is noisier: the step size falls
+    with the square root of the batch, as adaptive optimizers want it.
 
     Args:
         algorithm: its module's name, "a3c".
         env: name of the environment.
-        workers: how many share the environments out.
-        envs_per_worker: given by hand instead.
+        given: settings given by hand; for A3C with `workers` in any case.
 
     Source of the rule: Malladi et al. 2022 (arXiv:2205.10287), definition 4.1. Without it 16
     workers failed on one of the three seeds of CartPole-v1 that were tried.
     """
     preset = dict(_PRESETS[algorithm].get(env, _GENERIC))
-    num_envs = preset.pop("num_envs")
-    envs = max(1, num_envs // max(1, workers)) if envs_per_worker is None else envs_per_worker
-    preset["envs_per_worker"] = envs
-    share = max(1, envs) * _WORKERS_TUNED_FOR / num_envs
+    tuned_for = preset["num_envs"]
+    if algorithm == "a3c":
+        tuned_for /= _WORKERS_TUNED_FOR
+        preset["envs_per_worker"] = max(1, preset.pop("num_envs") // max(1, given["workers"]))
+        envs = given.get("envs_per_worker", preset["envs_per_worker"])
+    else:
+        envs = given.get("num_envs", tuned_for)
     if "learning_rate" in preset:
-        preset["learning_rate"] *= min(1.0, math.sqrt(share))
+        preset["learning_rate"] *= min(1.0, math.sqrt(max(1, envs) / tuned_for))
     return preset

@@ -19,12 +19,9 @@ from torch import nn
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.runs import folder, metrics, settings
+from hogwild_rl.runs import folder, metrics, resuming, settings
 from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE, Agent
 from hogwild_rl.runs.checkpoint import Checkpoint, Counters
-
-# Settings that say what the saved parameters mean: a resumed run cannot change them.
-_FIXED = ("env", "hidden", "activation", "shared_trunk")
 
 
 class Session:
@@ -33,6 +30,7 @@ class Session:
     Args:
         algorithm: its module's name, "a3c".
         config: its settings.
+        reports: False where another process of the same run keeps the folder.
 
     Attributes:
         facts: of the environment.
@@ -44,10 +42,10 @@ class Session:
         UserError: the environment, the folder or the checkpoint cannot be used.
     """
 
-    def __init__(self, algorithm: str, config: settings.RunSettings) -> None:
+    def __init__(self, algorithm: str, config: settings.RunSettings, reports: bool = True) -> None:
         self.facts = vector.inspect(config.env)
-        self._algorithm, self._config = algorithm, config
-        self._resumed = _resumed(config, self.facts)
+        self._algorithm, self._config, self._reports = algorithm, config, reports
+        self._resumed = resuming.checkpoint(config, self.facts)
         self.before = self._resumed.counters if self._resumed else Counters()
         self.solved = False
         self._signal: int | None = None
@@ -70,14 +68,24 @@ class Session:
             learning_rate = optimizer.param_groups[0]["lr"]
             optimizer.load_state_dict(self._resumed.optimizer)
             optimizer.param_groups[0]["lr"] = learning_rate  # settings decide, not the checkpoint
-        self.folder = folder.prepare(self._algorithm, self._config, self.facts.name)
-        self._best = _best_so_far(self.folder, self.before)
-        settings.write(self.folder, self._algorithm, self._config.to_json())
-        self._reporter = metrics.Reporter(self.folder, self._config, self.before)
+        self._best = self.before.best_return
+        if self._reports:
+            self.folder = folder.prepare(self._algorithm, self._config, self.facts.name)
+            self._best = resuming.best_return(self.folder, self.before)
+            settings.write(self.folder, self._algorithm, self._config.to_json())
+            self._reporter = metrics.Reporter(self.folder, self._config, self.before)
         self._began_s = self._saved_s = time.monotonic()
+
+    def tell(self, line: str) -> None:
+        """Says something about the run on the terminal."""
+        if self._reports and not self._config.quiet:
+            with contextlib.suppress(OSError):  # nobody reads on; training does not depend on it
+                print(line, flush=True)
 
     def observe(self, slots: Slots, final: bool = False) -> None:
         """Looks at how the run goes: reports it, saves it when due, notes when it is solved."""
+        if not self._reports:
+            return
         now_s = time.monotonic()
         snapshot = metrics.take(slots, self.before, now_s - self._began_s, self._reporter.last)
         self._snapshot = snapshot
@@ -97,12 +105,15 @@ class Session:
 
     def close(self, slots: Slots, failed: bool) -> Agent:
         """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
+        if not self._reports:
+            elapsed_s = time.monotonic() - self._began_s
+            self._snapshot = metrics.take(slots, self.before, elapsed_s, None)
+            return Agent(self._checkpoint(), env=self._config.env)
         self.observe(slots, final=True)
         self._reporter.close()
         metrics.write_staleness(self.folder, slots)
-        if not self._config.quiet:
-            with contextlib.suppress(OSError):
-                self._tell(failed)
+        for line in self._summary(failed):
+            self.tell(line)
         return Agent(self._checkpoint(), env=self._config.env, run_dir=self.folder)
 
     @property
@@ -147,7 +158,7 @@ class Session:
             settings=self._config.to_json(),
             observation_space=self.facts.observation_space,
             action_space=self.facts.action_space,
-            parameters={name: p.clone() for name, p in self._model.state_dict().items()},
+            parameters=_copied(dict(self._model.state_dict())),
             optimizer=_copied(self._optimizer.state_dict()),
             counters=Counters(
                 steps=snapshot.steps,
@@ -160,66 +171,35 @@ class Session:
             ),
         )
 
-    def _tell(self, failed: bool) -> None:
+    def _summary(self, failed: bool) -> Iterator[str]:
         s = self._snapshot
         if self.solved:
             at = self._solved_at
-            print(
+            yield (
                 f"solved: mean return {at.return_mean:.1f} over the last 100 episodes "
                 f"after {at.steps:,} steps, {at.time_s:.1f} s"
             )
-        print(f"trained {s.steps:,} steps, {s.updates:,} updates in {s.time_s:.1f} s, ", end="")
-        print(f"{s.episodes:,} episodes, mean return {s.return_mean:.1f} at the end")
+        yield (
+            f"trained {s.steps:,} steps, {s.updates:,} updates in {s.time_s:.1f} s, "
+            f"{s.episodes:,} episodes, mean return {s.return_mean:.1f} at the end"
+        )
         if s.dropped:
-            print(f"dropped {s.dropped:,} gradients that were not finite")
-        print(f"run: {self.folder}")
+            yield f"dropped {s.dropped:,} gradients that were not finite"
+        yield f"run: {self.folder}"
         place = shlex.quote(str(self.folder))
         if self._signal is None and not failed:
-            print(f"next: {_python()} -m hogwild_rl.evaluate {place} --episodes 20")
+            yield f"next: {_python()} -m hogwild_rl.evaluate {place} --episodes 20"
         else:
-            print(f"next: {_python()} -m hogwild_rl.{self._algorithm} --resume {place}")
+            yield f"next: {_python()} -m hogwild_rl.{self._algorithm} --resume {place}"
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def _resumed(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoint | None:
-    if config.resume is None:
-        return None
-    checkpoint = Checkpoint.load(pathlib.Path(config.resume) / CHECKPOINT_FILE)
-    wanted = config.to_json()
-    for name in _FIXED:
-        if wanted[name] != checkpoint.settings[name]:
-            raise UserError(
-                f"{name} of run {config.resume} is {checkpoint.settings[name]}, got "
-                f"{wanted[name]}: leave it out, or start a new run"
-            )
-    for space in ("observation_space", "action_space"):
-        if getattr(checkpoint, space) != getattr(facts, space):
-            raise UserError(
-                f"{space} of {facts.name} is {getattr(facts, space)}, but run {config.resume} was "
-                f"trained with {getattr(checkpoint, space)}"
-            )
-    if checkpoint.counters.steps >= config.total_timesteps:
-        raise UserError(
-            f"run {config.resume} has taken {checkpoint.counters.steps} of "
-            f"{config.total_timesteps} steps: give a larger total_timesteps"
-        )
-    return checkpoint
-
-
-def _best_so_far(folder: pathlib.Path, before: Counters) -> float | None:
-    """The best mean return on record; best.pt may be newer than the checkpoint that is resumed."""
-    if not (folder / BEST_FILE).exists():
-        return before.best_return
-    saved = Checkpoint.load(folder / BEST_FILE).counters.best_return
-    return max((best for best in (saved, before.best_return) if best is not None), default=None)
-
-
 def _copied(value: Any) -> Any:
-    """The same nest of dicts and lists with tensors copied out of shared memory."""
+    """The same nest of dicts and lists with tensors copied, out of shared memory or a device."""
     if isinstance(value, torch.Tensor):
-        return value.clone()
+        return value.to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "learning": {"envs", "models"},
     "runs": {"hogwild", "envs", "models", "learning"},
     "evaluate": {"envs", "models", "learning", "runs"},
+    "a2c": {"hogwild", "envs", "models", "learning", "runs"},
     "a3c": {"hogwild", "envs", "models", "learning", "runs"},
 }
 MODULES = sorted(

@@ -4,10 +4,7 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,75 +13,9 @@ import hogwild_rl
 from hogwild_rl import a3c
 from tests import envs
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-class Run:
-    """A training process in a session of its own, so that all its descendants can be found."""
-
-    def __init__(self, folder: pathlib.Path, *flags: str) -> None:
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-W", "error", "-m", "hogwild_rl.a3c"),
-                *("--run-dir", str(folder), "--workers", "2", *flags),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    def alive(self) -> list[int]:
-        """Processes of this session that have not ended."""
-        pids = []
-        for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[3]) == self.process.pid and fields[0] != "Z":
-                pids.append(int(stat.parent.name))
-        return pids
-
-    def until(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f"not within {timeout_s} s"
-            time.sleep(0.01)
-
-    def trains(self) -> bool:
-        log = self.folder / "progress.csv"
-        return log.exists() and len(log.read_text().splitlines()) > 1
-
-    def end(self) -> tuple[int, str, str]:
-        """Exit code, output and errors, once nobody of the session is left."""
-        out, err = self.process.communicate(timeout=60)
-        self.until(lambda: not self.alive(), timeout_s=5)
-        return self.process.returncode, out, err
-
-
-@pytest.fixture
-def start(tmp_path: pathlib.Path):
-    """Starts runs, and sees to it that none outlives its test or leaves anything in /dev/shm."""
-    shm = set(pathlib.Path("/dev/shm").iterdir())
-    runs: list[Run] = []
-
-    def start(*flags: str) -> Run:
-        runs.append(Run(tmp_path / f"run{len(runs)}", *flags))
-        return runs[-1]
-
-    yield start
-    for run in runs:
-        for pid in run.alive():
-            os.kill(pid, signal.SIGKILL)
-        run.process.communicate()
-    assert set(pathlib.Path("/dev/shm").iterdir()) == shm
-
 
 def test_a_run_trains_and_leaves_its_folder_and_nothing_else(start) -> None:
-    run = start("--total-timesteps", "20000")
+    run = start("a3c", "--workers", "2", "--total-timesteps", "20000")
     code, out, err = run.end()
     assert code == 0, err
     assert {path.name for path in run.folder.iterdir()} == {
@@ -103,7 +34,7 @@ def test_a_run_trains_and_leaves_its_folder_and_nothing_else(start) -> None:
 
 
 def test_ctrl_c_once_saves_and_ends_cleanly(start) -> None:
-    run = start("--total-timesteps", "1000000000")
+    run = start("a3c", "--workers", "2", "--total-timesteps", "1000000000")
     run.until(run.trains, 60)
     os.killpg(run.process.pid, signal.SIGINT)  # a terminal sends it to everybody
     code, out, err = run.end()
@@ -114,8 +45,16 @@ def test_ctrl_c_once_saves_and_ends_cleanly(start) -> None:
 
 
 def test_ctrl_c_twice_ends_at_once(start) -> None:
-    run = start("--env", "tests.envs:FaultyHang-v0", "--total-timesteps", "1000000000")
-    run.until(run.trains, 60)
+    run = start(
+        "a3c",
+        "--workers",
+        "2",
+        "--env",
+        "tests.envs:FaultyHang-v0",
+        "--total-timesteps",
+        "1000000000",
+    )
+    run.until(run.stands_still, 60)
     os.killpg(run.process.pid, signal.SIGINT)
     time.sleep(0.5)  # both workers hang, so the parent is still waiting for them
     assert run.process.poll() is None
@@ -128,7 +67,7 @@ def test_ctrl_c_twice_ends_at_once(start) -> None:
 
 
 def test_sigterm_saves_and_ends_with_the_usual_code(start) -> None:
-    run = start("--total-timesteps", "1000000000")
+    run = start("a3c", "--workers", "2", "--total-timesteps", "1000000000")
     run.until(run.trains, 60)
     run.process.terminate()
     code, _, err = run.end()
@@ -137,7 +76,7 @@ def test_sigterm_saves_and_ends_with_the_usual_code(start) -> None:
 
 
 def test_workers_leave_when_the_parent_is_killed(start) -> None:
-    run = start("--total-timesteps", "1000000000")
+    run = start("a3c", "--workers", "2", "--total-timesteps", "1000000000")
     run.until(run.trains, 60)
     assert len(run.alive()) >= 4  # parent, server, two workers
     run.process.kill()
@@ -153,7 +92,15 @@ def test_workers_leave_when_the_parent_is_killed(start) -> None:
     ],
 )
 def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, told: str) -> None:
-    run = start("--env", f"tests.envs:Faulty{fault}-v0", "--total-timesteps", "1000000")
+    run = start(
+        "a3c",
+        "--workers",
+        "2",
+        "--env",
+        f"tests.envs:Faulty{fault}-v0",
+        "--total-timesteps",
+        "1000000",
+    )
     code, _, err = run.end()
     assert code == 1
     assert told in err
@@ -162,7 +109,9 @@ def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, told
 
 
 def test_gradients_that_are_not_finite_are_dropped_and_counted(start) -> None:
-    run = start("--env", "tests.envs:FaultyNan-v0", "--total-timesteps", "5000")
+    run = start(
+        "a3c", "--workers", "2", "--env", "tests.envs:FaultyNan-v0", "--total-timesteps", "5000"
+    )
     code, out, err = run.end()
     assert code == 0, err
     assert "gradients that were not finite" in out
@@ -173,7 +122,7 @@ def test_gradients_that_are_not_finite_are_dropped_and_counted(start) -> None:
 
 
 def test_resume_goes_on_with_counters_statistics_and_log(start, tmp_path: pathlib.Path) -> None:
-    first = start("--total-timesteps", "20000", "--seed", "3")
+    first = start("a3c", "--workers", "2", "--total-timesteps", "20000", "--seed", "3")
     assert first.end()[0] == 0
     before = hogwild_rl.load(first.folder).checkpoint
     agent = a3c.train(a3c.Config(resume=str(first.folder), total_timesteps=50_000, workers=1))

@@ -15,7 +15,6 @@ from torch import Tensor
 from hogwild_rl.envs import vector
 from hogwild_rl.learning.rollout import Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
-from hogwild_rl.models.distributions import Categorical
 
 SEED = 11
 native_and_sync = pytest.mark.parametrize("num_envs", [3, 8], ids=["sync", "native"])
@@ -49,15 +48,16 @@ class Metronome(gymnasium.Env[NDArray[np.float32], np.int64]):
 
 
 class Uniform:
-    """A policy that likes both actions equally, and refuses what is not [B, *O]."""
+    """Takes either of two actions equally often, and refuses what is not [B, *O]."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
+        self._generator = torch.Generator().manual_seed(SEED)
 
-    def policy(self, observations: Tensor) -> Categorical:
-        """Two equal logits per environment."""
+    def __call__(self, observations: Tensor) -> Tensor:
+        """An action per environment."""
         assert observations.shape == self._shape
-        return Categorical(torch.zeros(len(observations), 2))
+        return torch.randint(2, (len(observations),), generator=self._generator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,8 @@ def collector_of(
     """A collector, and a policy for it."""
     envs = vector.make_vector_env(env, num_envs)
     assert envs.single_observation_space.shape is not None
-    generator = torch.Generator().manual_seed(SEED)
     lap = (lambda phase: None) if laps is None else laps.append
-    collector = Collector(envs, n_steps, SEED, generator, lap)
+    collector = Collector([envs], n_steps, SEED, lap)
     return collector, Uniform((num_envs, *envs.single_observation_space.shape))
 
 
@@ -117,7 +116,7 @@ def test_rollouts_are_what_the_environments_did(num_envs: int) -> None:
 @native_and_sync
 def test_invalid_is_the_step_after_an_end_and_no_other(num_envs: int) -> None:
     """Within a rollout and across its border: valid is False exactly after an ended step."""
-    collected = collect("CartPole-v1", num_envs, n_steps=5, rollouts=30)
+    collected = collect("CartPole-v1", num_envs, n_steps=5, rollouts=90)
     ended = joined(collected, "terminated") | joined(collected, "truncated")
     valid = joined(collected, "valid")
     assert bool(valid[0].all())
@@ -235,8 +234,8 @@ def test_a_rollout_can_be_learnt_from() -> None:
     model = ActorCritic(
         envs.single_observation_space, envs.single_action_space, Architecture(hidden=(8,))
     )
-    collector = Collector(envs, 4, SEED, torch.Generator().manual_seed(0), lambda phase: None)
-    rollout = collector.collect(model)
+    collector = Collector([envs], 4, SEED, lambda phase: None)
+    rollout = collector.collect(model.act)
     assert not any(tensor.requires_grad for tensor in vars(rollout).values())
     policy, values = model(rollout.observations)
     (policy.log_prob(rollout.actions).sum() + values.sum()).backward()

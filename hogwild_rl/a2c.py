@@ -1,0 +1,212 @@
+"""A2C: synchronous advantage actor-critic, one vector environment and one batched update.
+
+    python -m hogwild_rl.a2c --env CartPole-v1
+    python -m hogwild_rl.a2c --env LunarLander-v3 --num-envs 64 --device auto
+    torchrun --nproc-per-node 2 -m hogwild_rl.a2c --env CartPole-v1
+
+All environments take `n_steps` steps with the same parameters, the gradient of their loss is taken
+in one batch, and the parameters take one step with it. With one worker, A3C is the same algorithm,
+bit for bit.
+
+Source: Mnih et al. 2016 (arXiv:1602.01783), made synchronous: Wu et al. 2017 (arXiv:1708.05144),
+section 5.
+"""
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from hogwild_rl import UserError
+from hogwild_rl.envs import backends, vector
+from hogwild_rl.envs.processes import EnvironmentFailedError
+from hogwild_rl.hogwild import workers
+from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
+from hogwild_rl.hogwild.optim import SharedRMSprop
+from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.hogwild.worker import random_seeds
+from hogwild_rl.learning import graphs, losses
+from hogwild_rl.learning.rollout import Collector
+from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.runs import cli, devices, settings
+from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.ranks import Ranks
+from hogwild_rl.runs.session import Session
+
+_OBSERVE_EVERY_S = 0.05
+
+
+@settings.completed("a2c")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(settings.ActorCriticSettings):
+    """Settings of A2C. What is not given comes from the environment's preset."""
+
+    num_envs: int = 16
+    """Environments that step together, over all ranks."""
+    env_groups: int = 1
+    """2: the policy acts for one half of the environments while the other half steps."""
+    vectorization: backends.Vectorization = "auto"
+    """What steps them: gymnasium's native form, in turn, processes or EnvPool."""
+    device: devices.DeviceName = "auto"
+    """Where acting and learning are computed."""
+    compile: bool = False
+    """Record acting and the gradient as CUDA graphs."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: the network's body computes in it; parameters and losses stay float32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_envs", "env_groups"):
+            settings.at_least(name, getattr(self, name), 1)
+        if self.num_envs % self.env_groups:
+            raise UserError(
+                f"num_envs must be a multiple of env_groups, got {self.num_envs} and "
+                f"{self.env_groups}"
+            )
+
+
+def learn(
+    config: Config,
+    session: Session,
+    shared: SharedModel[ActorCritic],
+    optimizer: SharedRMSprop,
+    slots: Slots,
+    ranks: Ranks,
+    backend: backends.Backend,
+) -> None:
+    """Act, learn, step, until the steps of all ranks add up to the total."""
+    device, slot, observed_s = shared.flat.device, slots.writer(0), 0.0
+    env_seed, action_seed = random_seeds(config.seed, ranks.index, session.before.lives, 2)
+    generator = torch.Generator(device).manual_seed(action_seed)
+    size = group_size(config, ranks)
+    with environments(config, session.facts.source, backend, size) as envs:
+        copied_to = None if device.type == "cpu" else device
+        collector = Collector(envs, config.n_steps, env_seed, slot.lap, copied_to)
+        act: Callable[[Tensor], Tensor] = functools.partial(shared.module.act, generator=generator)
+
+        def gradient_of_rollout() -> Tensor:
+            return shared.gradient(losses.of_rollout(shared.module, collector.rollout, config))
+
+        take_gradient: Callable[[], Tensor] = gradient_of_rollout
+        if config.compile:
+            act = graphs.captured_act(act, collector.rollout.observations[0, :size], generator)
+            take_gradient = graphs.Captured(gradient_of_rollout)
+        ending = False
+        while not ending:
+            progress = (session.before.steps + slots.total("steps")) / config.total_timesteps
+            if progress >= 1:
+                break
+            collector.collect(act)
+            gradient = take_gradient()
+            steps, episodes, ending = ranks.combine(
+                gradient, collector.steps, collector.episodes, session.ending
+            )
+            slot.add_rollout(steps, episodes)
+            norm = clip_by_global_norm_(gradient, config.max_grad_norm)
+            slot.lap("learn")
+            if math.isfinite(norm):
+                optimizer.learning_rate = config.learning_rate_at(progress)
+                optimizer.apply(gradient)
+                slot.add_update(slot.total_updates())
+            else:
+                slot.add_dropped()
+            slot.lap("share")
+            if time.monotonic() - observed_s >= _OBSERVE_EVERY_S:
+                observed_s = time.monotonic()
+                session.observe(slots)
+
+
+def group_size(config: Config, ranks: Ranks) -> int:
+    """How many environments of this rank step together."""
+    return ranks.share("num_envs / env_groups", config.num_envs // config.env_groups)
+
+
+@contextlib.contextmanager
+def environments(
+    config: Config, source: vector.EnvSource, backend: backends.Backend, size: int
+) -> Iterator[list[VectorEnv[Any, Any, Any]]]:
+    """Groups of `size` environments; closed on leaving."""
+    if backend.name == "async":
+        workers.preload("hogwild_rl.runs.session")  # or every process would import torch
+    with contextlib.ExitStack() as opened:
+        groups = []
+        for group in range(config.env_groups):
+            envs = backends.make(source, backend, size, settings.usable_cores(), group * size)
+            opened.callback(envs.close)
+            groups.append(envs)
+        yield groups
+
+
+def train(config: Config) -> Agent:
+    """Trains until `total_timesteps`, and returns the agent.
+
+    On the CPU it makes this thread flush denormals, as A3C's workers do: averages of dead units
+    decay into them, and they are slow.
+
+    Raises:
+        UserError: a setting, the environment or the folder cannot be used; nothing was changed.
+        WorkersFailedError: an environment's process failed; a checkpoint was written.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written.
+        SystemExit: SIGTERM, likewise.
+    """
+    torch.set_flush_denormal(True)
+    ranks = Ranks.here()
+    session = Session("a2c", config, reports=ranks.index == 0)
+    model = ActorCritic(
+        session.facts.observation_space,
+        session.facts.action_space,
+        config.architecture,
+        torch.Generator().manual_seed(config.seed),
+        bfloat16=config.precision == "bfloat16",
+    )
+    device = devices.choose(config.device, model, ranks.local)
+    if config.compile and device.device.type != "cuda":
+        raise UserError("compile records CUDA graphs, and this run is on the CPU: leave it out")
+    backend = backends.choose(
+        session.facts.source,
+        config.vectorization,
+        group_size(config, ranks),
+        settings.usable_cores(),
+    )
+    shared = SharedModel(model, device.device)
+    optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
+    slots = Slots(1)
+    failure: workers.Failure | None = None
+    finished = False
+    with ranks.joined(device.device), session.interruptible():
+        session.open(shared.module, optimizer)
+        session.tell(f"device {device.device}: {device.reason}")
+        session.tell(f"vectorization {backend.name}: {backend.reason}")
+        try:
+            learn(config, session, shared, optimizer, slots, ranks, backend)
+            finished = True
+        except EnvironmentFailedError as error:
+            failure = workers.Failure(
+                error.environment, error.exit_code, error.traceback, "environment"
+            )
+        finally:
+            agent = session.close(slots, failed=not finished)
+    if failure is not None:
+        raise cli.WorkersFailedError(str(failure))
+    return agent
+
+
+def main() -> None:
+    """The command line: ``python -m hogwild_rl.a2c --help``."""
+    train(cli.parse(Config, "a2c", "Synchronous advantage actor-critic, batched on one device."))
+
+
+if __name__ == "__main__":
+    cli.run(main)

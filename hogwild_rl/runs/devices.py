@@ -1,0 +1,50 @@
+"""Where a run computes."""
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import torch
+
+from hogwild_rl import UserError
+
+DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
+
+# Below this a GPU spends its time on launching kernels. Two layers of 64 have 10 thousand.
+_GPU_FROM_PARAMETERS = 500_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device, and why it was chosen."""
+
+    device: torch.device
+    reason: str
+
+
+def choose(wanted: DeviceName, model: torch.nn.Module, local_rank: int = 0) -> Device:
+    """The device that was asked for; for "auto" the GPU, where there is one and it pays.
+
+    Args:
+        wanted: cpu, cuda or auto.
+        model: to be trained.
+        local_rank: number of this process among those of the run on this machine.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    cuda = torch.device("cuda", local_rank)
+    if wanted == "cpu":
+        return Device(torch.device("cpu"), "as asked for")
+    if wanted == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"device cuda needs {local_rank + 1} GPU, torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()}: use cpu or auto, or a torch that is built for yours"
+            )
+        return Device(cuda, "as asked for")
+    if not torch.cuda.is_available():
+        return Device(torch.device("cpu"), "there is no GPU")
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if size < _GPU_FROM_PARAMETERS:
+        return Device(torch.device("cpu"), f"{size:,} parameters are too few for a GPU to pay")
+    return Device(cuda, f"{size:,} parameters")

@@ -1,0 +1,92 @@
+"""The processes that update one model together, as `torchrun` starts them; or this one alone."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hogwild_rl import UserError
+
+Episodes = list[tuple[float, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """One process among those of a run.
+
+    Attributes:
+        index: its number over all machines; 0 keeps the run's folder.
+        local: its number on its machine.
+        count: how many there are.
+    """
+
+    index: int = 0
+    local: int = 0
+    count: int = 1
+
+    @classmethod
+    def here(cls) -> "Ranks":
+        """As torchrun's environment variables say."""
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        return cls(
+            *(int(os.environ.get(name, n)) for name, n in zip(names, (0, 0, 1), strict=True))
+        )
+
+    def share(self, name: str, total: int) -> int:
+        """This process's part of a number that is split evenly.
+
+        Raises:
+            UserError: it cannot be.
+        """
+        if total % self.count:
+            raise UserError(f"{name} must be a multiple of the {self.count} ranks, got {total}")
+        return total // self.count
+
+    @contextlib.contextmanager
+    def joined(self, device: torch.device) -> Iterator[None]:
+        """Connects the processes: with gloo on the CPU, with nccl on GPUs."""
+        if self.count == 1:
+            yield
+            return
+        import torch.distributed as dist
+
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def combine(
+        self, gradient: Tensor, steps: int, episodes: Episodes, ending: bool
+    ) -> tuple[int, Episodes, bool]:
+        """Averages the gradient over all transitions of all ranks, in place, by one all-reduce.
+
+        Ranks count by their valid transitions, so that it is the gradient of the mean over all.
+
+        Args:
+            gradient: of the mean over this rank's transitions, [P].
+            steps: how many these are; 2²⁴ over all ranks can be told apart.
+            episodes: that ended in them.
+            ending: whether this rank wants to stop.
+
+        Returns:
+            The steps and episodes of all ranks, and whether any wants to stop.
+        """
+        if self.count == 1:
+            return steps, episodes, ending
+        import torch.distributed as dist
+
+        counts = gradient.new_tensor([steps, len(episodes), ending])
+        packed = torch.cat([gradient * steps, counts])
+        dist.all_reduce(packed)
+        total, ended, stopping = (int(value) for value in packed[-3:].tolist())
+        torch.div(packed[:-3], max(total, 1), out=gradient)
+        everywhere: list[Episodes] = [[] for _ in range(self.count)]
+        if ended:
+            dist.all_gather_object(everywhere, episodes)
+        return total, [episode for each in everywhere for episode in each], bool(stopping)

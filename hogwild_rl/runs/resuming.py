@@ -1,0 +1,50 @@
+"""Going on with a run: what of it is taken up, and when that is refused."""
+
+import pathlib
+
+from hogwild_rl import UserError
+from hogwild_rl.envs import vector
+from hogwild_rl.runs import settings
+from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE
+from hogwild_rl.runs.checkpoint import Checkpoint, Counters
+
+# Settings that say what the saved parameters mean: a resumed run cannot change them.
+_FIXED = ("env", "hidden", "activation", "shared_trunk")
+
+
+def checkpoint(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoint | None:
+    """The newest checkpoint of the run to resume; None for a new run.
+
+    Raises:
+        UserError: there is none, or it cannot go on with these settings in this environment.
+    """
+    if config.resume is None:
+        return None
+    saved = Checkpoint.load(pathlib.Path(config.resume) / CHECKPOINT_FILE)
+    wanted = config.to_json()
+    for name in _FIXED:
+        if wanted[name] != saved.settings[name]:
+            raise UserError(
+                f"{name} of run {config.resume} is {saved.settings[name]}, got "
+                f"{wanted[name]}: leave it out, or start a new run"
+            )
+    for space in ("observation_space", "action_space"):
+        if getattr(saved, space) != getattr(facts, space):
+            raise UserError(
+                f"{space} of {facts.name} is {getattr(facts, space)}, but run {config.resume} was "
+                f"trained with {getattr(saved, space)}"
+            )
+    if saved.counters.steps >= config.total_timesteps:
+        raise UserError(
+            f"run {config.resume} has taken {saved.counters.steps} of "
+            f"{config.total_timesteps} steps: give a larger total_timesteps"
+        )
+    return saved
+
+
+def best_return(folder: pathlib.Path, before: Counters) -> float | None:
+    """The best mean return on record; best.pt may be newer than the checkpoint that is resumed."""
+    if not (folder / BEST_FILE).exists():
+        return before.best_return
+    saved = Checkpoint.load(folder / BEST_FILE).counters.best_return
+    return max((best for best in (saved, before.best_return) if best is not None), default=None)

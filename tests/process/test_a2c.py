@@ -1,0 +1,182 @@
+"""A2C as processes: environments that die, ranks that update together, nobody left behind."""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hogwild_rl
+from hogwild_rl import a2c
+from hogwild_rl.envs import vector
+from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
+from hogwild_rl.hogwild.optim import SharedRMSprop
+from hogwild_rl.hogwild.worker import random_seeds
+from hogwild_rl.learning import losses
+from hogwild_rl.learning.rollout import Collector, Rollout
+from hogwild_rl.models.actor_critic import ActorCritic
+
+ASYNC = ("--vectorization", "async", "--num-envs", "4")
+
+
+def test_a_run_trains_and_leaves_its_folder_and_nothing_else(start) -> None:
+    run = start("a2c", "--total-timesteps", "20000")
+    code, out, err = run.end()
+    assert code == 0, err
+    assert "Warning" not in err
+    assert "device cpu: " in out
+    assert "vectorization native: " in out
+    counters = hogwild_rl.load(run.folder).checkpoint.counters
+    last = (run.folder / "progress.csv").read_text().splitlines()[-1].split(",")
+    assert int(last[1]) == counters.steps >= 20000
+
+
+def test_ctrl_c_saves_and_ends_cleanly_with_environments_in_processes(start) -> None:
+    run = start("a2c", "--total-timesteps", "1000000000", *ASYNC)
+    run.until(run.trains, 60)
+    assert len(run.alive()) >= 6  # parent, server, four environments
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, out, err = run.end()
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert f"hogwild_rl.a2c --resume {run.folder}" in out
+    resumed = a2c.Config(resume=str(run.folder))
+    assert resumed.vectorization == "async"
+
+
+def test_environments_leave_when_the_parent_is_killed(start) -> None:
+    run = start("a2c", "--total-timesteps", "1000000000", *ASYNC)
+    run.until(run.trains, 60)
+    run.process.kill()
+    run.until(lambda: not run.alive(), timeout_s=2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("Raise", "failed with exit code 1:\nTraceback"),
+        ("Exit", "failed with exit code 7"),
+        ("Segv", "was killed by SIGSEGV"),
+    ],
+)
+def test_an_environment_that_fails_ends_the_run_saved_and_told(start, fault, told) -> None:
+    run = start("a2c", "--env", f"tests.envs:Faulty{fault}-v0", *ASYNC)
+    code, _, err = run.end()
+    assert code == 1
+    assert re.search(rf"^environment [0-3] {told}", err, re.MULTILINE), err
+    assert ("the gearbox is on fire" in err) == (fault == "Raise")
+    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+def test_an_environment_that_raises_in_this_process_ends_the_run_saved(start) -> None:
+    run = start("a2c", "--env", "tests.envs:FaultyRaise-v0", "--vectorization", "sync")
+    code, out, err = run.end()
+    assert code == 1
+    assert "the gearbox is on fire" in err
+    assert f"--resume {run.folder}" in out
+    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+CONFIG = {
+    "env": "CartPole-v1",
+    "num_envs": 8,
+    "vectorization": "sync",
+    "n_steps": 8,
+    "learning_rate": 1e-3,
+    "lr_schedule": "constant",
+    "total_timesteps": 20 * 64 - 300,
+    "seed": 3,
+}
+
+
+def test_two_ranks_with_half_of_the_environments_equal_one_with_all(tmp_path) -> None:
+    """To floating-point reordering: the means weigh every valid transition of all ranks alike."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    folder = tmp_path / "ranks"
+    program = (
+        f"from hogwild_rl import a2c; a2c.train(a2c.Config(run_dir={str(folder)!r}, **{CONFIG}))"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in (0, 1)
+    ]
+    for rank in ranks:
+        _, err = rank.communicate(timeout=120)
+        assert rank.returncode == 0, err.decode()
+    saved = hogwild_rl.load(folder).checkpoint
+    parameters, steps, episodes = one_rank_with_all(a2c.Config(**CONFIG), saved.counters.updates)
+    assert saved.counters.updates > 10
+    assert (saved.counters.steps, saved.counters.episodes) == (steps, episodes)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(saved.parameters[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch.Tensor], int, int]:
+    """The environments and draws of both ranks, side by side in one rollout and one loss."""
+    facts = vector.inspect(config.env)
+    model = ActorCritic(
+        facts.observation_space,
+        facts.action_space,
+        config.architecture,
+        torch.Generator().manual_seed(config.seed),
+    )
+    shared = SharedModel(model)
+    optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
+    collectors, generators = [], []
+    for rank in (0, 1):
+        env_seed, action_seed = random_seeds(config.seed, rank, 0, 2)
+        envs = vector.in_turn(config.env, config.num_envs // 2)
+        collectors.append(Collector([envs], config.n_steps, env_seed, lambda phase: None))
+        generators.append(torch.Generator().manual_seed(action_seed))
+    steps = episodes = 0
+    for _ in range(updates):
+        halves = []
+        for collector, generator in zip(collectors, generators, strict=True):
+            halves.append(collector.collect(lambda rows, g=generator: model.act(rows, g)))
+            steps += collector.steps
+            episodes += len(collector.episodes)
+        union = Rollout(
+            **{name: torch.cat([getattr(h, name) for h in halves], 1) for name in vars(halves[0])}
+        )
+        gradient = shared.gradient(losses.of_rollout(model, union, config))
+        clip_by_global_norm_(gradient, config.max_grad_norm)
+        optimizer.apply(gradient)
+    return model.state_dict(), steps, episodes
+
+
+@pytest.mark.slow
+def test_torchrun_with_two_ranks_solves_cartpole(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--master-port", "0", "-m", "hogwild_rl.a2c", "--stop-when-solved"),
+            *("--run-dir", str(folder)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("solved: ") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}

@@ -1,0 +1,170 @@
+"""Every way of stepping environments keeps one contract: trajectories equal a plain loop's."""
+
+import functools
+import importlib.util
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from hogwild_rl import UserError
+from hogwild_rl.envs import backends, vector
+from hogwild_rl.envs.processes import EnvironmentFailedError, ProcessVectorEnv
+from hogwild_rl.learning.rollout import Collector, Rollout
+from tests import envs as faulty
+
+SEED, STEPS = 17, 120
+needs_pool = pytest.mark.skipif(
+    importlib.util.find_spec("envpool") is None, reason="the extra envpool is not installed"
+)
+
+
+def played(name: str, num_envs: int, groups: int = 1) -> Rollout:
+    """Random actions in CartPole-v1, through a collector."""
+    spec = vector.spec("CartPole-v1")
+    backend = backends.Backend(name, "")
+    made = [backends.make(spec, backend, num_envs // groups, 2) for _ in range(groups)]
+    generator = torch.Generator().manual_seed(SEED)
+    collector = Collector(made, STEPS, SEED, lambda phase: None)
+    rollout = collector.collect(lambda rows: torch.randint(2, (len(rows),), generator=generator))
+    for envs in made:
+        envs.close()
+    return rollout
+
+
+def replayed(rollout: Rollout, b: int, env: Any, start: Any) -> None:
+    """Plays one column's actions in one environment, and compares every row.
+
+    Args:
+        env: a single environment.
+        start: called with it and an observation, to begin the episode that starts there.
+    """
+    ended = False
+    for t in range(STEPS):
+        row = rollout.observations[t, b].numpy()
+        if t == 0 or ended:
+            if ended:  # this step only resets: the next row starts an episode
+                assert not rollout.valid[t, b]
+                assert rollout.rewards[t, b] == 0
+                ended = False
+                start(env, rollout.observations[t + 1, b].numpy())
+                continue
+            start(env, row)
+        assert rollout.valid[t, b]
+        observation, reward, terminated, truncated, _ = env.step(int(rollout.actions[t, b]))
+        after = rollout.observations[t + 1, b].numpy()
+        np.testing.assert_allclose(observation, after, rtol=1e-4, atol=1e-4)
+        assert reward == rollout.rewards[t, b]
+        assert (terminated, truncated) == (rollout.terminated[t, b], rollout.truncated[t, b])
+        ended = terminated or truncated
+
+
+@pytest.mark.parametrize(
+    "name", ["native", "sync", "async", pytest.param("envpool", marks=needs_pool)]
+)
+def test_trajectories_equal_a_plain_loop_over_single_environments(name: str) -> None:
+    """Every environment is taken up where its episode starts, and must go the same way to its end.
+
+    The single ones are put into the recorded state, since native and EnvPool's draw their starts
+    from streams of their own.
+    """
+    rollout = played(name, num_envs=6)
+    ends = 0
+
+    def start(env: gymnasium.Env[Any, Any], observation: Any) -> None:
+        env.reset()
+        env.unwrapped.state = observation.astype(np.float64)
+
+    for b in range(6):
+        replayed(rollout, b, gymnasium.make("CartPole-v1"), start)
+        ends += int(rollout.terminated[:, b].sum())
+    assert ends > 6
+    assert int((~rollout.valid).sum()) >= ends - 6
+
+
+@pytest.mark.parametrize("name", ["sync", "async"])
+def test_starts_too_are_those_of_seeded_single_environments(name: str) -> None:
+    rollout = played(name, num_envs=3)
+    for b in range(3):
+        env = gymnasium.make("CartPole-v1")
+        seeds = iter([SEED + b])
+
+        def start(env: Any, observation: Any, seeds: Any = seeds) -> None:
+            first, _ = env.reset(seed=next(seeds, None))
+            np.testing.assert_array_equal(first, observation)
+
+        replayed(rollout, b, env, start)
+
+
+@pytest.mark.parametrize("name", ["sync", "async", pytest.param("envpool", marks=needs_pool)])
+def test_groups_step_the_same_environments(name: str) -> None:
+    """Two groups hold the environments of one: the same seeds, columns and contract."""
+    rollout = played(name, num_envs=6, groups=2)
+    whole = played(name, num_envs=6)
+    torch.testing.assert_close(rollout.observations[0], whole.observations[0], rtol=0, atol=0)
+
+    def start(env: gymnasium.Env[Any, Any], observation: Any) -> None:
+        env.reset()
+        env.unwrapped.state = observation.astype(np.float64)
+
+    for b in range(6):
+        replayed(rollout, b, gymnasium.make("CartPole-v1"), start)
+
+
+def test_a_rollout_copied_to_a_device_is_the_same() -> None:
+    """The way over a copy in the host's memory, as for a GPU, here with the CPU as device."""
+    rollouts = []
+    for device in (None, torch.device("cpu")):
+        envs = vector.in_turn("CartPole-v1", 4)
+        generator = torch.Generator().manual_seed(SEED)
+        collector = Collector([envs], 16, SEED, lambda phase: None, device)
+        for _ in range(5):
+            rollout = collector.collect(
+                lambda rows, g=generator: torch.randint(2, (len(rows),), generator=g)
+            )
+        rollouts.append(rollout)
+    for name, tensor in vars(rollouts[0]).items():
+        assert torch.equal(tensor, getattr(rollouts[1], name)), name
+
+
+def test_bytes_stay_bytes() -> None:
+    space = gymnasium.spaces.Box(0, 255, (3,), np.uint8)
+    assert Rollout.empty(2, 2, space).observations.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("env", "num_envs", "cores", "name"),
+    [
+        ("CartPole-v1", 8, 2, "native"),
+        ("tests.envs:Chain-v0", 1, 2, "sync"),
+        ("tests.envs:Chain-v0", 8, 1, "sync"),
+        ("tests.envs:Chain-v0", 8, 2, "sync"),
+        ("tests.envs:Sleepy-v0", 8, 2, "async"),
+    ],
+)
+def test_auto_takes_the_fastest_and_says_why(env, num_envs, cores, name) -> None:
+    backend = backends.choose(vector.spec(env), "auto", num_envs, cores)
+    assert backend.name == name
+    assert backend.reason
+
+
+@needs_pool
+def test_auto_takes_envpool_where_it_has_the_environment() -> None:
+    assert backends.choose(vector.spec("Acrobot-v1"), "auto", 8, 2).name == "envpool"
+
+
+@pytest.mark.parametrize("wanted", ["native", "envpool"])
+def test_what_an_environment_does_not_have_is_refused(wanted: Any) -> None:
+    source = vector.spec("tests.envs:Chain-v0")
+    with pytest.raises(UserError, match=r"Chain-v0|not installed"):
+        backends.choose(source, wanted, 4, 2)
+
+
+def test_a_process_that_dies_at_the_start_is_named_and_the_others_end() -> None:
+    makers = [functools.partial(faulty.DiesInAChild)] * 3
+    with pytest.raises(EnvironmentFailedError) as failure:
+        ProcessVectorEnv(makers, first=10)
+    assert failure.value.environment in (10, 11, 12)
+    assert failure.value.exit_code == 9
