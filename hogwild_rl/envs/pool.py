@@ -64,7 +64,7 @@ class PoolVectorEnv(VectorEnv[Any, Any, Any]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the precision of its spaces' bounds
             self._pool = envpool.make_gymnasium(self.spec.id, seed=seeds, **self._options)
-        observation, _ = self._pool.reset()
+            observation, _ = self._pool.reset()
         return observation, {}
 
     def step(self, actions: vector.Array) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
