@@ -152,10 +152,22 @@ def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
 
 
 def saved(run: pathlib.Path, algorithm: str) -> dict[str, Any]:
-    """The settings a run was started with.
+    """The settings a run of this algorithm was started with.
 
     Raises:
         UserError: there is no such run, its settings cannot be read, or another algorithm made it.
+    """
+    made_by, values = read(run)
+    if made_by != algorithm:
+        raise UserError(f"{run} is a run of {made_by}: resume it with hogwild_rl.{made_by}")
+    return values
+
+
+def read(run: pathlib.Path) -> tuple[str, dict[str, Any]]:
+    """The algorithm that made a run, and the settings it was started with.
+
+    Raises:
+        UserError: there is no such run, or its settings cannot be read.
     """
     if not run.is_dir():
         raise UserError(f"run {run} does not exist: give the folder of an earlier run")
@@ -166,9 +178,7 @@ def saved(run: pathlib.Path, algorithm: str) -> dict[str, Any]:
         raise UserError(f"{run} holds no run: it has no {SETTINGS_FILE}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run / SETTINGS_FILE} cannot be read ({error})") from error
-    if made_by != algorithm:
-        raise UserError(f"{run} is a run of {made_by}: resume it with hogwild_rl.{made_by}")
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return made_by, {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
 def write(folder: pathlib.Path, algorithm: str, settings: Mapping[str, Any]) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import pytest
 
-from hogwild_rl import a3c, evaluate
+from hogwild_rl import a3c, evaluate, plot
 from hogwild_rl.hogwild import memory
 from hogwild_rl.runs import cli
 from tests import envs
 
-PROGRAMS = {"a3c": a3c.main, "evaluate": evaluate.main}
+PROGRAMS = {"a3c": a3c.main, "evaluate": evaluate.main, "plot": plot.main}
 
 Command = Callable[..., str]
 
@@ -189,6 +189,53 @@ def test_evaluate_refuses_what_it_cannot_play(
     both = ["--video", str(tmp_path / "new"), "--render", "human"]
     assert "exclude each other" in refused("evaluate", run, *both)
     assert "run" in refused("evaluate").lower()
+
+
+def test_plot_refuses_what_it_cannot_draw(
+    refused: Command, run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    assert "give the folder of one at least" in refused("plot")
+    assert "no/such does not exist" in refused("plot", str(run), "no/such")
+    assert f"{tmp_path} holds no run" in refused("plot", str(tmp_path))
+    assert "must end in .png, .pdf, .svg, got x.gif" in refused("plot", "a", "--output", "x.gif")
+    assert "hours" in refused("plot", str(run), "--x", "hours")
+    two = refused("plot", str(run), "--labels", "a", "b")
+    assert "1 runs want as many labels, got 2" in two
+    for output in ("/proc/curves.png", "README.md/curves.png", str(tmp_path / "no" / "curves.png")):
+        assert f"output {output} cannot be written" in refused("plot", str(run), "--output", output)
+
+
+def test_plot_replaces_no_file(refused: Command, run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    output = tmp_path / "curves.png"
+    output.write_text("mine")
+    assert f"{output} exists: name a new one" in refused("plot", str(run), "--output", str(output))
+    assert output.read_text() == "mine"
+
+
+def test_plot_names_the_missing_extra(
+    refused: Command, run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    told = refused("plot", str(run), "--output", str(tmp_path / "curves.png"))
+    assert "pip install matplotlib" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "no finite return yet"),
+        ("time_s,steps,return_mean\n1.0,100,nan\n2.0,200,inf\n", "no finite return yet"),
+        ("time_s,steps\n1.0,100\n", "cannot be read ('return_mean')"),
+        ("time_s,steps,return_mean\n1.0,many,3.0\n", "cannot be read (could not convert"),
+    ],
+)
+def test_plot_refuses_a_log_without_returns(
+    refused: Command, run: pathlib.Path, content: str, told: str
+) -> None:
+    (run / "progress.csv").write_text(content)
+    assert told in refused("plot", str(run))
+    (run / "progress.csv").unlink()
+    assert "holds no progress.csv" in refused("plot", str(run))
 
 
 def test_refusals_leave_what_exists_as_it_was(refused: Command, run: pathlib.Path) -> None:
