@@ -44,37 +44,50 @@ class Config:
 def solve(
     algorithm: str, flags: Mapping[str, Any], timeout_s: float | None = None
 ) -> dict[str, Any]:
-    """Runs one training process until solved or its budget is spent.
-
-    Returns:
-        solved, wall_s of the whole process, train_s, steps and return_mean at the end.
-    """
+    """Trains in a process of its own until solved or its budget is spent; see `train`."""
     with tempfile.TemporaryDirectory() as folder:
         run = pathlib.Path(folder) / "run"
-        command = [sys.executable, "-m", f"hogwild_rl.{algorithm}", "--stop-when-solved"]
-        for name, value in {**flags, "run_dir": run}.items():
-            values = value if isinstance(value, tuple) else (value,)
-            command += [f"--{name.replace('_', '-')}", *map(str, values)]
-        start_s = time.perf_counter()
-        ended = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=timeout_s
-        )
-        wall_s = time.perf_counter() - start_s
-        solved = re.search(r"solved: .* after ([\d,]+) steps, ([\d.]+) s", ended.stdout)
-        with (run / "progress.csv").open() as file:
-            last = list(csv.DictReader(file))[-1]
-        settings = json.loads((run / "settings.json").read_text())["settings"]
+        return train(algorithm, {**flags, "stop_when_solved": True}, run, timeout_s)
+
+
+def train(
+    algorithm: str, flags: Mapping[str, Any], run: pathlib.Path, timeout_s: float | None = None
+) -> dict[str, Any]:
+    """Trains in a process of its own, which leaves the folder `run`.
+
+    Returns:
+        solved, after how many steps and seconds of training, wall_s of the whole process, and
+        train_s, steps and return_mean at the end.
+    """
+    command = [sys.executable, "-m", f"hogwild_rl.{algorithm}"]
+    for name, value in {**flags, "run_dir": run}.items():
+        command += _flag(name.replace("_", "-"), value)
+    start_s = time.perf_counter()
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout_s)
+    wall_s = time.perf_counter() - start_s
+    solved = re.search(r"solved: .* after ([\d,]+) steps, ([\d.]+) s", ended.stdout)
+    with (run / "progress.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    settings = json.loads((run / "settings.json").read_text())["settings"]
     return {
         "env": settings["env"],
         "workers": settings.get("workers", ""),
         "envs_per_worker": settings.get("envs_per_worker", ""),
         "seed": settings["seed"],
         "solved": solved is not None,
+        "solved_steps": int(solved[1].replace(",", "")) if solved else "",
+        "solved_s": float(solved[2]) if solved else "",
         "wall_s": round(wall_s, 2),
         "train_s": round(float(last["time_s"]), 2),
         "steps": int(last["steps"]),
         "return_mean": round(float(last["return_mean"]), 1),
     }
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
 
 
 def main() -> None:

@@ -1,0 +1,223 @@
+"""A3C beside A2C: same equations, network, environments and seeds, each side at its best step size.
+
+    python benchmarks/compare.py --env CartPole-v1 --seeds 10
+    python benchmarks/compare.py --env Acrobot-v1 --algorithms a3c --factors 0.5 1 --seeds 3
+
+First a sweep: every side trains with each learning rate, a factor times the preset's, on a few
+seeds until solved. Each side's best goes into the comparison: fresh seeds, over the whole budget.
+The sides alternate run by run. Solved means that the mean return of the last 100 training episodes
+has reached the environment's registered threshold; seconds are those of training, from before the
+first worker starts.
+"""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import machine
+import numpy as np
+import solve
+import tyro
+
+from hogwild_rl import a3c, plot
+from hogwild_rl.runs import settings
+
+# A3C's settings that every side is told alike, whatever its own preset says.
+_ITS_OWN = {"workers", "envs_per_worker", "learning_rate"}
+_OF_ANY_RUN = {field.name for field in dataclasses.fields(settings.RunSettings)}
+SHARED = ["env", "total_timesteps"] + [
+    field.name
+    for field in dataclasses.fields(a3c.Config)
+    if field.name not in _OF_ANY_RUN | _ITS_OWN
+]
+_FRESH_SEEDS_FROM = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare."""
+
+    env: str = "CartPole-v1"
+    """Environment id."""
+    algorithms: tuple[str, ...] = ("a3c", "a2c")
+    """Modules of hogwild_rl."""
+    workers: int = 2
+    """A3C's worker processes."""
+    envs_per_worker: int | None = None
+    """A3C's environments in each; others step them all together. The preset's without it."""
+    n_steps: int | None = None
+    """Steps between updates; the preset's without it."""
+    total_timesteps: int | None = None
+    """Budget of one run; the preset's without it."""
+    factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    """Learning rates of the sweep, times the preset's of A3C; a single one is not swept."""
+    sweep_seeds: int = 3
+    """Runs of each side with each learning rate: seeds 0, 1, 2, ..."""
+    seeds: int = 10
+    """Runs of each side in the comparison: seeds 100, 101, 102, ..."""
+    device: str = "cpu"
+    """Where sides other than A3C compute."""
+
+    def settings(self) -> a3c.Config:
+        """A3C's settings, of which the others take what is `SHARED`."""
+        given = {
+            name: value
+            for name in ("envs_per_worker", "n_steps", "total_timesteps")
+            if (value := getattr(self, name)) is not None
+        }
+        return a3c.Config(env=self.env, workers=self.workers, **given)
+
+
+class Comparison:
+    """Runs of all sides, one after another.
+
+    Args:
+        config: what to compare.
+        folder: for the runs' folders.
+
+    Attributes:
+        rows: what came out, one per run, also in benchmarks/results/compare_ENV.csv.
+    """
+
+    def __init__(self, config: Config, folder: pathlib.Path) -> None:
+        self.name = f"compare_{config.env.replace('/', '-')}"
+        self.rows: list[dict[str, Any]] = []
+        self._config, self._folder = config, folder
+        self._settings = config.settings()
+        self._threshold = plot.threshold(config.env)
+
+    def sweep(self) -> dict[str, float]:
+        """Each side's best factor: the most surely solving, in the fewest steps, then by return."""
+        config = self._config
+        if len(config.factors) == 1:
+            return dict.fromkeys(config.algorithms, config.factors[0])
+        for seed in range(config.sweep_seeds):
+            for factor in config.factors:
+                for algorithm in config.algorithms:
+                    self._run("sweep", algorithm, factor, seed)
+        best = {}
+        for algorithm in config.algorithms:
+            best[algorithm] = min(config.factors, key=lambda f: self._rank(algorithm, f))
+            print(f"{algorithm}: best learning rate {self.learning_rate(best[algorithm]):g}")
+            if best[algorithm] in (min(config.factors), max(config.factors)):
+                print("  at the edge of the sweep: widen the factors")
+        return best
+
+    def _rank(self, algorithm: str, factor: float) -> tuple[float, float, float]:
+        side = (algorithm, factor)
+        runs = [row for row in self.rows if (row["algorithm"], row["factor"]) == side]
+        steps = [row["solved_steps"] for row in runs if row["solved"]]
+        failed = len(runs) - len(steps)
+        # Steps and not seconds: a side's speed does not depend on its learning rate.
+        to_threshold = 0 if failed else float(np.median(steps))
+        return failed, to_threshold, -float(np.median([row["return_mean"] for row in runs]))
+
+    def compare(self, factors: Mapping[str, float]) -> dict[str, list[plot.Curve]]:
+        """Runs every side on fresh seeds over the whole budget, and returns its curves."""
+        curves: dict[str, list[plot.Curve]] = {algorithm: [] for algorithm in factors}
+        for seed in range(_FRESH_SEEDS_FROM, _FRESH_SEEDS_FROM + self._config.seeds):
+            for algorithm, factor in factors.items():
+                run = self._run("compare", algorithm, factor, seed)
+                curves[algorithm].append(plot.read(run).curve)
+        return curves
+
+    def learning_rate(self, factor: float) -> float:
+        """A factor times the preset's."""
+        return factor * self._settings.learning_rate
+
+    def _run(self, stage: str, algorithm: str, factor: float, seed: int) -> pathlib.Path:
+        run = self._folder / f"{stage}_{algorithm}_{factor}_{seed}"
+        flags = {name: getattr(self._settings, name) for name in SHARED} | {
+            "learning_rate": self.learning_rate(factor),
+            "seed": seed,
+            "stop_when_solved": stage == "sweep" and self._threshold is not None,
+        }
+        row = solve.train(algorithm, {**flags, **self._size(algorithm)}, run)
+        self.rows.append(
+            {
+                "stage": stage,
+                "algorithm": algorithm,
+                "factor": factor,
+                "learning_rate": flags["learning_rate"],
+                **row,
+                "steps_per_s": round(row["steps"] / row["train_s"]),
+            }
+        )
+        print(self.rows[-1], flush=True)
+        machine.write_csv(self.name, self.rows)
+        return run
+
+    def _size(self, algorithm: str) -> dict[str, Any]:
+        workers, each = self._settings.workers, self._settings.envs_per_worker
+        if algorithm == "a3c":
+            return {"workers": workers, "envs_per_worker": each}
+        return {"num_envs": workers * each, "device": self._config.device}
+
+
+def report(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, list[plot.Curve]]) -> None:
+    """Prints rates, steps and seconds to the threshold, and returns along the way."""
+    for algorithm in curves:
+        runs = [r for r in rows if (r["stage"], r["algorithm"]) == ("compare", algorithm)]
+        solved = [run for run in runs if run["solved"]]
+        rate = runs[0]["learning_rate"]
+        print(f"{algorithm}, learning rate {rate:g}: {len(solved)} of {len(runs)} seeds solved")
+        print(f"  steps/s: {spread([run['steps_per_s'] for run in runs])}")
+        print(f"  return at the end: {spread([run['return_mean'] for run in runs])}")
+        if solved:
+            print(f"  steps to the threshold: {spread([run['solved_steps'] for run in solved])}")
+            print(f"  seconds to the threshold: {spread([run['solved_s'] for run in solved])}")
+    for x in plot.AXES:
+        end = min(getattr(curve, x)[-1] for side in curves.values() for curve in side)
+        points = np.linspace(0, end, 5)[1:]
+        sides = {name: plot.quartiles(side, x, points) for name, side in curves.items()}
+        for index, point in enumerate(points):
+            values = {name: quartiles[:, index] for name, quartiles in sides.items()}
+            print(f"return after {point:,.{0 if x == 'steps' else 1}f} {x}: ", end="")
+            print(
+                ", ".join(
+                    f"{n} {m:.1f} ({low:.1f} to {up:.1f})" for n, (low, m, up) in values.items()
+                )
+            )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, quartiles and ends, in words."""
+    least, lower, median, upper, most = np.quantile(values, (0, 0.25, 0.5, 0.75, 1))
+    digits = 0 if most >= 1000 else 1
+    return (
+        f"median {median:,.{digits}f}, quartiles {lower:,.{digits}f} to {upper:,.{digits}f}, "
+        f"min {least:,.{digits}f}, max {most:,.{digits}f}"
+    )
+
+
+def main() -> None:
+    """Sweeps, compares, prints, writes the runs, their curves and a picture."""
+    config = tyro.cli(Config, description=__doc__)
+    print(f"{machine.describe()}\n{config}\n{config.settings()}")
+    with tempfile.TemporaryDirectory() as folder:
+        comparison = Comparison(config, pathlib.Path(folder))
+        factors = comparison.sweep()
+        curves = comparison.compare(factors)
+    report(comparison.rows, curves)
+    seeds = range(_FRESH_SEEDS_FROM, _FRESH_SEEDS_FROM + config.seeds)
+    points = [
+        {"algorithm": name, "seed": seed, "steps": int(steps), "seconds": seconds, "return": value}
+        for name, side in curves.items()
+        for seed, curve in zip(seeds, side, strict=True)
+        for steps, seconds, value in zip(curve.steps, curve.seconds, curve.returns, strict=True)
+    ]
+    print(f"written: {machine.write_csv(f'{comparison.name}_curves', points)}")
+    labelled = {
+        f"{name}, learning rate {comparison.learning_rate(factors[name]):g}": side
+        for name, side in curves.items()
+    }
+    threshold = plot.threshold(config.env)
+    picture = machine.RESULTS / f"{comparison.name}.png"
+    plot.draw(labelled, picture, plot.AXES, [] if threshold is None else [threshold])
+    print(f"written: {picture}")
+
+
+if __name__ == "__main__":
+    main()
