@@ -7,6 +7,7 @@ lucky draw does not become a preset. All trials are written to benchmarks/result
 """
 
 import dataclasses
+import itertools
 import random
 import statistics
 from collections.abc import Mapping
@@ -102,11 +103,11 @@ def main() -> None:
     print(machine.describe())
     draw, grid = random.Random(config.draw), GRIDS.get(config.env, _GRID)
     name = f"search_a3c_{config.env.replace('/', '-')}"
-    candidates = [standing(config, grid)]
-    for _ in range(config.trials):
-        candidates.append({flag: draw.choice(values) for flag, values in grid.items()})
+    drawn = (
+        {flag: draw.choice(values) for flag, values in grid.items()} for _ in range(config.trials)
+    )
     rows = []
-    for flags in candidates:
+    for flags in itertools.chain([standing(config, grid)], drawn):
         rows.append(trial(config, "draw", flags, range(config.seeds)))
         machine.write_csv(name, rows)
     rows.sort(key=rank)
