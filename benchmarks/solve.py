@@ -102,14 +102,17 @@ def main() -> None:
         rows.append(solve(config.algorithm, {**flags, "seed": seed}))
         print(rows[-1], flush=True)
     times = [row["wall_s"] for row in rows if row["solved"]]
-    print(f"{config.env}, {rows[0]['workers']} workers: {len(times)} of {len(rows)} seeds solved")
+    workers = rows[0]["workers"]
+    who = f"{config.algorithm}, {config.env}" + (f", {workers} workers" if workers else "")
+    print(f"{who}: {len(times)} of {len(rows)} seeds solved")
     if times:
         print(
             f"seconds from process start to its end: median {statistics.median(times):.1f}, "
             f"min {min(times):.1f}, max {max(times):.1f}"
         )
     if config.write:
-        name = f"solve_{config.algorithm}_{config.env.replace('/', '-')}_{rows[0]['workers']}"
+        name = f"solve_{config.algorithm}_{config.env.replace('/', '-')}"
+        name += f"_{workers}" if workers else ""
         print(f"written: {machine.write_csv(name, rows)}")
 
 

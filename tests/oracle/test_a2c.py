@@ -19,15 +19,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Workers compute on one thread; a sum split over several may differ in its last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def trained(agent: Any) -> tuple[dict[str, Any], dict[str, Any], list[int], list[str]]:
     """Parameters, statistics, counts, and mean return and length of the last 100 episodes."""
     checkpoint = agent.checkpoint
