@@ -19,7 +19,13 @@ from hogwild_rl.runs import settings
 _Config = TypeVar("_Config")
 
 # Flags that other flags' defaults depend on: they are looked at first.
-_DEFAULTS_DEPEND_ON = {"env": str, "resume": str, "workers": int, "envs_per_worker": int}
+_DEFAULTS_DEPEND_ON = {
+    "env": str,
+    "resume": str,
+    "workers": int,
+    "envs_per_worker": int,
+    "num_envs": int,
+}
 
 
 def parse(

@@ -3,19 +3,21 @@
 import importlib.util
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from hogwild_rl import a3c, evaluate, plot
+from hogwild_rl import a2c, a3c, evaluate, plot
 from hogwild_rl.hogwild import memory
 from hogwild_rl.runs import cli
 from tests import envs
 
-PROGRAMS = {"a3c": a3c.main, "evaluate": evaluate.main, "plot": plot.main}
+PROGRAMS = {"a2c": a2c.main, "a3c": a3c.main, "evaluate": evaluate.main, "plot": plot.main}
 
 Command = Callable[..., str]
 
@@ -128,6 +130,34 @@ def test_a_run_of_another_algorithm_is_refused(refused: Command, run: pathlib.Pa
     assert "is a run of dqn" in refused("a3c", "--resume", str(run))
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--num-envs", "0"], "num_envs must be at least 1, got 0"),
+        (["--env-groups", "0"], "env_groups must be at least 1, got 0"),
+        (["--num-envs", "16", "--env-groups", "3"], "num_envs must be a multiple of env_groups"),
+        (["--n-steps", "0"], "n_steps must be at least 1, got 0"),
+        (["--workers", "2"], "--workers"),
+        (["--env", "CartPol-v1"], "did you mean CartPole-v1"),
+        (["--vectorization", "turbo"], "turbo"),
+        (["--env", "Acrobot-v1", "--vectorization", "native"], "has no native vector environment"),
+        (["--env", "tests.envs:Chain-v0", "--vectorization", "envpool"], "envpool|EnvPool"),
+        (["--device", "cpu", "--compile"], "compile records CUDA graphs"),
+    ],
+)
+def test_bad_flags_of_a2c_are_refused(
+    refused: Command, flags: list[str], told: str, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "run"
+    assert re.search(told, refused("a2c", *flags, "--run-dir", str(folder)))
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(refused: Command) -> None:
+    assert "device cuda needs 1 GPU" in refused("a2c", "--device", "cuda")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"algorithm": "a3c", "settings": 3}'])
 def test_damaged_settings_are_refused(refused: Command, run: pathlib.Path, content: str) -> None:
     (run / "settings.json").write_text(content)
@@ -152,8 +182,6 @@ def test_a_torn_checkpoint_is_refused(refused: Command, run: pathlib.Path, kept:
 
 
 def test_a_foreign_checkpoint_is_refused(refused: Command, tmp_path: pathlib.Path) -> None:
-    import torch
-
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
     assert "is not a checkpoint of hogwild_rl" in refused("evaluate", str(tmp_path / "foreign.pt"))
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
@@ -161,8 +189,6 @@ def test_a_foreign_checkpoint_is_refused(refused: Command, tmp_path: pathlib.Pat
 
 
 def test_a_checkpoint_cannot_run_code(refused: Command, tmp_path: pathlib.Path) -> None:
-    import torch
-
     torch.save({"format": "hogwild_rl-1", "settings": _Evil(tmp_path)}, tmp_path / "evil.pt")
     refused("evaluate", str(tmp_path / "evil.pt"))
     assert not (tmp_path / "owned").exists()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hogwild_rl import a3c
+from hogwild_rl import a2c, a3c
 from hogwild_rl.runs import presets
 
 
@@ -35,3 +35,10 @@ def test_every_preset_is_a_valid_config(env: str) -> None:
     config = a3c.Config(env=env)
     assert config.total_timesteps >= 1
     assert config.envs_per_worker >= 1
+    assert a2c.Config(env=env).num_envs >= 1
+
+
+def test_a2c_takes_all_environments_and_smaller_batches_take_smaller_steps() -> None:
+    whole, half = (a2c.Config(env="CartPole-v1", **n) for n in ({}, {"num_envs": 64}))
+    assert whole.num_envs == 128
+    assert half.learning_rate == pytest.approx(whole.learning_rate * math.sqrt(1 / 2))

@@ -1,0 +1,138 @@
+"""Devices, precision and CUDA graphs; what needs a GPU is skipped where there is none."""
+
+import functools
+import pathlib
+
+import pytest
+import torch
+
+from hogwild_rl import UserError, a2c
+from hogwild_rl.envs import vector
+from hogwild_rl.hogwild.model import SharedModel
+from hogwild_rl.hogwild.optim import SharedRMSprop
+from hogwild_rl.learning import graphs, losses
+from hogwild_rl.learning.rollout import Collector, Rollout
+from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+from hogwild_rl.runs import devices
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+CPU = torch.device("cpu")
+
+
+def model_of(hidden: int = 64, bfloat16: bool = False) -> ActorCritic:
+    facts = vector.inspect("CartPole-v1")
+    generator = torch.Generator().manual_seed(0)
+    shape = Architecture((hidden, hidden))
+    return ActorCritic(
+        facts.observation_space, facts.action_space, shape, generator, bfloat16=bfloat16
+    )
+
+
+def rollout_of(n_steps: int = 16) -> Rollout:
+    collector = Collector([vector.in_turn("CartPole-v1", 4)], n_steps, 3, lambda phase: None)
+    generator = torch.Generator().manual_seed(3)
+    return collector.collect(lambda rows: torch.randint(2, (len(rows),), generator=generator))
+
+
+def test_small_networks_stay_on_the_cpu_and_it_is_said_why() -> None:
+    chosen = devices.choose("auto", model_of())
+    assert chosen.device == CPU
+    assert ("no GPU" in chosen.reason) or ("too few" in chosen.reason)
+    assert devices.choose("cpu", model_of()).device == CPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match="device cuda needs 1 GPU"):
+        devices.choose("cuda", model_of())
+
+
+def test_small_networks_take_one_thread_and_give_the_others_back() -> None:
+    before = torch.get_num_threads()
+    with devices.few_threads(model_of()):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    with devices.few_threads(model_of(hidden=1024)):
+        assert torch.get_num_threads() == before
+
+
+def test_bfloat16_keeps_parameters_and_losses_float32_and_comes_close() -> None:
+    rollout, config = rollout_of(), a2c.Config()
+    values = []
+    for bfloat16 in (False, True):
+        shared = SharedModel(model_of(bfloat16=bfloat16))
+        loss = losses.of_rollout(shared.module, rollout, config)
+        gradient = shared.gradient(loss)
+        assert loss.dtype == gradient.dtype == torch.float32
+        assert all(p.dtype == torch.float32 for p in shared.module.parameters())
+        values.append((float(loss.detach()), gradient.clone()))
+    assert values[0][0] == pytest.approx(values[1][0], rel=0.02)
+    assert values[0][0] != values[1][0]
+    cosine = torch.nn.functional.cosine_similarity(values[0][1], values[1][1], dim=0)
+    assert cosine > 0.99
+
+
+def test_a_run_in_bfloat16_trains(tmp_path: pathlib.Path) -> None:
+    agent = a2c.train(
+        a2c.Config(
+            precision="bfloat16", total_timesteps=5000, run_dir=str(tmp_path / "run"), quiet=True
+        )
+    )
+    assert all(p.isfinite().all() for p in agent.checkpoint.parameters.values())
+
+
+@needs_gpu
+def test_a_step_on_the_gpu_equals_one_on_the_cpu() -> None:
+    rollout, config = rollout_of(), a2c.Config()
+    flats = []
+    for device in (CPU, torch.device("cuda")):
+        shared = SharedModel(model_of(), device)
+        optimizer = SharedRMSprop(shared, 1e-3, 0.99, 1e-5)
+        there = Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout).items()})
+        for _ in range(3):
+            optimizer.apply(shared.gradient(losses.of_rollout(shared.module, there, config)))
+        flats.append(shared.flat.cpu())
+    torch.testing.assert_close(flats[0], flats[1], rtol=1e-3, atol=1e-4)
+
+
+@needs_gpu
+def test_graphs_equal_eager() -> None:
+    """Acting and gradients, over several calls with new inputs."""
+    device, config = torch.device("cuda"), a2c.Config()
+    shared = SharedModel(model_of(), device)
+    static = Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout_of()).items()})
+
+    def gradient() -> torch.Tensor:
+        return shared.gradient(losses.of_rollout(shared.module, static, config))
+
+    captured = graphs.Captured(gradient)
+    for _ in range(3):
+        static.observations.normal_()
+        replayed = captured().clone()
+        torch.testing.assert_close(replayed, gradient())
+    streams = [torch.Generator(device).manual_seed(1) for _ in range(2)]
+    act = functools.partial(shared.module.act, generator=streams[0])
+    replayed_act = graphs.captured_act(
+        functools.partial(shared.module.act, generator=streams[1]),
+        static.observations[0],
+        streams[1],
+    )
+    with torch.inference_mode():
+        for row in static.observations:
+            assert torch.equal(act(row), replayed_act(row))
+
+
+@needs_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_run_on_the_gpu_trains(tmp_path: pathlib.Path, compiled: bool) -> None:
+    agent = a2c.train(
+        a2c.Config(
+            device="cuda",
+            compile=compiled,
+            total_timesteps=50_000,
+            run_dir=str(tmp_path / "run"),
+            quiet=True,
+        )
+    )
+    assert all(p.isfinite().all() for p in agent.checkpoint.parameters.values())
+    assert agent.checkpoint.counters.dropped == 0
