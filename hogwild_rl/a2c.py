@@ -185,7 +185,11 @@ def train(config: Config) -> Agent:
     slots = Slots(1)
     failure: workers.Failure | None = None
     finished = False
-    with devices.few_threads(model), ranks.joined(device.device), session.interruptible():
+    with (
+        devices.few_threads(model, config.num_envs),
+        ranks.joined(device.device),
+        session.interruptible(),
+    ):
         session.open(shared.module, optimizer)
         session.tell(f"device {device.device}: {device.reason}")
         session.tell(f"vectorization {backend.name}: {backend.reason}")

@@ -11,10 +11,13 @@ from hogwild_rl import UserError
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 
-# Below this a GPU spends its time on launching kernels, and the threads of a CPU spend theirs on
-# waiting for each other: on two busy cores 100,000 steps of CartPole-v1 took 19 s with two threads
-# and 0.5 s with one. Two layers of 64 have 10 thousand.
-_LARGE = 500_000
+# Below this a GPU spends its time on launching kernels. Two layers of 64 have 10 thousand.
+_GPU_FROM_PARAMETERS = 500_000
+
+# Parameters times environments from which the threads of a CPU do not just wait for each other:
+# with 16 environments and two layers of 64, on two busy cores, 100,000 steps of CartPole-v1 took
+# 19 s with two threads and 0.5 s with one.
+_THREADS_FROM = 5_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +52,16 @@ def choose(wanted: DeviceName, model: torch.nn.Module, local_rank: int = 0) -> D
     if not torch.cuda.is_available():
         return Device(torch.device("cpu"), "there is no GPU")
     size = _size(model)
-    if size < _LARGE:
+    if size < _GPU_FROM_PARAMETERS:
         return Device(torch.device("cpu"), f"{size:,} parameters are too few for a GPU to pay")
     return Device(cuda, f"{size:,} parameters")
 
 
 @contextlib.contextmanager
-def few_threads(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, torch computes on one thread if the model is small; afterwards as before."""
+def few_threads(model: torch.nn.Module, num_envs: int) -> Iterator[None]:
+    """Inside, torch computes on one thread if a step is little work; afterwards as before."""
     before = torch.get_num_threads()
-    if _size(model) < _LARGE:
+    if _size(model) * num_envs < _THREADS_FROM:
         torch.set_num_threads(1)
     try:
         yield

@@ -15,7 +15,7 @@ from hogwild_rl.learning.rollout import Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from hogwild_rl.runs import devices
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CPU = torch.device("cpu")
 
 
@@ -47,13 +47,14 @@ def test_a_missing_gpu_is_refused() -> None:
         devices.choose("cuda", model_of())
 
 
-def test_small_networks_take_one_thread_and_give_the_others_back() -> None:
+def test_little_work_takes_one_thread_and_gives_the_others_back() -> None:
     before = torch.get_num_threads()
-    with devices.few_threads(model_of()):
+    with devices.few_threads(model_of(), 16):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
-    with devices.few_threads(model_of(hidden=1024)):
-        assert torch.get_num_threads() == before
+    for hidden, num_envs in ((1024, 16), (64, 1024)):
+        with devices.few_threads(model_of(hidden), num_envs):
+            assert torch.get_num_threads() == before
 
 
 def test_bfloat16_keeps_parameters_and_losses_float32_and_comes_close() -> None:
@@ -81,7 +82,8 @@ def test_a_run_in_bfloat16_trains(tmp_path: pathlib.Path) -> None:
     assert all(p.isfinite().all() for p in agent.checkpoint.parameters.values())
 
 
-@needs_gpu
+@pytest.mark.gpu
+@NO_GPU
 def test_a_step_on_the_gpu_equals_one_on_the_cpu() -> None:
     rollout, config = rollout_of(), a2c.Config()
     flats = []
@@ -95,7 +97,8 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu() -> None:
     torch.testing.assert_close(flats[0], flats[1], rtol=1e-3, atol=1e-4)
 
 
-@needs_gpu
+@pytest.mark.gpu
+@NO_GPU
 def test_graphs_equal_eager() -> None:
     """Acting and gradients, over several calls with new inputs."""
     device, config = torch.device("cuda"), a2c.Config()
@@ -122,7 +125,8 @@ def test_graphs_equal_eager() -> None:
             assert torch.equal(act(row), replayed_act(row))
 
 
-@needs_gpu
+@pytest.mark.gpu
+@NO_GPU
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_run_on_the_gpu_trains(tmp_path: pathlib.Path, compiled: bool) -> None:
     agent = a2c.train(
