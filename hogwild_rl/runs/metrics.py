@@ -100,6 +100,7 @@ class Reporter:
         self._file = _open_log(folder / PROGRESS_FILE, before.steps)
         self._rows = csv.writer(self._file)
         self._total, self._quiet = config.total_timesteps, config.quiet
+        self._before = before.steps
         self.last: Snapshot | None = None
         self._shown_s = self._written_s = before.elapsed_s
         self._bar: Any = None
@@ -119,7 +120,10 @@ class Reporter:
         if final or snapshot.time_s - self._shown_s >= every_s:
             self._shown_s = snapshot.time_s
             self._show(snapshot)
-        if not (final or snapshot.time_s - self._written_s >= _row_every_s(snapshot.time_s)):
+        due = snapshot.time_s - self._written_s >= _row_every_s(snapshot.time_s)
+        begun = snapshot.steps > self._before  # while workers start there is nothing to tell
+        told = self.last is not None and self.last.steps == snapshot.steps
+        if not ((final and not told) or (due and begun)):
             return False
         self._written_s = snapshot.time_s
         self._rows.writerow(dataclasses.astuple(snapshot))

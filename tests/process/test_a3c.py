@@ -1,5 +1,6 @@
 """Whole runs as processes: what ends them, what they leave, and who is still there afterwards."""
 
+import csv
 import json
 import os
 import pathlib
@@ -134,8 +135,9 @@ def test_resume_goes_on_with_counters_statistics_and_log(start, tmp_path: pathli
     assert after.counters.lives == 2
     assert after.settings["seed"] == 3
     rows = (first.folder / "progress.csv").read_text().splitlines()
-    steps = [int(row.split(",")[1]) for row in rows[1:]]
-    assert steps == sorted(set(steps))
+    times, steps = zip(*((float(t), int(n)) for t, n, *_ in csv.reader(rows[1:])), strict=True)
+    assert list(times) == sorted(set(times))
+    assert list(steps) == sorted(steps)
     assert before.counters.steps in steps
 
 
