@@ -2,7 +2,7 @@
 
     python -m hogwild_rl.a2c --env CartPole-v1
     python -m hogwild_rl.a2c --env LunarLander-v3 --num-envs 64 --device auto
-    torchrun --nproc-per-node 2 -m hogwild_rl.a2c --env CartPole-v1
+    torchrun --standalone --nproc-per-node 2 -m hogwild_rl.a2c --env CartPole-v1
 
 All environments take `n_steps` steps with the same parameters, the gradient of their loss is taken
 in one batch, and the parameters take one step with it. With one worker, A3C is the same algorithm,

@@ -168,8 +168,8 @@ def test_torchrun_with_two_ranks_solves_cartpole(tmp_path: pathlib.Path) -> None
     folder = tmp_path / "run"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--master-port", "0", "-m", "hogwild_rl.a2c", "--stop-when-solved"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "hogwild_rl.a2c", "--stop-when-solved"),
             *("--run-dir", str(folder)),
         ],
         capture_output=True,
