@@ -1,0 +1,364 @@
+"""Mean and variance in one row per worker: exact, whole at every instruction, portable."""
+
+import io
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from hogwild_rl.hogwild import moments as moments_module
+from hogwild_rl.hogwild.moments import Moments
+
+
+def assert_equals_numpy(moments: Moments, data: np.ndarray) -> None:
+    """The merged reading equals numpy's over all data at once."""
+    merged = moments.merged()
+    assert merged.count == len(data)
+    np.testing.assert_allclose(merged.mean, data.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(merged.variance, data.var(axis=0, dtype=np.float64), rtol=1e-6)
+
+
+def filled(workers: int, size: int, seed: int = 0) -> tuple[Moments, np.ndarray]:
+    """Every worker has added a few batches; also all that they added, [N, size]."""
+    random = np.random.default_rng(seed)
+    moments = Moments(workers, size)
+    batches = []
+    for index in range(3 * workers):
+        batches.append(random.normal(3 * index, 1 + index, (5 + index, size)))
+        moments.writer(index % workers).add(batches[-1])
+    return moments, np.concatenate(batches)
+
+
+@pytest.mark.parametrize("offset", [0.0, -30.0, 1e4])
+@pytest.mark.parametrize("size", [1, 8, 31, 32, 400])
+def test_rows_merge_to_the_moments_of_all_data(offset: float, size: int) -> None:
+    """Eight workers, uneven batches, and means up to ten thousand standard deviations away."""
+    random = np.random.default_rng(size)
+    moments = Moments(8, size)
+    writers = [moments.writer(worker) for worker in range(8)]
+    batches = []
+    for index in range(60):
+        lengths = random.integers(1, 200)
+        batches.append((offset + random.standard_normal((lengths, size))).astype(np.float32))
+        writers[index**2 % 7].add(batches[-1])  # some add much, some nothing
+    assert_equals_numpy(moments, np.concatenate(batches))
+
+
+@pytest.mark.parametrize(("length", "size"), [(150_000, 1), (20_000, 17), (400, 400), (3, 70_000)])
+def test_large_batches_in_blocks_equal_one_pass(length: int, size: int) -> None:
+    """Batches of several blocks, the last not full, and of vectors larger than a block."""
+    random = np.random.default_rng(0)
+    batch = random.normal(1e4, 1, (length, size)) + np.linspace(0, 50, length)[:, None]
+    moments = Moments(1, size)
+    moments.writer(0).add(batch)
+    assert_equals_numpy(moments, batch)
+
+
+def test_values_by_hand() -> None:
+    """1, 2 and 6 in one row and 7 in another: mean 4, variance (9 + 4 + 4 + 9) / 4."""
+    moments = Moments(2, 1)
+    moments.writer(0).add([[1], [2], [6]])
+    moments.writer(1).add([[7]])
+    merged = moments.merged()
+    assert (merged.count, merged.mean.tolist(), merged.variance.tolist()) == (4, [4], [6.5])
+    assert moments.row_state(0).tolist() == [3, 3, 14]
+    assert moments.row_state(1).tolist() == [1, 7, 0]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "?", "i8", "f2", "f4", "f8"])
+def test_any_real_numbers_are_added_in_float64_and_left_alone(dtype: str) -> None:
+    """No dtype overflows or rounds, and the caller's batch is as it was."""
+    batch = np.random.default_rng(0).integers(0, 256, (300, 3)).astype(dtype)
+    before = batch.copy()
+    moments = Moments(1, 3)
+    moments.writer(0).add(batch)
+    assert_equals_numpy(moments, before.astype(np.float64))
+    assert np.array_equal(batch, before)
+
+
+def test_slices_and_tensors_are_batches_too() -> None:
+    """What does not lie in one piece, and what is a tensor."""
+    data = np.random.default_rng(0).standard_normal((12, 6))
+    moments = Moments(1, 3)
+    moments.writer(0).add(data[::2, 1::2])
+    moments.writer(0).add(torch.from_numpy(data[1::2, 1::2]))
+    assert_equals_numpy(moments, data[:, 1::2])
+
+
+def test_nothing_seen_is_mean_0_and_variance_1() -> None:
+    """Before the first vector, also after batches of none."""
+    moments = Moments(3, 2)
+    moments.writer(1).add(np.empty((0, 2), dtype=np.float32))
+    merged = moments.merged()
+    assert (merged.count, merged.mean.tolist(), merged.variance.tolist()) == (0, [0, 0], [1, 1])
+    assert moments.row_state(1).tolist() == [0] * 5
+
+
+def test_a_batch_of_none_changes_nothing() -> None:
+    """N = 0 after others."""
+    moments, data = filled(2, 4)
+    moments.writer(0).add(np.empty((0, 4)))
+    assert_equals_numpy(moments, data)
+
+
+def test_a_constant_has_variance_0() -> None:
+    """Not negative, and not the 1 of nothing seen, after many batches."""
+    moments = Moments(2, 1)
+    for index in range(100):
+        moments.writer(index % 2).add(np.full((7, 1), 0.1))
+    assert 0 <= moments.merged().variance[0] < 1e-28
+    assert moments.merged().mean[0] == pytest.approx(0.1, rel=1e-12)
+
+
+def test_a_new_writer_goes_on_in_its_row() -> None:
+    """A worker that was restarted adds to what its row holds."""
+    data = np.random.default_rng(0).standard_normal((30, 2))
+    moments = Moments(2, 2)
+    for part in np.split(data, 3):
+        moments.writer(1).add(part)
+    assert moments.row_state(0)[0] == 0
+    assert_equals_numpy(moments, data)
+
+
+def test_a_reading_does_not_change_with_later_batches() -> None:
+    """What was read is the reader's own."""
+    moments, _ = filled(2, 3)
+    merged, row, state = moments.merged(), moments.row_state(0), moments.state()
+    before = [merged.mean.copy(), merged.variance.copy(), row.clone(), state["m2"].clone()]
+    for _ in range(2):
+        moments.writer(0).add(np.ones((50, 3)))
+    after = [merged.mean, merged.variance, row, state["m2"]]
+    assert all(
+        np.array_equal(old, new)
+        for old, new in zip(map(np.asarray, before), map(np.asarray, after), strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_a_state_survives_a_checkpoint_and_another_number_of_workers(workers: int) -> None:
+    """Through torch.load(weights_only=True), and then workers go on adding."""
+    moments, data = filled(3, 5)
+    file = io.BytesIO()
+    torch.save(moments.state(), file)
+    file.seek(0)
+    resumed = Moments(workers, 5)
+    resumed.restore(torch.load(file, weights_only=True))
+    assert_equals_numpy(resumed, data)
+    more = np.random.default_rng(9).normal(-5, 2, (40, 5))
+    resumed.writer(workers - 1).add(more)
+    assert_equals_numpy(resumed, np.concatenate([data, more]))
+    assert resumed.row_state(workers - 1)[0] == 40, "what was restored is in no worker's row"
+
+
+def test_a_state_of_nothing_restores_nothing() -> None:
+    """A checkpoint from before the first vector."""
+    moments = Moments(2, 2)
+    moments.restore(Moments(1, 2).state())
+    assert moments.merged().count == 0
+    assert moments.merged().variance.tolist() == [1, 1]
+
+
+def test_restoring_forgets_what_was_there() -> None:
+    """Back to an earlier state of the same moments: nothing is counted twice."""
+    moments, data = filled(3, 2)
+    state = moments.state()
+    for worker in range(3):
+        moments.writer(worker).add(np.full((20, 2), 100.0))
+    for _ in range(2):
+        moments.restore(state)
+        assert_equals_numpy(moments, data)
+
+
+def test_rows_gathered_from_two_machines_are_the_moments_of_both() -> None:
+    """Each of two ranks sets the other's row, again and again, and both read the same."""
+    random = np.random.default_rng(0)
+    ranks = [Moments(2, 3), Moments(2, 3)]
+    data = np.empty((0, 3))
+    for _ in range(3):
+        for rank in range(2):
+            batch = random.normal(10 * rank, 1, (4 + rank, 3))
+            ranks[rank].writer(rank).add(batch)
+            data = np.concatenate([data, batch])
+        rows = [ranks[rank].row_state(rank) for rank in range(2)]
+        assert [(row.dtype, tuple(row.shape)) for row in rows] == [(torch.float64, (7,))] * 2
+        ranks[0].set_row(1, rows[1])
+        ranks[1].set_row(0, rows[0])
+        for moments in ranks:
+            assert_equals_numpy(moments, data)
+
+
+def test_a_pickled_copy_has_the_same_numbers() -> None:
+    """Pickle alone copies the memory; sharing it is shown with processes."""
+    moments, data = filled(2, 9)
+    copy = pickle.loads(pickle.dumps(moments))
+    assert (len(copy), copy.size) == (2, 9)
+    assert_equals_numpy(copy, data)
+    copy.writer(0).add(data)
+    assert_equals_numpy(copy, np.concatenate([data, data]))
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 1), (1, 3, 1), (4, 4), (0,), (0, 2)])
+def test_a_batch_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    """Nothing is broadcast, and nothing was added."""
+    moments = Moments(1, 3)
+    with pytest.raises(ValueError, match=r"must have shape \[N, 3\], got \["):
+        moments.writer(0).add(np.ones(shape))
+    assert moments.merged().count == 0
+
+
+@pytest.mark.parametrize("worker", [-1, 2])
+def test_a_worker_that_is_not_there_is_refused(worker: int) -> None:
+    """-1 is nobody's row, least of all the one that was restored."""
+    moments = Moments(2, 1)
+    told = f"between 0 and 1, got {worker}"
+    with pytest.raises(ValueError, match=told):
+        moments.writer(worker)
+    with pytest.raises(ValueError, match=told):
+        moments.row_state(worker)
+    with pytest.raises(ValueError, match=told):
+        moments.set_row(worker, torch.zeros(3))
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    """No workers, no numbers, a row or a state of another size."""
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        Moments(0, 1)
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        Moments(1, 0)
+    with pytest.raises(ValueError, match=r"shape \[5\], got \[3\]"):
+        Moments(1, 2).set_row(0, torch.zeros(3))
+    with pytest.raises(ValueError, match="size 2, got 1, 1"):
+        Moments(1, 2).restore(Moments(1, 1).state())
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 400])
+def test_every_row_and_copy_starts_on_its_own_cache_line(size: int) -> None:
+    """Sequence numbers and both copies of all rows, none sharing a line with another."""
+    moments = Moments(3, size)
+    starts = [address(moments._sequences[row : row + 1]) for row in range(4)]
+    starts += [address(moments._copies[row, copy]) for row in range(4) for copy in range(2)]
+    assert [start % 64 for start in starts] == [0] * 12
+    assert len(set(starts)) == 12
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+class Killed(BaseException):
+    """Ends a writer where it stands."""
+
+
+@contextmanager
+def at_every_instruction(then: Callable[[int], None]) -> Iterator[None]:
+    """Calls `then` with 0, 1, ... before each bytecode instruction of the module of moments."""
+    count = -1
+
+    def trace(frame: types.FrameType, event: str, _: object) -> object:
+        nonlocal count
+        if frame.f_code.co_filename != moments_module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            count += 1
+            then(count)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+BATCHES = [np.array([[1.0, -5.0], [3.0, 0.0]]), np.array([[10.0, 4.0]] * 3), np.full((9, 2), 70.0)]
+
+
+def after(batches: int) -> list[float]:
+    """A row that has seen the first few of BATCHES."""
+    moments = Moments(1, 2)
+    for batch in BATCHES[:batches]:
+        moments.writer(0).add(batch)
+    return moments.row_state(0).tolist()
+
+
+@pytest.mark.parametrize("already", [0, 1, 2])
+def test_a_reader_beside_a_writer_at_any_instruction_finds_a_whole_row(already: int) -> None:
+    """While one batch is added, the row is as before it, and from some instruction as after it."""
+    moments = Moments(1, 2)
+    writer = moments.writer(0)
+    for batch in BATCHES[:already]:
+        writer.add(batch)
+    rows: list[list[float]] = []
+    with at_every_instruction(lambda _: rows.append(moments.row_state(0).tolist())):
+        writer.add(BATCHES[already])
+    assert len(rows) > 100
+    turned = rows.index(after(already + 1))
+    assert rows == [after(already)] * turned + [after(already + 1)] * (len(rows) - turned)
+
+
+def test_a_writer_killed_at_any_instruction_leaves_a_whole_row() -> None:
+    """The batch is in or not, and the writer's successor goes on from there."""
+    seen = []
+    for instruction in range(10_000):
+        moments = Moments(1, 2)
+        moments.writer(0).add(BATCHES[0])
+        writer = moments.writer(0)
+
+        def kill(now: int, instruction: int = instruction) -> None:
+            if now == instruction:
+                raise Killed
+
+        try:
+            with at_every_instruction(kill):
+                writer.add(BATCHES[1])
+        except Killed:
+            row = moments.row_state(0).tolist()
+            assert row in (after(1), after(2))
+            seen.append(row)
+            moments.writer(0).add(BATCHES[2] if row == after(2) else BATCHES[1])
+            assert moments.row_state(0).tolist() == (after(3) if row == after(2) else after(2))
+        else:
+            break
+    assert after(1) in seen
+    assert after(2) in seen
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_writer_at_any_instruction_of_a_reader_leaves_the_reading_whole(batches: int) -> None:
+    """Whole batches come meanwhile, and the next is half written when the reader looks again."""
+    seen = []
+    for instruction in range(10_000):
+        moments = Moments(1, 2)
+        writer = moments.writer(0)
+        writer.add(BATCHES[0])
+        interrupted = False
+
+        def write(
+            now: int,
+            instruction: int = instruction,
+            moments: Moments = moments,
+            writer: moments_module.MomentsWriter = writer,
+        ) -> None:
+            nonlocal interrupted
+            if now == instruction:
+                interrupted = True
+                for batch in BATCHES[1 : 1 + batches]:
+                    writer.add(batch)
+                row, sequence = writer._row, moments._sequences[writer._row]
+                moments._copies[row, (sequence + 1) & 1] = np.nan
+
+        with at_every_instruction(write):
+            row = moments.row_state(0).tolist()
+        if not interrupted:
+            break
+        assert row in (after(1), after(1 + batches))
+        seen.append(row)
+    assert after(1) in seen
+    assert after(1 + batches) in seen
