@@ -23,7 +23,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -38,10 +38,12 @@ from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.worker import random_seeds
 from hogwild_rl.learning import graphs, losses
-from hogwild_rl.learning.rollout import Collector
+from hogwild_rl.learning.rollout import Act, Collector
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.runs import cli, devices, settings
+from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.normalize import Normalization
 from hogwild_rl.runs.ranks import Ranks
 from hogwild_rl.runs.session import Session
 
@@ -50,7 +52,7 @@ _OBSERVE_EVERY_S = 0.05
 
 @settings.completed("a2c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(settings.ActorCriticSettings):
+class Config(ActorCriticSettings):
     """Settings of A2C. What is not given comes from the environment's preset."""
 
     num_envs: int = 16
@@ -63,8 +65,6 @@ class Config(settings.ActorCriticSettings):
     """Where acting and learning are computed."""
     compile: bool = False
     """Record acting and the gradient as CUDA graphs."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: the network's body computes in it; parameters and losses stay float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,6 +82,7 @@ def learn(
     session: Session,
     shared: SharedModel[ActorCritic],
     optimizer: SharedRMSprop,
+    normalization: Normalization,
     slots: Slots,
     ranks: Ranks,
     backend: backends.Backend,
@@ -93,22 +94,26 @@ def learn(
     size = group_size(config, ranks)
     with environments(config, session.facts.source, backend, size) as envs:
         copied_to = None if device.type == "cpu" else device
-        collector = Collector(envs, config.n_steps, env_seed, slot.lap, copied_to)
-        act: Callable[[Tensor], Tensor] = functools.partial(shared.module.act, generator=generator)
+        normalizer = config.normalizer(normalization, ranks.index)
+        interface = config.interface(session.facts, normalizer)
+        collector = Collector(envs, interface, config.n_steps, env_seed, slot.lap, copied_to)
+        act: Act = functools.partial(shared.module.act, generator=generator)
 
         def gradient_of_rollout() -> Tensor:
             return shared.gradient(losses.of_rollout(shared.module, collector.rollout, config))
 
         take_gradient: Callable[[], Tensor] = gradient_of_rollout
         if config.compile:
-            act = graphs.captured_act(act, collector.rollout.observations[0, :size], generator)
+            act = graphs.captured_act(act, collector.rollout, size, generator)
             take_gradient = graphs.Captured(gradient_of_rollout)
         ending = False
         while not ending:
             progress = (session.before.steps + slots.total("steps")) / config.total_timesteps
             if progress >= 1:
                 break
-            collector.collect(act)
+            normalization.freeze(shared.module)
+            normalizer.add(collector.collect(act))
+            ranks.exchange(normalization, device)
             gradient = take_gradient()
             steps, episodes, ending = ranks.combine(
                 gradient, collector.steps, collector.episodes, session.ending
@@ -164,13 +169,8 @@ def train(config: Config) -> Agent:
     torch.set_flush_denormal(True)
     ranks = Ranks.here()
     session = Session("a2c", config, reports=ranks.index == 0)
-    model = ActorCritic(
-        session.facts.observation_space,
-        session.facts.action_space,
-        config.architecture,
-        torch.Generator().manual_seed(config.seed),
-        bfloat16=config.precision == "bfloat16",
-    )
+    bfloat16 = devices.bfloat16(config.precision, session.facts, config.device)
+    model = config.model(session.facts, bfloat16.on)
     device = devices.choose(config.device, model, ranks.local)
     if config.compile and device.device.type != "cuda":
         raise UserError("compile records CUDA graphs, and this run is on the CPU: leave it out")
@@ -182,6 +182,7 @@ def train(config: Config) -> Agent:
     )
     shared = SharedModel(model, device.device)
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
+    normalization = config.normalization(session.facts, ranks.count)
     slots = Slots(1)
     failure: workers.Failure | None = None
     finished = False
@@ -190,11 +191,11 @@ def train(config: Config) -> Agent:
         ranks.joined(device.device),
         session.interruptible(),
     ):
-        session.open(shared.module, optimizer)
+        session.open(shared.module, optimizer, normalization)
         session.tell(f"device {device.device}: {device.reason}")
         session.tell(f"vectorization {backend.name}: {backend.reason}")
         try:
-            learn(config, session, shared, optimizer, slots, ranks, backend)
+            learn(config, session, shared, optimizer, normalization, slots, ranks, backend)
             finished = True
         except EnvironmentFailedError as error:
             failure = workers.Failure(

@@ -23,10 +23,11 @@ if __name__ == "__main__":
 import dataclasses
 import functools
 import math
+from typing import Literal
 
 import torch
 
-from hogwild_rl.envs import vector
+from hogwild_rl.envs import backends, vector
 from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
 from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
@@ -34,8 +35,10 @@ from hogwild_rl.hogwild.worker import Worker
 from hogwild_rl.learning import losses
 from hogwild_rl.learning.rollout import Collector
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.runs import cli, settings
+from hogwild_rl.runs import cli, devices, settings
+from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.normalize import Normalization
 from hogwild_rl.runs.session import Session
 
 _OBSERVE_EVERY_S = 0.05
@@ -44,13 +47,15 @@ _STOP_TIMEOUT_S = 10.0
 
 @settings.completed("a3c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(settings.ActorCriticSettings):
+class Config(ActorCriticSettings):
     """Settings of A3C. What is not given comes from the environment's preset."""
 
     workers: int = dataclasses.field(default_factory=settings.usable_cores)
     """Worker processes; by default one per usable core."""
     envs_per_worker: int = 1
     """Environments each worker steps together; 1 is the paper's A3C."""
+    vectorization: Literal["auto", "native", "sync", "envpool"] = "auto"
+    """What steps them: their own vector form, one after another or EnvPool."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,10 +65,12 @@ class Config(settings.ActorCriticSettings):
 
 def work(
     worker: Worker,
-    source: vector.EnvSource,
+    facts: vector.EnvFacts,
+    backend: backends.Backend,
     config: Config,
     shared: SharedModel[ActorCritic],
     optimizer: SharedRMSprop,
+    normalization: Normalization,
     slots: Slots,
     steps_before: int,
 ) -> None:
@@ -71,8 +78,10 @@ def work(
     env_seed, action_seed = worker.random_seeds(2)
     generator = torch.Generator().manual_seed(action_seed)
     local, slot = shared.replica(), slots.writer(worker.index)
-    envs = vector.make_vector_env(source, config.envs_per_worker)
-    collector = Collector([envs], config.n_steps, env_seed, slot.lap)
+    envs = backends.make(facts.source, backend, config.envs_per_worker, cores=1)
+    normalizer = config.normalizer(normalization, worker.index)
+    interface = config.interface(facts, normalizer)
+    collector = Collector([envs], interface, config.n_steps, env_seed, slot.lap)
     act = functools.partial(local.module.act, generator=generator)
     while not worker.stopping:
         progress = (steps_before + slots.total("steps")) / config.total_timesteps
@@ -80,8 +89,10 @@ def work(
             break
         updates_at_pull = slot.total_updates()
         local.pull()
+        normalization.freeze(local.module)
         slot.lap("share")
         rollout = collector.collect(act)
+        normalizer.add(rollout)
         slot.add_rollout(collector.steps, collector.episodes)
         gradient = local.gradient(losses.of_rollout(local.module, rollout, config))
         norm = clip_by_global_norm_(gradient, config.max_grad_norm)
@@ -106,17 +117,25 @@ def train(config: Config) -> Agent:
         SystemExit: SIGTERM, likewise.
     """
     session = Session("a3c", config)
-    model = ActorCritic(
-        session.facts.observation_space,
-        session.facts.action_space,
-        config.architecture,
-        torch.Generator().manual_seed(config.seed),
+    bfloat16 = devices.bfloat16(config.precision, session.facts)
+    backend = backends.choose(
+        session.facts.source, config.vectorization, config.envs_per_worker, cores=1
     )
-    shared = SharedModel(model)
+    shared = SharedModel(config.model(session.facts, bfloat16.on))
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
+    normalization = config.normalization(session.facts, config.workers)
     slots = Slots(config.workers)
-    session.open(shared.module, optimizer)
-    arguments = (session.facts.source, config, shared, optimizer, slots, session.before.steps)
+    session.open(shared.module, optimizer, normalization)
+    arguments = (
+        session.facts,
+        backend,
+        config,
+        shared,
+        optimizer,
+        normalization,
+        slots,
+        session.before.steps,
+    )
     crew = workers.Workers(work, arguments, config.workers, config.seed, session.before.lives)
     failures: list[workers.Failure] = []
     with session.interruptible():

@@ -51,7 +51,7 @@ def choose(
         _require_pool(source)
     if vectorization != "auto":
         return Backend(vectorization, "as asked for")
-    if num_envs >= vector.NATIVE_FROM and vector.has_native(source):
+    if vector.native_pays(source, num_envs) and vector.has_native(source):
         return Backend("native", "the environment has a vectorised form of its own")
     if num_envs > 1 and isinstance(source, EnvSpec) and pool.installed() and pool.has(source):
         return Backend("envpool", "it steps this environment in C++")
@@ -77,7 +77,7 @@ def make(
     if isinstance(source, str):
         source = vector.spec(source)
     if backend.name == "native":
-        native = vector.native(source, num_envs)
+        native = vector.native(source, num_envs, cores)
         assert native is not None, "chosen where there is one"
         return native
     if backend.name == "envpool":

@@ -18,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from hogwild_rl import UserError
+from hogwild_rl.envs import atari
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvSource: TypeAlias = str | EnvSpec | Callable[..., Env]
@@ -51,6 +52,7 @@ class EnvFacts:
             the caller's program is known in every process.
         name: the id, or the callable's dotted name.
         reward_threshold: mean return at which it counts as solved, where one is registered.
+        frames_per_step: how many frames of an emulator a step takes; 1 where there is none.
     """
 
     source: EnvSource
@@ -58,6 +60,7 @@ class EnvFacts:
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
     reward_threshold: float | None
+    frames_per_step: int = 1
 
 
 def inspect(env: EnvSource) -> EnvFacts:
@@ -76,6 +79,7 @@ def inspect(env: EnvSource) -> EnvFacts:
             observation_space=instance.observation_space,
             action_space=instance.action_space,
             reward_threshold=instance.spec.reward_threshold if instance.spec else None,
+            frames_per_step=atari.FRAMESKIP if atari.is_game(source) else 1,
         )
     finally:
         instance.close()
@@ -105,7 +109,11 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
     # Environments without rendering need not take the argument.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        if isinstance(env, str | EnvSpec):
+        if isinstance(env, str):
+            env = spec(env)
+        if isinstance(env, EnvSpec):
+            if atari.is_game(env):
+                return atari.make(env, **rendering)
             return gymnasium.make(env, disable_env_checker=True, **rendering)
         made = env(**rendering)
     except (gymnasium.error.Error, ImportError) as error:
@@ -116,7 +124,7 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
 
 
 def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """`num_envs` environments stepped as one: gymnasium's native ones where faster, else in turn.
+    """`num_envs` environments stepped as one: in their own vector form where faster, else in turn.
 
     Args:
         env: id, spec or callable.
@@ -125,14 +133,28 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
     Raises:
         UserError: the environment cannot be made.
     """
-    made = native(env, num_envs) if num_envs >= NATIVE_FROM else None
+    made = native(env, num_envs) if native_pays(env, num_envs) else None
     return in_turn(env, num_envs) if made is None else made
 
 
-def native(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any] | None:
-    """Gymnasium's own vector form of an environment; None where it has none that fits here."""
+def native_pays(env: EnvSource, num_envs: int) -> bool:
+    """Whether a vector form of its own, should there be one, beats single ones in turn."""
+    return num_envs >= NATIVE_FROM or atari.is_game(spec(env) if isinstance(env, str) else env)
+
+
+def native(env: EnvSource, num_envs: int, threads: int = 1) -> VectorEnv[Any, Any, Any] | None:
+    """An environment's own vector form, gymnasium's or ale-py's; None where none fits here.
+
+    Args:
+        env: id, spec or callable.
+        num_envs: B ≥ 1.
+        threads: that may step it; gymnasium's own take one.
+    """
     if isinstance(env, str):
         env = spec(env)
+    if atari.is_game(env):
+        assert isinstance(env, EnvSpec)
+        return atari.make_vector(env, num_envs, threads)
     if not isinstance(env, EnvSpec) or env.vector_entry_point is None or env.additional_wrappers:
         return None
     made = gymnasium.make_vec(env, num_envs, vectorization_mode="vector_entry_point")
@@ -185,6 +207,8 @@ def spec(name: str) -> EnvSpec:
     try:
         if module:
             importlib.import_module(module)  # it registers the id
+        elif registered not in gymnasium.registry:
+            atari.register()
         return gymnasium.spec(registered)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise UserError(_explain(name, error)) from error

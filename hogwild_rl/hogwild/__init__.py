@@ -3,6 +3,7 @@
 ``model``    every parameter of a module in one flat tensor in shared memory
 ``optim``    RMSprop, Adam and SGD whose statistics are shared too
 ``slots``    one row of counts and timings per worker, each with a single writer
+``moments``  running mean and variance of vectors, one row per worker
 ``workers``  start, watch and stop the processes
 ``worker``   the inside of one
 ``memory``   shared tensors

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hogwild_rl.learning.rollout import Act, Rollout
+
 _WARM_UPS = 3  # what cuBLAS and autograd set up at first must not be recorded
 
 
@@ -41,22 +43,31 @@ class Captured:
         return self._output
 
 
-def captured_act(
-    act: Callable[[Tensor], Tensor], observations: Tensor, generator: torch.Generator
-) -> Callable[[Tensor], Tensor]:
-    """`act` as a graph, for observations of the shape and device of those given.
+def captured_act(act: Act, rollout: Rollout, size: int, generator: torch.Generator) -> Act:
+    """`act` as a graph, for groups of `size` environments of a rollout on the GPU.
 
     Args:
-        act: gives actions [B] for observations [B, *O], and draws from `generator`.
-        observations: [B, *O], an example.
+        act: draws from `generator`.
+        rollout: an example.
+        size: B of the observations it will be given.
         generator: on the same device.
     """
-    inputs = observations.clone()
-    with torch.no_grad():
-        graph = Captured(lambda: act(inputs), generator)
+    observations = rollout.observations[0, :size].clone()
+    state = rollout.state[:, :size].clone()
+    after = torch.zeros_like(state)
 
-    def replayed(observations: Tensor) -> Tensor:
-        inputs.copy_(observations)
-        return graph()
+    def from_buffers() -> Tensor:
+        actions, remembered = act(observations, state)
+        if remembered is not None:
+            after.copy_(remembered)
+        return actions
+
+    with torch.no_grad():
+        graph = Captured(from_buffers, generator)
+
+    def replayed(seen: Tensor, remembered: Tensor) -> tuple[Tensor, Tensor]:
+        observations.copy_(seen)
+        state.copy_(remembered)
+        return graph(), after
 
     return replayed

@@ -60,8 +60,8 @@ def actor_critic(
 class ActorCritic(Protocol):
     """A policy and a value function in one."""
 
-    def __call__(self, observations: Tensor) -> tuple[Any, Tensor]:
-        """The policy over [T, B] and values [T+1, B] for observations [T+1, B, *O]."""
+    def __call__(self, observations: Tensor, state: Tensor, valid: Tensor) -> tuple[Any, Tensor]:
+        """The policy over [T, B] and values [T+1, B] of a rollout."""
 
 
 class Objective(Protocol):
@@ -76,10 +76,6 @@ class Objective(Protocol):
         """λ."""
 
     @property
-    def reward_scale(self) -> float:
-        """Factor on rewards."""
-
-    @property
     def vf_coef(self) -> float:
         """c_v."""
 
@@ -90,9 +86,9 @@ class Objective(Protocol):
 
 def of_rollout(model: ActorCritic, rollout: Rollout, objective: Objective) -> Tensor:
     """The actor-critic loss of one rollout, with one batched forward over all its rows."""
-    policy, values = model(rollout.observations)
+    policy, values = model(rollout.observations, rollout.state, rollout.valid)
     advantages = returns.generalized_advantages(
-        rollout.rewards * objective.reward_scale,
+        rollout.rewards,
         values.detach(),
         rollout.terminated,
         rollout.truncated,

@@ -2,15 +2,41 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from gymnasium import Space
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from hogwild_rl.envs import vector
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
+
+Act: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""Gives actions [B, *A] and the next state for observations [B, *O] and a state [2, B, H]."""
+
+_FLAGS = ("rewards", "terminated", "truncated", "valid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """How a policy and its environments talk to each other.
+
+    Attributes:
+        observations: what the policy is shown.
+        actions: what it does.
+        state_size: H, how much it remembers.
+        lives: a life lost ends the values, though not the episode.
+        rewards: what the learner is paid for what the environment pays, [T, B], in place, given
+            where episodes ended and what was valid, [T, B] each.
+    """
+
+    observations: ObservationCodec
+    actions: ActionCodec
+    state_size: int = 0
+    lives: bool = False
+    rewards: Callable[["vector.Array", "vector.Array", "vector.Array"], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +48,16 @@ class Rollout:
 
     Attributes:
         observations: s_t for t = 0..T, [T+1, B, *O].
-        actions: [T, B].
-        rewards: [T, B]; 0 where not valid.
+        state: what the policy remembered before row 0, [2, B, H].
+        actions: [T, B, *A].
+        rewards: [T, B], as the learner is paid; 0 where not valid.
         terminated: [T, B] bool.
         truncated: [T, B] bool.
         valid: [T, B] bool, False where the step ignored its action and reset the environment.
     """
 
     observations: Tensor
+    state: Tensor
     actions: Tensor
     rewards: Tensor
     terminated: Tensor
@@ -41,24 +69,25 @@ class Rollout:
         cls,
         T: int,
         B: int,
-        observation_space: Space[Any],
+        interface: Interface,
         device: torch.device | None = None,
         pinned: bool = False,
     ) -> "Rollout":
-        """Buffers for T steps of B environments; observations are bytes or float32."""
-        assert observation_space.shape is not None
-        dtype = torch.uint8 if observation_space.dtype == np.uint8 else torch.float32
+        """Buffers for T steps of B environments."""
 
-        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device, pin_memory=pinned)
+        def zeros(*shape: int, dtype: Any) -> Tensor:
+            kind = torch.from_numpy(np.empty(0, dtype)).dtype
+            return torch.zeros(shape, dtype=kind, device=device, pin_memory=pinned)
 
+        seen, chosen = interface.observations, interface.actions
         return cls(
-            observations=zeros(T + 1, B, *observation_space.shape, dtype=dtype),
-            actions=zeros(T, B, dtype=torch.int64),
-            rewards=zeros(T, B, dtype=torch.float32),
-            terminated=zeros(T, B, dtype=torch.bool),
-            truncated=zeros(T, B, dtype=torch.bool),
-            valid=zeros(T, B, dtype=torch.bool),
+            observations=zeros(T + 1, B, *seen.shape, dtype=seen.dtype),
+            state=zeros(2, B, interface.state_size, dtype=np.float32),
+            actions=zeros(T, B, *chosen.shape, dtype=chosen.dtype),
+            rewards=zeros(T, B, dtype=np.float32),
+            terminated=zeros(T, B, dtype=np.bool_),
+            truncated=zeros(T, B, dtype=np.bool_),
+            valid=zeros(T, B, dtype=np.bool_),
         )
 
 
@@ -75,6 +104,7 @@ class Collector:
 
     Args:
         groups: vector environments with NEXT_STEP autoreset, side by side in the rollout.
+        interface: between them and the policy.
         n_steps: T.
         seed: of the environments.
         lap: called with "act" or "env" when that phase ends, to be timed.
@@ -85,25 +115,30 @@ class Collector:
     def __init__(
         self,
         groups: Sequence[VectorEnv[Any, Any, Any]],
+        interface: Interface,
         n_steps: int,
         seed: int,
         lap: Callable[[str], None],
         device: torch.device | None = None,
     ) -> None:
         B = sum(envs.num_envs for envs in groups)
-        space = groups[0].single_observation_space
         pinned = device is not None and device.type == "cuda"
-        self._host = Rollout.empty(n_steps, B, space, pinned=pinned)
-        self.rollout = self._host if device is None else Rollout.empty(n_steps, B, space, device)
+        self._host = Rollout.empty(n_steps, B, interface, pinned=pinned)
+        self.rollout = (
+            self._host if device is None else Rollout.empty(n_steps, B, interface, device)
+        )
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
-        self._lap, self._staged = lap, device is not None
+        self._interface, self._lap, self._staged = interface, lap, device is not None
         # The host's buffers as arrays: the environments' side of them.
         self._arrays = {
             field.name: getattr(self._host, field.name).numpy()
             for field in dataclasses.fields(Rollout)
         }
+        self._state = torch.zeros_like(self.rollout.state)  # what the policy remembers now
+        self._ended = np.zeros((n_steps, B), dtype=bool)  # lost lives apart
         self._resetting = np.zeros(B, dtype=bool)  # these only reset in the step to come
+        self._lives = np.zeros(B)
         self._returns, self._lengths = np.zeros(B), np.zeros(B, dtype=np.int64)
         self._groups: list[_Group] = []
         for envs in groups:
@@ -113,54 +148,70 @@ class Collector:
             self._observe(columns, -1, envs.reset(seed=seed + start)[0])
 
     @torch.inference_mode()
-    def collect(self, act: Callable[[Tensor], Tensor]) -> Rollout:
-        """Takes T steps and returns the rollout, which the next call overwrites.
-
-        Args:
-            act: gives actions [B] for observations [B, *O].
-        """
+    def collect(self, act: Act) -> Rollout:
+        """Takes T steps and returns the rollout, which the next call overwrites."""
         T = len(self.rollout.actions)
         self.rollout.observations[0].copy_(self.rollout.observations[-1])
+        self.rollout.state.copy_(self._state)
         self.episodes.clear()
         for t in range(T):
             for group in self._groups:
                 if t > 0:
                     self._receive(group, t - 1)
-                actions = act(group.rows[t])
-                if self._staged:
-                    self.rollout.actions[t, group.columns] = actions
-                    actions = actions.cpu()
-                self._arrays["actions"][t, group.columns] = actions.numpy()
-                self._lap("act")
-                group.send(actions.numpy())
+                self._send(group, t, act)
         for group in self._groups:
             self._receive(group, T - 1)
+        if self._interface.rewards is not None:
+            arrays = self._arrays
+            self._interface.rewards(arrays["rewards"], self._ended, arrays["valid"])
         if self._staged:
-            for name in ("rewards", "terminated", "truncated", "valid"):
+            for name in _FLAGS:
                 getattr(self.rollout, name).copy_(getattr(self._host, name), non_blocking=True)
         self.steps = int(self._arrays["valid"].sum())
         return self.rollout
 
+    def _send(self, group: "_Group", t: int, act: Act) -> None:
+        """Acts for a group, and starts its step t."""
+        columns = group.columns
+        actions, state = act(group.rows[t], self._state[:, columns])
+        if state is not None and self._interface.state_size:
+            self._state[:, columns] = state
+        if self._staged:
+            self.rollout.actions[t, columns] = actions
+            actions = actions.cpu()
+        taken = actions.numpy()
+        self._arrays["actions"][t, columns] = taken
+        self._lap("act")
+        group.send(self._interface.actions.to_env(taken))
+
     def _receive(self, group: "_Group", t: int) -> None:
         """Notes how step t of a group came out."""
-        observation, reward, terminated, truncated, _ = group.receive()
+        observation, reward, terminated, truncated, info = group.receive()
         columns, arrays = group.columns, self._arrays
         self._observe(columns, t + 1, observation)
-        valid = ~self._resetting[columns]
+        resetting = self._resetting[columns]
+        valid = ~resetting
         arrays["rewards"][t, columns] = reward * valid
         arrays["terminated"][t, columns] = terminated
         arrays["truncated"][t, columns] = truncated
         arrays["valid"][t, columns] = valid
+        if self._interface.lives and "lives" in info:
+            lives = info["lives"]
+            arrays["terminated"][t, columns] |= valid & (lives < self._lives[columns])
+            self._lives[columns] = lives
+        if self._interface.state_size and resetting.any():
+            kept = torch.from_numpy(valid).to(self._state.device)
+            self._state[:, columns] *= kept.unsqueeze(-1)
         self._returns[columns] += reward
         self._lengths[columns] += valid
-        ended = self._resetting[columns] = terminated | truncated
+        ended = self._ended[t, columns] = self._resetting[columns] = terminated | truncated
         for b in columns.start + np.flatnonzero(ended):
             self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
             self._returns[b] = self._lengths[b] = 0
         self._lap("env")
 
     def _observe(self, columns: slice, row: int, observation: Any) -> None:
-        self._arrays["observations"][row, columns] = observation
+        self._arrays["observations"][row, columns] = self._interface.observations.rows(observation)
         if self._staged:
             staged = self._host.observations[row, columns]
             self.rollout.observations[row, columns].copy_(staged, non_blocking=True)

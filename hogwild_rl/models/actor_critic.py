@@ -3,12 +3,15 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
-from gymnasium import Space, spaces
+from gymnasium import Space
 from torch import Tensor, nn
 
 from hogwild_rl import UserError
-from hogwild_rl.models import distributions, networks
+from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.models import heads, networks, vision
+from hogwild_rl.models.distributions import Distribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,28 +19,48 @@ class Architecture:
     """What a network looks like, apart from the spaces it serves.
 
     Attributes:
-        hidden: sizes of the hidden layers.
+        network: auto, mlp, a CNN's name, or a function that makes a body for a space. auto takes
+            A3C's CNN for images, and the pixels alone where they are too few for it.
+        hidden: sizes of the hidden layers of an MLP.
         activation: tanh or relu.
-        shared_trunk: one body under both heads, or one for each.
+        shared_trunk: one body under both heads, or one for each; but for vectors without a
+            memory it is always one.
+        lstm: size of the memory between body and heads, 0 for none.
+        standardize: take running means off observations that are no images.
+        state_dependent_std: the deviations of continuous actions depend on the observation.
+        log_std_init: their logarithm at first.
+        bfloat16: compute the bodies in it; parameters and heads stay float32.
     """
 
+    network: str | networks.BodyMaker = "auto"
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     shared_trunk: bool = False
+    lstm: int = 0
+    standardize: bool = False
+    state_dependent_std: bool = False
+    log_std_init: float = 0.0
+    bfloat16: bool = False
 
 
 class ActorCritic(nn.Module):
     """A policy π(a|s) and a value V(s).
 
+    With a memory, π and V are those of the observations since the episode began. What it remembers
+    is a tensor that callers carry, [2, B, H]; H is 0 without a memory.
+
     Args:
-        observation_space: a Box with one axis.
-        action_space: Discrete, counted from 0.
+        observation_space: what ObservationCodec takes.
+        action_space: Discrete, MultiDiscrete, MultiBinary or a Box of floats.
         architecture: layers.
         generator: source of the initial weights; a fixed seed without one.
-        bfloat16: compute the bodies in bfloat16; parameters and heads stay float32.
+
+    Attributes:
+        state_size: H.
+        standardize: what takes running means off, or None.
 
     Raises:
-        UserError: a space is not supported; the message names it.
+        UserError: a space is not supported, or the network does not fit it.
     """
 
     def __init__(
@@ -46,69 +69,116 @@ class ActorCritic(nn.Module):
         action_space: Space[Any],
         architecture: Architecture,
         generator: torch.Generator | None = None,
-        bfloat16: bool = False,
     ) -> None:
         super().__init__()
-        self._bfloat16 = bfloat16
-        inputs, actions = _observation_size(observation_space), _action_count(action_space)
+        codec = ObservationCodec.of(observation_space)
         generator = generator or torch.Generator()
-        hidden, activation = architecture.hidden, architecture.activation
-        features = hidden[-1] if hidden else inputs
-        self.policy_body = networks.mlp(inputs, hidden, activation, generator)
-        self.value_body = (
-            self.policy_body
-            if architecture.shared_trunk
-            else networks.mlp(inputs, hidden, activation, generator)
+        self._bfloat16 = architecture.bfloat16
+        self.standardize = None
+        if architecture.standardize:
+            if codec.vector == 0:
+                raise UserError("normalize_observations is for vectors: images are scaled already")
+            self.standardize = networks.Standardize(codec.vector)
+        self.policy_body, features = _body(codec, architecture, generator)
+        own = not isinstance(architecture.network, str)
+        shared = architecture.shared_trunk or architecture.lstm or codec.images or own
+        self.value_body = self.policy_body if shared else _body(codec, architecture, generator)[0]
+        self.state_size = architecture.lstm
+        self.memory = None
+        if architecture.lstm:
+            self.memory = networks.Memory(features, architecture.lstm, generator)
+            features = architecture.lstm
+        self.policy_head = heads.head(
+            action_space,
+            features,
+            generator,
+            state_dependent_std=architecture.state_dependent_std,
+            log_std_init=architecture.log_std_init,
         )
-        self.policy_head = networks.linear(features, actions, 0.01, generator)
         self.value_head = networks.linear(features, 1, 1.0, generator)
 
-    def policy(self, observations: Tensor) -> distributions.Categorical:
-        """π(·|s) for observations [..., *O]; the value function is not computed."""
-        features = self._features(self.policy_body, observations)
-        return distributions.Categorical(self.policy_head(features))
+    def policy(
+        self, observations: Tensor, state: Tensor | None = None
+    ) -> tuple[Distribution, Tensor | None]:
+        """π(·|s) over [B] for observations [B, *O]; the value function is not computed.
 
-    def act(self, observations: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Actions sampled from π(·|s), [...], for observations [..., *O]."""
-        return self.policy(observations).sample(generator)
+        Args:
+            observations: [B, *O].
+            state: what is remembered of the observations before, [2, B, H]; nothing without it.
 
-    def forward(self, observations: Tensor) -> tuple[distributions.Categorical, Tensor]:
+        Returns:
+            The policy, and the state after these observations; without a memory, the state given.
+        """
+        features = self._features(self.policy_body, self._inputs(observations))
+        if self.memory is not None:
+            state = self.memory.nothing(len(features)) if state is None else state
+            state = self.memory.step(features, state)
+            features = state[0]
+        policy: Distribution = self.policy_head(features)
+        return policy, state
+
+    def act(
+        self,
+        observations: Tensor,
+        state: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions sampled from π(·|s), [B, *A], and the next state; see `policy`."""
+        policy, state = self.policy(observations, state)
+        return policy.sample(generator), state
+
+    def forward(
+        self, observations: Tensor, state: Tensor | None = None, valid: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
         """π(·|s_t) for t = 0..T-1 and V(s_t) for t = 0..T, in one pass over a rollout.
 
         Args:
             observations: [T+1, B, *O]; the last row is only valued, nobody acted there.
+            state: before the first row, [2, B, H]; nothing is remembered without it.
+            valid: [T, B] bool; a row after one that is not valid begins an episode. All are
+                valid without it.
 
         Returns:
             The policy over [T, B] and the values, [T+1, B].
         """
-        features = self._features(self.policy_body, observations)
-        policy = distributions.Categorical(self.policy_head(features[:-1]))
+        inputs = self._inputs(observations)
+        features = self._features(self.policy_body, inputs)
+        if self.memory is not None:
+            state = self.memory.nothing(features.shape[1]) if state is None else state
+            valid = features.new_ones(features.shape[:2]) if valid is None else valid
+            features = self.memory(features, state, valid)
+        policy: Distribution = self.policy_head(features[:-1])
         if self.value_body is not self.policy_body:
-            features = self._features(self.value_body, observations)
+            features = self._features(self.value_body, inputs)
         return policy, self.value_head(features).squeeze(-1)
 
-    def _features(self, body: nn.Module, observations: Tensor) -> Tensor:
-        if not observations.is_floating_point():
-            observations = observations.float()
+    def _inputs(self, observations: Tensor) -> Tensor:
+        return observations if self.standardize is None else self.standardize(observations)
+
+    def _features(self, body: nn.Module, inputs: Tensor) -> Tensor:
         if not self._bfloat16:
-            features: Tensor = body(observations)
+            features: Tensor = body(inputs)
             return features
         # Without a cache, so that nothing outlives a CUDA graph's recording.
-        with torch.autocast(observations.device.type, torch.bfloat16, cache_enabled=False):
-            return body(observations).float()  # type: ignore[no-any-return]
+        with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):
+            return body(inputs).float()  # type: ignore[no-any-return]
 
 
-def _observation_size(space: Space[Any]) -> int:
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise UserError(f"observation space {_line(space)} is not supported yet: a flat Box is")
-    return int(space.shape[0])
-
-
-def _action_count(space: Space[Any]) -> int:
-    if not isinstance(space, spaces.Discrete) or space.start != 0:
-        raise UserError(f"action space {_line(space)} is not supported yet: Discrete(n) is")
-    return int(space.n)
-
-
-def _line(space: Space[Any]) -> str:
-    return " ".join(str(space).split())  # long bounds are printed over several lines
+def _body(
+    codec: ObservationCodec, architecture: Architecture, generator: torch.Generator
+) -> tuple[nn.Module, int]:
+    """What turns rows [..., *O] into features [..., F], and F."""
+    network, hidden = architecture.network, architecture.hidden
+    if not isinstance(network, str):
+        return networks.own(network, codec)
+    if not codec.images and network in vision.CNNS:
+        raise UserError(f"network {network} is for images: use auto or mlp")
+    seen = [vision.eye(image, network, generator) for image in codec.images]
+    if codec.dtype == np.uint8 and isinstance(seen[0], vision.Vision):
+        return seen[0], seen[0].features
+    size = codec.vector + sum(part.features for part in seen)
+    layers = networks.mlp(size, hidden, architecture.activation, generator)
+    if codec.images:
+        front = seen[0] if codec.dtype == np.uint8 else vision.SideBySide(codec, seen)
+        layers.insert(0, front)
+    return layers, hidden[-1] if hidden else size

@@ -1,12 +1,22 @@
-"""Bodies that turn observations into features."""
+"""Bodies that turn observations into features, and the memory between them and the heads."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from gymnasium import Space
+from torch import Tensor, nn
+
+from hogwild_rl import UserError
+from hogwild_rl.envs.observations import ObservationCodec
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+_Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
+BodyMaker = Callable[[Space[Any]], nn.Module]
 
 
 def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
@@ -23,9 +33,7 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
     """
     with torch.random.fork_rng(devices=[]):  # torch's own draw leaves the caller's stream alone
         layer = nn.Linear(inputs, outputs)
-    nn.init.orthogonal_(layer.weight, gain, generator)
-    nn.init.zeros_(layer.bias)
-    return layer
+    return orthogonal(layer, gain, generator)
 
 
 def mlp(
@@ -37,3 +45,107 @@ def mlp(
         layers += [linear(inputs, size, math.sqrt(2), generator), ACTIVATIONS[activation]()]
         inputs = size
     return nn.Sequential(*layers)
+
+
+def own(make: BodyMaker, codec: ObservationCodec) -> tuple[nn.Module, int]:
+    """A body that a caller's function makes for a space, and the size of its features.
+
+    Raises:
+        UserError: it is no module, or does not give features for rows [T, B, *O].
+    """
+    body = make(codec.space)
+    if not isinstance(body, nn.Module):
+        name = getattr(make, "__name__", str(make))
+        raise UserError(f"network {name} must return a torch.nn.Module, got {type(body).__name__}")
+    dtype = torch.uint8 if codec.dtype == np.uint8 else torch.float32
+    with torch.inference_mode():
+        features = body(torch.zeros(1, 1, *codec.shape, dtype=dtype))
+    if features.dim() != 3 or features.shape[:2] != (1, 1):
+        raise UserError(
+            f"network must give [T, B, features] for rows {['T', 'B', *codec.shape]}, but for "
+            f"{[1, 1, *codec.shape]} it gave {list(features.shape)}"
+        )
+    return body, int(features.shape[-1])
+
+
+class Memory(nn.Module):
+    """An LSTM cell that is carried along the time axis.
+
+    Its state is one tensor [2, B, H]: what it puts out, and what it keeps.
+
+    Args:
+        features: size of the input.
+        size: H.
+        generator: source of the weights.
+
+    Source: Hochreiter and Schmidhuber 1997; in A3C: Mnih et al. 2016, section 5.1.
+    """
+
+    def __init__(self, features: int, size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.cell = nn.LSTMCell(features, size)
+        for name, parameter in self.cell.named_parameters():
+            if "weight" in name:
+                nn.init.orthogonal_(parameter, 1.0, generator)
+            else:
+                nn.init.zeros_(parameter)
+
+    def nothing(self, B: int) -> Tensor:
+        """The state [2, B, H] in which nothing is remembered."""
+        return self.cell.weight_hh.new_zeros(2, B, self.cell.hidden_size)
+
+    def step(self, features: Tensor, state: Tensor) -> Tensor:
+        """The state [2, B, H] after features [B, F]; its first half is the output."""
+        return torch.stack(self.cell(features, (state[0], state[1])))
+
+    def forward(self, features: Tensor, state: Tensor, valid: Tensor) -> Tensor:
+        """The outputs [T+1, B, H] for features [T+1, B, F].
+
+        Args:
+            features: of rows 0..T.
+            state: before row 0, [2, B, H].
+            valid: [T, B] bool; the row after one that is not valid begins an episode, and finds
+                the state forgotten.
+        """
+        carried, outputs = valid.to(features.dtype).unsqueeze(-1), []
+        for t, row in enumerate(features.unbind()):
+            if t > 0:
+                state = state * carried[t - 1]
+            state = self.step(row, state)
+            outputs.append(state[0])
+        return torch.stack(outputs)
+
+
+class Standardize(nn.Module):
+    """Numbers with their running mean taken off, in units of their running deviation.
+
+        x' = clip((x − μ) / σ, −10, 10)
+
+    μ and σ are parameters that are not trained: they travel, and are kept, with the others.
+
+    Args:
+        size: how many numbers at the start of a row are treated so; others stay as they are.
+    """
+
+    _CLIP = 10.0
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+        self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(size), requires_grad=False)  # 1 / σ
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[..., O] from [..., O]."""
+        head, rest = rows[..., : self._size], rows[..., self._size :]
+        standard = ((head - self.mean) * self.scale).clamp(-self._CLIP, self._CLIP)
+        return torch.cat([standard, rest], dim=-1) if rest.shape[-1] else standard
+
+
+def orthogonal(layer: _Layer, gain: float, generator: torch.Generator) -> _Layer:
+    """The layer, with orthogonal weights and zero bias; see `linear`."""
+    assert layer.bias is not None
+    nn.init.orthogonal_(layer.weight, gain, generator)
+    nn.init.zeros_(layer.bias)
+    return layer

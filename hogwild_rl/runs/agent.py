@@ -11,7 +11,11 @@ import torch
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
-from hogwild_rl.models import actor_critic
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.models import networks
+from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.runs import actor_critic
 from hogwild_rl.runs.checkpoint import Checkpoint
 
 CHECKPOINT_FILE, BEST_FILE = "checkpoint.pt", "best.pt"
@@ -25,10 +29,15 @@ class Agent:
     Args:
         checkpoint: what `train` or `load` found.
         env: what it was trained on; by default the id in the checkpoint.
+        run_dir: the run's folder, where it came from one.
+        network: makes the network's body, where a function of the caller's made it in training.
 
     Attributes:
         checkpoint: parameters, optimizer statistics, counters and settings.
         run_dir: the run's folder, where it came from one.
+
+    Raises:
+        UserError: the network is a function that is not given.
     """
 
     def __init__(
@@ -36,56 +45,73 @@ class Agent:
         checkpoint: Checkpoint,
         env: vector.EnvSource | None = None,
         run_dir: pathlib.Path | None = None,
+        network: networks.BodyMaker | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.run_dir = run_dir
         self._env = env
         settings = checkpoint.settings
-        self.model = actor_critic.ActorCritic(
+        self._observations = ObservationCodec.of(checkpoint.observation_space)
+        self._actions = ActionCodec.of(checkpoint.action_space, settings["rescale_actions"])
+        self.model = ActorCritic(
             checkpoint.observation_space,
             checkpoint.action_space,
-            actor_critic.Architecture(
-                tuple(settings["hidden"]), settings["activation"], settings["shared_trunk"]
-            ),
+            actor_critic.architecture(settings, network),
         )
         self.model.load_state_dict(checkpoint.parameters)
         self.model.requires_grad_(False)
         self._generator = torch.Generator().manual_seed(settings["seed"])
 
     def act(self, observation: Any, *, deterministic: bool = True) -> Any:
-        """The action for one observation, [*O], or actions for a batch, [B, *O] → [B]."""
+        """The action for one observation, or actions for a batch of them.
+
+        Raises:
+            UserError: the observation is not one of the space, or the policy has a memory, whose
+                state `predict` carries.
+        """
+        if self.model.state_size:
+            raise UserError(
+                "this policy has a memory: use predict, which takes and gives its state"
+            )
         return self.predict(observation, deterministic=deterministic)[0]
 
     def predict(
         self,
         observation: Any,
-        state: Any = None,
+        state: Array | None = None,
         episode_start: Any = None,
         deterministic: bool = False,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Array, Array | None]:
         """Actions and next state, with the signature of a Stable-Baselines3 model.
 
         Args:
-            observation: [*O] or [B, *O].
-            state: recurrent state, None for policies without one.
+            observation: one observation, or a batch as vector environments give it.
+            state: what a policy with a memory gave the last time, [2, B, H]; None at first.
             episode_start: [B] bool, where the state has to be forgotten.
             deterministic: the likeliest action; otherwise one is sampled.
 
         Returns:
-            An action (or [B] of them) that the environment takes, and the next state.
+            An action (or a batch of them) that the environment takes, and the next state.
 
         Raises:
-            UserError: the observation's shape is not that of the space.
+            UserError: the observation is not one of the space.
         """
-        del episode_start  # there is no state to forget
-        observations = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
-        wanted, got = self.checkpoint.observation_space.shape, tuple(observations.shape)
-        if wanted not in (got, got[1:]):
-            raise UserError(f"observations must have shape {wanted}, or B of these, got {got}")
+        batched = self._observations.batched(observation)
+        rows = self._observations.rows if batched else self._observations.row
+        observations = torch.from_numpy(np.array(rows(observation), dtype=self._observations.dtype))
+        observations = observations if batched else observations[None]
+        carried = torch.zeros(2, len(observations), self.model.state_size)
+        if state is not None:
+            carried.copy_(torch.from_numpy(state))
+        if episode_start is not None:
+            carried[:, torch.as_tensor(np.atleast_1d(episode_start), dtype=torch.bool)] = 0
         with torch.inference_mode():
-            policy = self.model.policy(observations)
-            actions = policy.mode() if deterministic else policy.sample(self._generator)
-        return actions.numpy()[()], state  # [()]: one action is a scalar, as environments expect
+            policy, remembered = self.model.policy(observations, carried)
+            sampled = policy.mode() if deterministic else policy.sample(self._generator)
+        actions = self._actions.to_env(sampled.numpy())
+        if remembered is not None and self.model.state_size:
+            state = remembered.numpy()
+        return (actions if batched else actions[0]), state
 
     def seed(self, seed: int) -> None:
         """Starts the stream of sampled actions anew."""
@@ -130,9 +156,9 @@ class Agent:
             returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
             for episode in range(episodes):
                 observation, _ = made.reset(seed=seed if episode == 0 else None)
-                ended = False
+                ended, state = False, None
                 while not ended:
-                    action = self.act(observation, deterministic=deterministic)
+                    action, state = self.predict(observation, state, deterministic=deterministic)
                     observation, reward, terminated, truncated, _ = made.step(action)
                     returns[episode] += float(reward)
                     lengths[episode] += 1
@@ -177,18 +203,19 @@ class Episodes:
     lengths: Array
 
 
-def load(path: str | os.PathLike[str]) -> Agent:
+def load(path: str | os.PathLike[str], network: networks.BodyMaker | None = None) -> Agent:
     """The agent in a file that `Agent.save` wrote, or of a run's newest checkpoint.
 
     Args:
         path: a file, or the folder of a run.
+        network: makes the network's body, where a function made it in training.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        return Agent(Checkpoint.load(path))
+        return Agent(Checkpoint.load(path), network=network)
     if not (path / CHECKPOINT_FILE).exists():
         raise UserError(f"{path} holds no checkpoint: give the folder of a run, or a saved agent")
-    return Agent(Checkpoint.load(path / CHECKPOINT_FILE), run_dir=path)
+    return Agent(Checkpoint.load(path / CHECKPOINT_FILE), run_dir=path, network=network)

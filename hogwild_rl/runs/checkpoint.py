@@ -14,7 +14,7 @@ from torch import Tensor
 from hogwild_rl import UserError
 from hogwild_rl.runs import files
 
-FORMAT = "hogwild_rl-1"
+FORMAT = "hogwild_rl-2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Checkpoint:
         observation_space, action_space: of one environment.
         parameters: of the model, by name.
         optimizer: its state_dict.
+        normalization: running moments by name.
         counters: how far the run had come.
     """
 
@@ -59,6 +60,7 @@ class Checkpoint:
     action_space: gymnasium.Space[Any]
     parameters: dict[str, Tensor]
     optimizer: dict[str, Any]
+    normalization: dict[str, Any]
     counters: Counters
 
     def save(self, path: pathlib.Path) -> None:
@@ -71,6 +73,7 @@ class Checkpoint:
             "action_space": _describe(self.action_space),
             "parameters": self.parameters,
             "optimizer": self.optimizer,
+            "normalization": self.normalization,
             "counters": dataclasses.asdict(self.counters),
         }
         with files.replacing(path) as file:
@@ -104,6 +107,7 @@ class Checkpoint:
                 action_space=_space(document["action_space"]),
                 parameters=document["parameters"],
                 optimizer=document["optimizer"],
+                normalization=document["normalization"],
                 counters=Counters(**document["counters"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -112,21 +116,38 @@ class Checkpoint:
 
 def _describe(space: gymnasium.Space[Any]) -> dict[str, Any]:
     """A space in plain values and tensors."""
+    kind = type(space).__name__
     if isinstance(space, spaces.Box):
-        return {
-            "kind": "Box",
-            "low": torch.from_numpy(space.low.astype(np.float64)),
-            "high": torch.from_numpy(space.high.astype(np.float64)),
-            "dtype": str(space.dtype),
-        }
-    assert isinstance(space, spaces.Discrete), f"no model is made for {space}"
-    return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+        low, high = (
+            torch.from_numpy(bound.astype(np.float64)) for bound in (space.low, space.high)
+        )
+        return {"kind": kind, "low": low, "high": high, "dtype": str(space.dtype)}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": kind, "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"kind": kind, "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": kind, "n": list(space.shape)}
+    if isinstance(space, spaces.Dict):
+        parts = [[name, _describe(part)] for name, part in space.spaces.items()]
+        return {"kind": kind, "spaces": parts}
+    assert isinstance(space, spaces.Tuple), f"no model is made for {space}"
+    return {"kind": kind, "spaces": [_describe(part) for part in space.spaces]}
 
 
 def _space(description: dict[str, Any]) -> gymnasium.Space[Any]:
     """The space that `_describe` described."""
-    if description["kind"] == "Discrete":
+    kind = description["kind"]
+    if kind == "Box":
+        dtype = np.dtype(description["dtype"])
+        low, high = (description[bound].numpy().astype(dtype) for bound in ("low", "high"))
+        return spaces.Box(low, high, dtype=dtype.type)
+    if kind == "Discrete":
         return spaces.Discrete(description["n"], start=description["start"])
-    dtype = np.dtype(description["dtype"])
-    low, high = (description[bound].numpy().astype(dtype) for bound in ("low", "high"))
-    return spaces.Box(low, high, dtype=dtype.type)
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(description["nvec"], start=description["start"])
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(description["n"])
+    if kind == "Dict":
+        return spaces.Dict({name: _space(part) for name, part in description["spaces"]})
+    return spaces.Tuple([_space(part) for part in description["spaces"]])

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 import torch
 
 from hogwild_rl import UserError
+from hogwild_rl.envs import vector
+from hogwild_rl.envs.observations import ObservationCodec
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 
@@ -71,3 +73,28 @@ def few_threads(model: torch.nn.Module, num_envs: int) -> Iterator[None]:
 
 def _size(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """Whether bodies compute in bfloat16, and why not where it was asked for."""
+
+    on: bool
+    reason: str = ""
+
+
+def bfloat16(precision: str, facts: vector.EnvFacts, device: DeviceName = "cpu") -> Precision:
+    """Whether what was asked for pays here: on the CPU for convolutions, where it can do them.
+
+    Measured on a processor with AVX512-BF16, A3C's CNN, 80 images: forward and backward take half
+    the time; a small MLP only gets slower.
+    """
+    if precision == "float32":
+        return Precision(on=False)
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return Precision(on=True)
+    if not ObservationCodec.of(facts.observation_space).images:
+        return Precision(on=False, reason="on the CPU it only pays for images")
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return Precision(on=False, reason="this processor has no bfloat16")
+    return Precision(on=True)

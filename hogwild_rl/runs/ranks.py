@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hogwild_rl import UserError
+from hogwild_rl.runs.normalize import Normalization
 
 Episodes = list[tuple[float, int]]
 
@@ -90,3 +91,22 @@ class Ranks:
         if ended:
             dist.all_gather_object(everywhere, episodes)
         return total, [episode for each in everywhere for episode in each], bool(stopping)
+
+    def exchange(self, normalization: Normalization, device: torch.device) -> None:
+        """Gives every rank the running moments that the others have added to.
+
+        Args:
+            normalization: of the run, with a row for each rank.
+            device: through which the ranks talk to each other.
+        """
+        if self.count == 1:
+            return
+        import torch.distributed as dist
+
+        for moments in normalization.moments.values():
+            own = moments.row_state(self.index).to(device)
+            rows = [torch.empty_like(own) for _ in range(self.count)]
+            dist.all_gather(rows, own)
+            for rank, row in enumerate(rows):
+                if rank != self.index:
+                    moments.set_row(rank, row.cpu())

@@ -9,7 +9,17 @@ from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE
 from hogwild_rl.runs.checkpoint import Checkpoint, Counters
 
 # Settings that say what the saved parameters mean: a resumed run cannot change them.
-_FIXED = ("env", "hidden", "activation", "shared_trunk")
+_FIXED = (
+    "env",
+    "network",
+    "hidden",
+    "activation",
+    "shared_trunk",
+    "lstm",
+    "normalize_observations",
+    "state_dependent_std",
+    "rescale_actions",
+)
 
 
 def checkpoint(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoint | None:

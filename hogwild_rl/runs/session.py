@@ -14,14 +14,15 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.runs import folder, metrics, resuming, settings
 from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE, Agent
 from hogwild_rl.runs.checkpoint import Checkpoint, Counters
+from hogwild_rl.runs.normalize import Normalization
 
 
 class Session:
@@ -55,19 +56,23 @@ class Session:
                 f"{self.facts.name} has no registered reward threshold: leave out stop_when_solved"
             )
 
-    def open(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def open(
+        self, model: ActorCritic, optimizer: torch.optim.Optimizer, normalization: Normalization
+    ) -> None:
         """Makes or reopens the folder; a resumed run's parameters and statistics are restored.
 
         Args:
             model: in place; what checkpoints hold from now on.
             optimizer: in place, likewise.
+            normalization: in place, likewise.
         """
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._normalization = model, optimizer, normalization
         if self._resumed is not None:
             model.load_state_dict(self._resumed.parameters)
             learning_rate = optimizer.param_groups[0]["lr"]
             optimizer.load_state_dict(self._resumed.optimizer)
             optimizer.param_groups[0]["lr"] = learning_rate  # settings decide, not the checkpoint
+            normalization.restore(self._resumed.normalization)
         self._best = self.before.best_return
         if self._reports:
             self.folder = folder.prepare(self._algorithm, self._config, self.facts.name)
@@ -108,13 +113,13 @@ class Session:
         if not self._reports:
             elapsed_s = time.monotonic() - self._began_s
             self._snapshot = metrics.take(slots, self.before, elapsed_s, None)
-            return Agent(self._checkpoint(), env=self._config.env)
+            return self._agent(None)
         self.observe(slots, final=True)
         self._reporter.close()
         metrics.write_staleness(self.folder, slots)
         for line in self._summary(failed):
             self.tell(line)
-        return Agent(self._checkpoint(), env=self._config.env, run_dir=self.folder)
+        return self._agent(self.folder)
 
     @property
     def ending(self) -> bool:
@@ -151,8 +156,18 @@ class Session:
                 else SystemExit(128 + self._signal)
             )
 
+    def _agent(self, folder: pathlib.Path | None) -> Agent:
+        network = getattr(self._config, "network", None)
+        return Agent(
+            self._checkpoint(),
+            env=self._config.env,
+            run_dir=folder,
+            network=None if isinstance(network, str) else network,
+        )
+
     def _checkpoint(self) -> Checkpoint:
         snapshot = self._snapshot
+        self._normalization.freeze(self._model)
         return Checkpoint(
             algorithm=self._algorithm,
             settings=self._config.to_json(),
@@ -160,6 +175,7 @@ class Session:
             action_space=self.facts.action_space,
             parameters=_copied(dict(self._model.state_dict())),
             optimizer=_copied(self._optimizer.state_dict()),
+            normalization=self._normalization.state(),
             counters=Counters(
                 steps=snapshot.steps,
                 updates=snapshot.updates,
@@ -179,8 +195,10 @@ class Session:
                 f"solved: mean return {at.return_mean:.1f} over the last 100 episodes "
                 f"after {at.steps:,} steps, {at.time_s:.1f} s"
             )
+        each = self.facts.frames_per_step
+        frames = f" ({each * s.steps:,} frames)" if each > 1 else ""
         yield (
-            f"trained {s.steps:,} steps, {s.updates:,} updates in {s.time_s:.1f} s, "
+            f"trained {s.steps:,} steps{frames}, {s.updates:,} updates in {s.time_s:.1f} s, "
             f"{s.episodes:,} episodes, mean return {s.return_mean:.1f} at the end"
         )
         if s.dropped:

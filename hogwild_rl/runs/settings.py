@@ -7,13 +7,12 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
-from hogwild_rl.models.actor_critic import Architecture
 from hogwild_rl.runs import files, presets
 
 SETTINGS_FILE = "settings.json"
@@ -65,62 +64,6 @@ class RunSettings:
         return dataclasses.asdict(
             dataclasses.replace(self, env=vector.name_of(self.env), run_dir=None, resume=None)
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ActorCriticSettings(RunSettings):
-    """What every actor-critic is told, however its updates are taken."""
-
-    n_steps: int = 16
-    """Steps of each environment between updates."""
-    learning_rate: float = 1e-3
-    """Step size η at the start."""
-    lr_schedule: Literal["linear", "constant"] = "linear"
-    """linear: η falls to 0 at total_timesteps."""
-    gamma: float = 0.99
-    """Discount γ."""
-    gae_lambda: float = 0.95
-    """λ of generalized advantage estimation; 1 is the paper's n-step return."""
-    reward_scale: float = 1.0
-    """Factor on rewards in the loss; reported returns are as the environment pays them."""
-    ent_coef: float = 0.01
-    """Weight β of the policy's entropy."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    max_grad_norm: float = 0.5
-    """Gradients are scaled down to this global norm."""
-    rms_alpha: float = 0.99
-    """Decay α of RMSprop's running average."""
-    rms_eps: float = 1e-5
-    """ε of RMSprop, inside the root."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Sizes of the hidden layers."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """Between the layers."""
-    shared_trunk: bool = False
-    """One body under policy and value, instead of one for each."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("n_steps", self.n_steps, 1)
-        for name in ("gamma", "gae_lambda"):
-            between(name, getattr(self, name), 0, 1)
-        for name in ("ent_coef", "vf_coef"):
-            between(name, getattr(self, name), 0, 1e9)
-        for name in ("learning_rate", "reward_scale", "max_grad_norm", "rms_eps"):
-            above(name, getattr(self, name), 0)
-        between("rms_alpha", self.rms_alpha, 0, 0.999_999)
-        for size in self.hidden:
-            at_least("hidden", size, 1)
-
-    @property
-    def architecture(self) -> Architecture:
-        """Of the network."""
-        return Architecture(self.hidden, self.activation, self.shared_trunk)
-
-    def learning_rate_at(self, progress: float) -> float:
-        """η after a share of the run in [0, 1), counted over all who update together."""
-        return self.learning_rate * (1 - progress if self.lr_schedule == "linear" else 1)
 
 
 def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:

@@ -1,0 +1,126 @@
+"""Running moments of observations and of discounted returns, which all workers share.
+
+Every worker adds what it saw to a row of its own, and takes the moments of all rows together.
+"""
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.hogwild.moments import Moments
+from hogwild_rl.learning.rollout import Rollout
+from hogwild_rl.models.actor_critic import ActorCritic
+
+Array = np.ndarray[Any, Any]
+Clip: TypeAlias = Literal["none", "sign"] | float
+
+_EPSILON = 1e-8  # keeps what never varies from becoming infinite
+
+
+class Normalization:
+    """The moments of a run.
+
+    Args:
+        workers: how many add to them.
+        codec: of the observations.
+        observations: whether theirs are kept.
+        rewards: whether those of discounted returns are.
+    """
+
+    def __init__(
+        self, workers: int, codec: ObservationCodec, *, observations: bool, rewards: bool
+    ) -> None:
+        self.vector = codec.vector
+        self.moments: dict[str, Moments] = {}
+        if observations:
+            self.moments["observations"] = Moments(workers, codec.vector)
+        if rewards:
+            self.moments["returns"] = Moments(workers, 1)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {name: moments.state() for name, moments in self.moments.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` gave, with any number of workers."""
+        for name, moments in self.moments.items():
+            if name in state:
+                moments.restore(state[name])
+
+    @torch.no_grad()
+    def freeze(self, model: ActorCritic) -> None:
+        """Gives a model the moments of observations as they are now."""
+        if "observations" not in self.moments or model.standardize is None:
+            return
+        merged = self.moments["observations"].merged()
+        model.standardize.mean.copy_(torch.from_numpy(merged.mean))
+        model.standardize.scale.copy_(torch.from_numpy(_scale(merged.variance)))
+
+
+class Normalizer:
+    """One worker's part in the moments of a run.
+
+    Args:
+        normalization: of the run.
+        worker: its number.
+        gamma: discount of the returns.
+        clip: what rewards are clipped to, before anything else.
+        factor: on rewards, after all else.
+    """
+
+    def __init__(
+        self, normalization: Normalization, worker: int, gamma: float, clip: Clip, factor: float
+    ) -> None:
+        self._writers = {
+            name: moments.writer(worker) for name, moments in normalization.moments.items()
+        }
+        self._normalization = normalization
+        self._gamma, self._clip, self._factor = gamma, clip, factor
+        self._returns: Array | None = None  # discounted, up to now, of every environment
+
+    def add(self, rollout: Rollout) -> None:
+        """Adds a rollout's observations; its last row is the next one's first."""
+        if "observations" in self._writers:
+            vector = self._normalization.vector
+            rows = rollout.observations[:-1, :, :vector].reshape(-1, vector).cpu().numpy()
+            # What is not finite would stay in the moments for ever.
+            self._writers["observations"].add(rows[np.isfinite(rows).all(axis=1)])
+
+    def pay(self, rewards: Array, ended: Array, valid: Array) -> None:
+        """Turns what the environment pays into what the learner is paid, in place.
+
+            r' = c · clip(r) / σ(R)        R_t = clip(r_t) + γ R_{t−1}
+
+        Args:
+            rewards: [T, B]; 0 where not valid.
+            ended: [T, B] bool, an episode ended with this step.
+            valid: [T, B] bool.
+
+        Source: Engstrom et al. 2020 (arXiv:2005.12729), section 3: the returns sum from the
+        episode's beginning.
+        """
+        if self._clip == "sign":
+            np.sign(rewards, out=rewards)
+        elif isinstance(self._clip, float):
+            np.clip(rewards, -self._clip, self._clip, out=rewards)
+        if "returns" in self._writers:
+            returns = self._discounted(rewards, ended)[valid]
+            self._writers["returns"].add(returns[np.isfinite(returns), None])
+            merged = self._normalization.moments["returns"].merged()
+            rewards *= _scale(merged.variance)
+        rewards *= self._factor
+
+    def _discounted(self, rewards: Array, ended: Array) -> Array:
+        returns = np.zeros(rewards.shape)
+        running = np.zeros(rewards.shape[1]) if self._returns is None else self._returns
+        for t, reward in enumerate(rewards):
+            returns[t] = running = reward + self._gamma * running
+            running = running * ~ended[t]
+        self._returns = running
+        return returns
+
+
+def _scale(variance: Array) -> Array:
+    return 1 / np.sqrt(variance + _EPSILON)
