@@ -5,7 +5,7 @@
 
 Each seed is a process of its own, timed from before it exists until it has ended by itself:
 imports, training and the last checkpoint count. Solved means that the mean return of the last 100
-training episodes has reached the environment's registered threshold.
+training episodes has reached the environment's registered threshold, or the one given.
 """
 
 import csv
@@ -37,6 +37,10 @@ class Config:
     """Module of hogwild_rl."""
     workers: int | None = None
     """Worker processes; the algorithm's default without it."""
+    target_return: float | None = None
+    """Mean return that counts as solved; the registered one without it."""
+    total_timesteps: int | None = None
+    """Budget of one run; the preset's without it."""
     write: bool = True
     """Write benchmarks/results/solve_*.csv."""
 
@@ -95,8 +99,9 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     print(machine.describe())
     flags: dict[str, Any] = {"env": config.env}
-    if config.workers is not None:
-        flags["workers"] = config.workers
+    for name in ("workers", "target_return", "total_timesteps"):
+        if getattr(config, name) is not None:
+            flags[name] = getattr(config, name)
     rows = []
     for seed in range(config.seeds):
         rows.append(solve(config.algorithm, {**flags, "seed": seed}))

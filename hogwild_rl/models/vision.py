@@ -145,4 +145,4 @@ def _scaled(images: Tensor) -> Tensor:
     kind = images.device.type
     autocast = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else torch.get_default_dtype()
-    return images.to(dtype) * (1 / 255)
+    return images.to(dtype, copy=True).mul_(1 / 255)

@@ -51,9 +51,12 @@ class Session:
         self.solved = False
         self._signal: int | None = None
         metrics.check(config)
-        if config.stop_when_solved and self.facts.reward_threshold is None:
+        registered = self.facts.reward_threshold
+        self._target = registered if config.target_return is None else config.target_return
+        if config.stop_when_solved and self._target is None:
             raise UserError(
-                f"{self.facts.name} has no registered reward threshold: leave out stop_when_solved"
+                f"{self.facts.name} has no registered reward threshold: give a target_return, or "
+                "leave out stop_when_solved"
             )
 
     def open(
@@ -95,8 +98,8 @@ class Session:
         snapshot = metrics.take(slots, self.before, now_s - self._began_s, self._reporter.last)
         self._snapshot = snapshot
         full = slots.total("episode_count") >= metrics.EPISODES_AVERAGED
-        threshold = self.facts.reward_threshold
-        if full and threshold is not None and snapshot.return_mean >= threshold and not self.solved:
+        target = self._target
+        if full and target is not None and snapshot.return_mean >= target and not self.solved:
             self.solved = True
             self._solved_at = snapshot
         reported = self._reporter.report(snapshot, final)

@@ -39,8 +39,10 @@ class RunSettings:
     """Agent decisions to train for, over all workers and environments."""
     seed: int = 0
     """Seed of the initial weights, the environments and the sampled actions."""
+    target_return: float | None = None
+    """Mean return at which it counts as solved; by default what is registered for env."""
     stop_when_solved: bool = False
-    """End when the mean of the last 100 episodes reaches the environment's reward threshold."""
+    """End when the mean of the last 100 episodes reaches that."""
     run_dir: str | None = None
     """Folder of this run; by default runs/ALGORITHM_ENV_TIME."""
     resume: str | None = None
