@@ -19,9 +19,9 @@ Array: TypeAlias = np.ndarray[Any, Any]
 class ActionCodec:
     """How a policy's actions become an environment's.
 
-    A policy counts choices from 0, sees any action but a single choice as one axis of N, and knows
-    no bounds: clipping is for the environment only, and the rollout keeps what the policy drew,
-    whose probability is that of the learning rule.
+    A policy counts choices from 0, has one axis of N where an action is more than a single choice,
+    and knows no bounds. Clipping is for the environment only: learning needs log π of what was
+    drawn, so a rollout keeps the policy's actions.
 
         >>> codec = ActionCodec.of(spaces.Box(0, 10, (2, 1)), rescale=True)
         >>> codec.to_env(np.array([[0.5, -3]], np.float32)).tolist()

@@ -154,7 +154,7 @@ class Bernoulli:
 
         H_i = −log σ(x) + x σ(−x) with x = |logits_i|: no difference of large numbers.
         """
-        odds = self._logits
+        odds = self._logits.abs()
         return (odds * (-odds).sigmoid() - functional.logsigmoid(odds)).sum(-1)
 
 
