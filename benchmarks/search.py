@@ -45,7 +45,21 @@ _LONG_GRID: dict[str, list[Any]] = {
     "max_grad_norm": [0.5, 2.0],
     "rms_eps": [1e-10, 1e-8],
 }
-GRIDS = {"LunarLander-v3": _LONG_GRID}
+# Rewards that say nothing for a long time: only with observations in units of their own deviation
+# does it arrive by chance.
+_SPARSE_GRID: dict[str, list[Any]] = {
+    "workers": [_WORKERS],
+    "envs_per_worker": [8, 16, 32],
+    "n_steps": [16, 32, 64],
+    "learning_rate": [1e-3, 2e-3, 4e-3, 8e-3],
+    "gamma": [0.99, 0.995, 0.999],
+    "gae_lambda": [0.9, 0.95, 0.98],
+    "ent_coef": [0.0, 0.003, 0.01],
+    "rms_eps": [1e-10, 1e-5],
+    "normalize_observations": [True],
+    "normalize_rewards": [True],
+}
+GRIDS = {"LunarLander-v3": _LONG_GRID, "MountainCar-v0": _SPARSE_GRID}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ def register() -> None:
     if importlib.util.find_spec("ale_py") is not None:
         import ale_py
 
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # it greets, once per process
         with contextlib.suppress(AttributeError):  # importing it was enough in older forms
             gymnasium.register_envs(ale_py)
 
@@ -51,6 +52,7 @@ def make(spec: EnvSpec, noops: int = _NOOPS, **rendering: Any) -> gymnasium.Env[
     """
     from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
+    register()
     env = gymnasium.make(spec, disable_env_checker=True, frameskip=1, **rendering)
     env = AtariPreprocessing(_Fire(env), noop_max=noops, frame_skip=FRAMESKIP, screen_size=_SIZE)
     return FrameStackObservation(env, _STACK, padding_type="zero")
@@ -61,6 +63,8 @@ def make_vector(
 ) -> VectorEnv[Any, Any, Any]:
     """Many games, stepped in C++ by this many threads, with NEXT_STEP autoreset."""
     from ale_py.vector_env import AtariVectorEnv
+
+    register()
 
     class Games(AtariVectorEnv):
         """With the halves of a step that `vector.SteppingAlone` names."""
