@@ -104,6 +104,8 @@ class ObservationCodec:
             if wanted not in (got, got[1:]):
                 raise UserError(f"observations must have shape {wanted}, or B of these, got {got}")
             kinds.add(got != wanted)
+        if len(kinds) > 1:
+            raise UserError("observations must be one or a batch in all their parts, got a mixture")
         return kinds == {True}
 
 
