@@ -170,7 +170,7 @@ def _body(
     """What turns rows [..., *O] into features [..., F], and F."""
     network, hidden = architecture.network, architecture.hidden
     if not isinstance(network, str):
-        return networks.own(network, codec)
+        return networks.own(network, codec, generator)
     if not codec.images and network in vision.CNNS:
         raise UserError(f"network {network} is for images: use auto or mlp")
     seen = [vision.eye(image, network, generator) for image in codec.images]

@@ -47,23 +47,33 @@ def mlp(
     return nn.Sequential(*layers)
 
 
-def own(make: BodyMaker, codec: ObservationCodec) -> tuple[nn.Module, int]:
+def own(
+    make: BodyMaker, codec: ObservationCodec, generator: torch.Generator
+) -> tuple[nn.Module, int]:
     """A body that a caller's function makes for a space, and the size of its features.
+
+    Args:
+        make: the function; it may draw initial weights from torch's global stream.
+        codec: of the rows.
+        generator: source of that stream's seed.
 
     Raises:
         UserError: it is no module, or does not give features for rows [T, B, *O].
     """
-    body = make(codec.space)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        body = make(codec.space)
     if not isinstance(body, nn.Module):
         name = getattr(make, "__name__", str(make))
         raise UserError(f"network {name} must return a torch.nn.Module, got {type(body).__name__}")
     dtype = torch.uint8 if codec.dtype == np.uint8 else torch.float32
     with torch.inference_mode():
         features = body(torch.zeros(1, 1, *codec.shape, dtype=dtype))
-    if features.dim() != 3 or features.shape[:2] != (1, 1):
+    gave = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if not isinstance(features, Tensor) or features.dim() != 3 or gave[:2] != [1, 1]:
         raise UserError(
             f"network must give [T, B, features] for rows {['T', 'B', *codec.shape]}, but for "
-            f"{[1, 1, *codec.shape]} it gave {list(features.shape)}"
+            f"{[1, 1, *codec.shape]} it gave {gave}"
         )
     return body, int(features.shape[-1])
 
