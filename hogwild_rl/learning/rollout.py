@@ -200,8 +200,8 @@ class Collector:
             arrays["terminated"][t, columns] |= valid & (lives < self._lives[columns])
             self._lives[columns] = lives
         if self._interface.state_size and resetting.any():
-            kept = torch.from_numpy(valid).to(self._state.device)
-            self._state[:, columns] *= kept.unsqueeze(-1)
+            forgotten = torch.from_numpy(resetting).to(self._state.device)
+            self._state[:, columns].masked_fill_(forgotten.unsqueeze(-1), 0.0)
         self._returns[columns] += reward
         self._lengths[columns] += valid
         ended = self._ended[t, columns] = self._resetting[columns] = terminated | truncated

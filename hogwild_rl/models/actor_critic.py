@@ -145,7 +145,8 @@ class ActorCritic(nn.Module):
         features = self._features(self.policy_body, inputs)
         if self.memory is not None:
             state = self.memory.nothing(features.shape[1]) if state is None else state
-            valid = features.new_ones(features.shape[:2]) if valid is None else valid
+            if valid is None:
+                valid = features.new_ones(features.shape[:2], dtype=torch.bool)
             features = self.memory(features, state, valid)
         policy: Distribution = self.policy_head(features[:-1])
         if self.value_body is not self.policy_body:

@@ -118,10 +118,10 @@ class Memory(nn.Module):
             valid: [T, B] bool; the row after one that is not valid begins an episode, and finds
                 the state forgotten.
         """
-        carried, outputs = valid.to(features.dtype).unsqueeze(-1), []
+        carried, outputs = valid.unsqueeze(-1), []
         for t, row in enumerate(features.unbind()):
             if t > 0:
-                state = state * carried[t - 1]
+                state = state.where(carried[t - 1], 0.0)  # also where it is not finite
             state = self.step(row, state)
             outputs.append(state[0])
         return torch.stack(outputs)
