@@ -129,7 +129,7 @@ class SideBySide(nn.Module):
             part(image.reshape(*image.shape[:-1], *shape))
             for part, image, shape in zip(self.parts, images, self._shapes, strict=True)
         ]
-        return torch.cat([vector, *(features.float() for features in seen)], dim=-1)
+        return torch.cat([vector, *(features.to(rows.dtype) for features in seen)], dim=-1)
 
 
 def _sides(image: Image, cnn: CNN) -> list[int]:
