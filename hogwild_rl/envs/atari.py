@@ -22,9 +22,14 @@ _STACK, _SIZE, _NOOPS = 4, 84, 30
 _FIRE = 1
 
 
+def installed() -> bool:
+    """Whether the extra is there."""
+    return importlib.util.find_spec("ale_py") is not None
+
+
 def register() -> None:
     """Makes gymnasium know the games, where ale-py is installed."""
-    if importlib.util.find_spec("ale_py") is not None:
+    if installed():
         import ale_py
 
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # it greets, once per process

@@ -28,8 +28,15 @@ Array: TypeAlias = np.ndarray[Any, Any]
 # turn: on CartPole-v1 33 µs a step for any small number, against 7 µs for each.
 NATIVE_FROM = 5
 
-# Which of gymnasium's extras brings what an environment needs, by a word in its id or entry point.
-_EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale/": "atari"}
+# What pip brings that an environment needs, by a word in its id or entry point.
+_ATARI = "ale-py opencv-python-headless"
+_NEEDS = {
+    "box2d": '"gymnasium[box2d]"',
+    "mujoco": '"gymnasium[mujoco]"',
+    "ale/": _ATARI,
+    "ale_py": _ATARI,
+    "noframeskip": _ATARI,
+}
 
 
 @runtime_checkable
@@ -230,10 +237,9 @@ def _explain(name: str, error: Exception) -> str:
     if missing and ":" in name:
         return f"environment {name}: cannot import {name.partition(':')[0]} ({error})"
     hint = f"{name} {registered.entry_point if registered else ''}".lower()
-    extra = next((extra for word, extra in _EXTRAS.items() if word in hint), None)
-    if extra and (missing or isinstance(error, gymnasium.error.NamespaceNotFound)):
-        pip = f"{sys.executable} -m pip install"
-        return f'environment {name} needs an extra: {pip} "gymnasium[{extra}]"'
+    packages = next((packages for word, packages in _NEEDS.items() if word in hint), None)
+    if packages and (missing or (packages == _ATARI and not atari.installed())):
+        return f"environment {name} needs an extra: {sys.executable} -m pip install {packages}"
     if missing:
         return f"environment {name} needs a package that is not installed: {error}"
     matches = difflib.get_close_matches(

@@ -42,6 +42,19 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "reward_scale": 0.03,
         "rms_eps": 1e-10,
     },
+    # Without normalised observations nothing ever arrives, and -200 is all that is seen.
+    "MountainCar-v0": {
+        "num_envs": 64,
+        "total_timesteps": 1_500_000,
+        "n_steps": 32,
+        "learning_rate": 8e-3,
+        "gamma": 0.999,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.0,
+        "rms_eps": 1e-10,
+        "normalize_observations": True,
+        "normalize_rewards": True,
+    },
 }
 _PRESETS = {"a3c": _ACTOR_CRITIC, "a2c": _ACTOR_CRITIC}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)
