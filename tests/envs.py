@@ -105,12 +105,20 @@ class DiesInAChild(Chain):
             os._exit(9)
 
 
-class Pictures(Chain):
-    """A chain whose observations are images, which are not supported."""
+class Words(Chain):
+    """A chain whose observations are words, which are not supported."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.observation_space = spaces.Box(0, 255, (84, 84, 4), np.uint8)
+        self.observation_space = spaces.Text(5)
+
+
+class Choosy(Chain):
+    """A chain whose actions are sequences, which are not supported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Sequence(spaces.Discrete(2))
 
 
 def truncated_clock() -> gymnasium.Env[Any, Any]:
@@ -122,7 +130,8 @@ def terminated_clock() -> gymnasium.Env[Any, Any]:
 
 
 gymnasium.register("Chain-v0", entry_point=Chain, max_episode_steps=20)
-gymnasium.register("Pictures-v0", entry_point=Pictures)
+gymnasium.register("Words-v0", entry_point=Words)
+gymnasium.register("Choosy-v0", entry_point=Choosy)
 gymnasium.register("Sleepy-v0", entry_point=Sleepy)
 for _fault in ("raise", "exit", "segv", "hang", "nan"):
     gymnasium.register(f"Faulty{_fault.title()}-v0", entry_point=Faulty, kwargs={"fault": _fault})

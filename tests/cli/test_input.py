@@ -14,7 +14,7 @@ import torch
 
 from hogwild_rl import a2c, a3c, evaluate, plot
 from hogwild_rl.hogwild import memory
-from hogwild_rl.runs import cli
+from hogwild_rl.runs import checkpoint, cli
 from tests import envs
 
 PROGRAMS = {"a2c": a2c.main, "a3c": a3c.main, "evaluate": evaluate.main, "plot": plot.main}
@@ -85,10 +85,13 @@ def run(trained: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
         (["--env", "a b"], "unknown environment 'a b'"),
         (["--env", "no_such_module:Id-v0"], "cannot import no_such_module"),
         (["--env", "tests.envs:Chian-v0"], "did you mean Chain-v0"),
-        (["--env", "Blackjack-v1"], "observation space Tuple(Discrete(32)"),
-        (["--env", "FrozenLake-v1"], "observation space Discrete(16)"),
-        (["--env", "Pendulum-v1"], "action space Box(-2.0, 2.0"),
-        (["--env", "tests.envs:Pictures-v0"], "(84, 84, 4), uint8)"),
+        (["--env", "tests.envs:Words-v0"], "observation space Text(1, 5"),
+        (["--env", "tests.envs:Choosy-v0"], "action space Sequence(Discrete(2)"),
+        (["--network", "resnet"], "resnet"),
+        (["--network", "a3c"], "network a3c is for images: use auto or mlp"),
+        (["--lstm", "-1"], "lstm must lie between 0 and"),
+        (["--clip-rewards", "0"], "clip_rewards must be above 0, got 0"),
+        (["--log-std-init", "3"], "log_std_init must lie between -10 and 2, got 3"),
         (["--resume", "no/such/run"], "run no/such/run does not exist"),
         (["--resume", "tests"], "tests holds no run"),
         (["--run-dir", "tests"], "run_dir tests is not empty"),
@@ -189,7 +192,7 @@ def test_a_foreign_checkpoint_is_refused(refused: Command, tmp_path: pathlib.Pat
 
 
 def test_a_checkpoint_cannot_run_code(refused: Command, tmp_path: pathlib.Path) -> None:
-    torch.save({"format": "hogwild_rl-1", "settings": _Evil(tmp_path)}, tmp_path / "evil.pt")
+    torch.save({"format": checkpoint.FORMAT, "settings": _Evil(tmp_path)}, tmp_path / "evil.pt")
     refused("evaluate", str(tmp_path / "evil.pt"))
     assert not (tmp_path / "owned").exists()
 

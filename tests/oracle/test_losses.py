@@ -123,7 +123,8 @@ def small_model(shared_trunk: bool) -> ActorCritic:
         Architecture(hidden=(5,), shared_trunk=shared_trunk),
         torch.Generator().manual_seed(0),
     ).double()
-    torch.nn.init.orthogonal_(model.policy_head.weight, generator=torch.Generator().manual_seed(1))
+    weight = model.policy_head.logits.weight
+    torch.nn.init.orthogonal_(weight, generator=torch.Generator().manual_seed(1))
     return model
 
 

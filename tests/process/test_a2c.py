@@ -1,5 +1,6 @@
 """A2C as processes: environments that die, ranks that update together, nobody left behind."""
 
+import functools
 import os
 import pathlib
 import re
@@ -19,7 +20,6 @@ from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.worker import random_seeds
 from hogwild_rl.learning import losses
 from hogwild_rl.learning.rollout import Collector, Rollout
-from hogwild_rl.models.actor_critic import ActorCritic
 
 ASYNC = ("--vectorization", "async", "--num-envs", "4")
 
@@ -133,25 +133,24 @@ def test_two_ranks_with_half_of_the_environments_equal_one_with_all(tmp_path) ->
 def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch.Tensor], int, int]:
     """The environments and draws of both ranks, side by side in one rollout and one loss."""
     facts = vector.inspect(config.env)
-    model = ActorCritic(
-        facts.observation_space,
-        facts.action_space,
-        config.architecture,
-        torch.Generator().manual_seed(config.seed),
-    )
+    model = config.model(facts)
+    normalization = config.normalization(facts, workers=2)
     shared = SharedModel(model)
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
     collectors, generators = [], []
     for rank in (0, 1):
         env_seed, action_seed = random_seeds(config.seed, rank, 0, 2)
         envs = vector.in_turn(config.env, config.num_envs // 2)
-        collectors.append(Collector([envs], config.n_steps, env_seed, lambda phase: None))
+        interface = config.interface(facts, config.normalizer(normalization, rank))
+        collectors.append(
+            Collector([envs], interface, config.n_steps, env_seed, lambda phase: None)
+        )
         generators.append(torch.Generator().manual_seed(action_seed))
     steps = episodes = 0
     for _ in range(updates):
         halves = []
         for collector, generator in zip(collectors, generators, strict=True):
-            halves.append(collector.collect(lambda rows, g=generator: model.act(rows, g)))
+            halves.append(collector.collect(functools.partial(model.act, generator=generator)))
             steps += collector.steps
             episodes += len(collector.episodes)
         union = Rollout(

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 import hogwild_rl
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.models import networks
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
@@ -49,8 +52,8 @@ def parameter_count(model: nn.Module) -> int:
 
 def log_probs(model: ActorCritic, seen: Tensor) -> Tensor:
     """Log π of every action, [..., A]."""
-    policy = model.policy(seen)
-    shape = seen.shape[:-1]
+    policy, _ = model.policy(seen)
+    shape = policy.entropy().shape
     return torch.stack([policy.log_prob(torch.full(shape, a)) for a in range(ACTIONS)], -1)
 
 
@@ -60,7 +63,7 @@ def test_policy_has_the_shape_of_the_observations(
     architecture: Architecture, shape: tuple[int, ...]
 ) -> None:
     """Over observations [..., O] the distribution is [...]."""
-    policy = make(architecture).policy(observations(*shape))
+    policy, _ = make(architecture).policy(observations(*shape))
     actions = policy.sample(generator())
     assert actions.shape == shape
     assert policy.mode().shape == shape
@@ -80,12 +83,13 @@ def test_forward_values_one_row_more_than_it_acts(architecture: Architecture) ->
 def test_forward_is_row_by_row(architecture: Architecture) -> None:
     """The policy of row t is that of observation t alone, and so is the value."""
     model, seen = make(architecture), observations(T + 1, B)
-    nn.init.normal_(model.policy_head.weight, generator=generator(2))
+    nn.init.normal_(model.policy_head.logits.weight, generator=generator(2))
     policy, values = model(seen)
     actions = torch.randint(ACTIONS, (T, B), generator=generator(3))
     together = policy.log_prob(actions)
     for t in range(T):
-        torch.testing.assert_close(model.policy(seen[t]).log_prob(actions[t]), together[t])
+        alone, _ = model.policy(seen[t])
+        torch.testing.assert_close(alone.log_prob(actions[t]), together[t])
         torch.testing.assert_close(model(seen[t : t + 1])[1][0], values[t])
     assert together.std().item() > 0.1
 
@@ -116,45 +120,105 @@ def reached_by_the_value(model: ActorCritic) -> set[str]:
     return {name.partition(".")[0] for name in reached}
 
 
+SEEN = {
+    "dict": spaces.Dict({"position": spaces.Box(0, 1, (2,)), "gear": spaces.Discrete(3)}),
+    "tuple": spaces.Tuple([spaces.MultiBinary(2), spaces.MultiDiscrete([2, 3])]),
+    "images": spaces.Box(0, 255, (84, 84, 4), np.uint8),
+    "small images": spaces.Box(0, 255, (6, 5), np.uint8),
+    "images in a dict": spaces.Dict({"eye": spaces.Box(0, 255, (36, 36, 3), np.uint8)}),
+    "scalar": spaces.Box(0, 1, ()),
+    "matrix": spaces.Box(-1, 1, (2, 3)),
+    "discrete": spaces.Discrete(4),
+    "from 1": spaces.Discrete(4, start=1),
+}
+
+
+@pytest.mark.parametrize("space", SEEN.values(), ids=SEEN.keys())
+def test_every_observation_space_but_those_refused_is_seen(space: Space[Any]) -> None:
+    """Policy and values of the rows that the space's codec makes depend on what is seen."""
+    space.seed(0)
+    codec = ObservationCodec.of(space)
+    model = ActorCritic(space, spaces.Discrete(ACTIONS), Architecture(hidden=(8,)))
+    sampled = [codec.row(space.sample()).astype(codec.dtype) for _ in range((T + 1) * B)]
+    rows = torch.from_numpy(np.stack(sampled)).unflatten(0, (T + 1, B))
+    policy, values = model(rows)
+    assert policy.entropy().shape == (T, B)
+    assert values.shape == (T + 1, B)
+    assert values.std().item() > 0
+    assert log_probs(model, rows[0]).std(dim=0).min().item() > 0
+
+
+TAKEN = {
+    "discrete": spaces.Discrete(3),
+    "from 1": spaces.Discrete(3, start=1),
+    "multidiscrete": spaces.MultiDiscrete([2, 3]),
+    "multibinary": spaces.MultiBinary(4),
+    "box": spaces.Box(-1, 1, (2,)),
+    "matrix": spaces.Box(0, 5, (2, 3)),
+}
+
+
+@pytest.mark.parametrize("space", TAKEN.values(), ids=TAKEN.keys())
+def test_every_action_space_but_those_refused_is_acted_in(space: Space[Any]) -> None:
+    """What the policy draws becomes actions of the space, and has a probability."""
+    codec = ActionCodec.of(space)
+    model = ActorCritic(OBSERVATIONS, space, Architecture())
+    drawn, state = model.act(observations(50), generator=generator())
+    assert state is None
+    assert drawn.shape == (50, *codec.shape)
+    assert all(action in space for action in codec.to_env(drawn.numpy()))
+    policy, _ = model.policy(observations(50))
+    assert policy.log_prob(drawn).shape == (50,)
+
+
+REFUSED = {
+    "text": spaces.Text(5),
+    "sequence": spaces.Sequence(spaces.Discrete(2)),
+    "graph": spaces.Graph(spaces.Box(0, 1, (2,)), None),
+}
+
+
+@pytest.mark.parametrize("space", REFUSED.values(), ids=REFUSED.keys())
 @pytest.mark.parametrize(
-    "space",
-    [
-        spaces.Dict({"position": spaces.Box(0, 1, (2,))}),
-        spaces.Box(0, 255, (84, 84, 4), np.uint8),
-        spaces.Box(0, 1, ()),
-        spaces.Discrete(4),
-    ],
-    ids=["dict", "images", "scalar", "discrete"],
+    "within",
+    [lambda space: space, lambda space: spaces.Dict({"part": space, "more": spaces.Discrete(2)})],
+    ids=["alone", "in a dict"],
 )
-def test_other_observation_spaces_are_refused(space: Space[object]) -> None:
-    """One line names the space."""
+def test_other_observation_spaces_are_refused(
+    space: Space[Any], within: Callable[[Space[Any]], Space[Any]]
+) -> None:
+    """One line names the space, also where it is but a part."""
     with pytest.raises(hogwild_rl.UserError, match=re.escape(str(space))) as caught:
-        ActorCritic(space, spaces.Discrete(2), Architecture())
+        ActorCritic(within(space), spaces.Discrete(2), Architecture())
     assert "\n" not in str(caught.value)
+    assert "observation space" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.Box(-1, 1, (2,)),
-        spaces.Discrete(3, start=1),
-        spaces.MultiDiscrete([2, 3]),
-        spaces.MultiBinary(4),
+        *REFUSED.values(),
+        spaces.Box(0, 9, (2,), np.int64),
+        spaces.Tuple([spaces.Discrete(2)]),
+        spaces.Dict({"gas": spaces.Box(-1, 1, (2,))}),
     ],
-    ids=["box", "from 1", "multidiscrete", "multibinary"],
+    ids=[*REFUSED.keys(), "whole numbers", "tuple", "dict"],
 )
-def test_other_action_spaces_are_refused(space: Space[object]) -> None:
+def test_other_action_spaces_are_refused(space: Space[Any]) -> None:
     """One line names the space."""
     with pytest.raises(hogwild_rl.UserError, match=re.escape(str(space))) as caught:
         ActorCritic(OBSERVATIONS, space, Architecture())
     assert "\n" not in str(caught.value)
+    assert "action space" in str(caught.value)
 
 
 def test_a_wide_space_is_refused_in_one_line() -> None:
     """A space whose bounds fill several lines when printed is still told in one."""
-    bounds = np.arange(1, 31, dtype=np.float32)
+    bounds = np.arange(1, 31)
+    wide = spaces.Box(-bounds, bounds, dtype=np.int64)
+    assert "\n" in str(wide)
     with pytest.raises(hogwild_rl.UserError, match="Box") as caught:
-        ActorCritic(OBSERVATIONS, spaces.Box(-bounds, bounds), Architecture())
+        ActorCritic(OBSERVATIONS, wide, Architecture())
     assert "\n" not in str(caught.value)
 
 
@@ -164,7 +228,7 @@ def test_the_same_seed_gives_the_same_parameters(architecture: Architecture) -> 
     first, second, other = make(architecture), make(architecture), make(architecture, seed=1)
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert not torch.equal(first.policy_head.weight, other.policy_head.weight)
+    assert not torch.equal(first.policy_head.logits.weight, other.policy_head.logits.weight)
 
 
 def test_without_a_generator_the_seed_is_fixed() -> None:
@@ -194,7 +258,8 @@ def test_the_first_policy_is_nearly_uniform(architecture: Architecture) -> None:
     torch.testing.assert_close(
         probabilities, torch.full_like(probabilities, 1 / ACTIONS), rtol=0.1, atol=0
     )
-    assert model.policy(seen).entropy().min().item() == pytest.approx(math.log(ACTIONS), abs=0.01)
+    policy, _ = model.policy(seen)
+    assert policy.entropy().min().item() == pytest.approx(math.log(ACTIONS), abs=0.01)
 
 
 @every_architecture
@@ -203,9 +268,8 @@ def test_weights_start_orthogonal_and_biases_at_zero(architecture: Architecture)
     model = make(architecture)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     for name, layer in layers.items():
-        assert_scaled_orthogonal(
-            layer.weight, {"policy_head": 0.01, "value_head": 1.0}.get(name, math.sqrt(2))
-        )
+        gain = {"policy_head.logits": 0.01, "value_head": 1.0}.get(name, math.sqrt(2))
+        assert_scaled_orthogonal(layer.weight, gain)
         assert not layer.bias.any()
     bodies = 1 if architecture.shared_trunk else 2
     assert len(layers) == bodies * len(architecture.hidden) + 2

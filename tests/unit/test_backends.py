@@ -8,11 +8,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import VectorEnv
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import backends, vector
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.envs.processes import EnvironmentFailedError, ProcessVectorEnv
-from hogwild_rl.learning.rollout import Collector, Rollout
+from hogwild_rl.learning.rollout import Act, Collector, Interface, Rollout
 from tests import envs as faulty
 
 SEED, STEPS = 17, 120
@@ -21,14 +24,27 @@ needs_pool = pytest.mark.skipif(
 )
 
 
+def interface_of(envs: VectorEnv[Any, Any, Any]) -> Interface:
+    """Observations and actions as the environments have them, and nothing remembered."""
+    return Interface(
+        ObservationCodec.of(envs.single_observation_space),
+        ActionCodec.of(envs.single_action_space),
+    )
+
+
+def at_random() -> Act:
+    """Takes either of two actions equally often."""
+    generator = torch.Generator().manual_seed(SEED)
+    return lambda rows, state: (torch.randint(2, (len(rows),), generator=generator), None)
+
+
 def played(name: str, num_envs: int, groups: int = 1) -> Rollout:
     """Random actions in CartPole-v1, through a collector."""
     spec = vector.spec("CartPole-v1")
     backend = backends.Backend(name, "")
     made = [backends.make(spec, backend, num_envs // groups, 2) for _ in range(groups)]
-    generator = torch.Generator().manual_seed(SEED)
-    collector = Collector(made, STEPS, SEED, lambda phase: None)
-    rollout = collector.collect(lambda rows: torch.randint(2, (len(rows),), generator=generator))
+    collector = Collector(made, interface_of(made[0]), STEPS, SEED, lambda phase: None)
+    rollout = collector.collect(at_random())
     for envs in made:
         envs.close()
     return rollout
@@ -118,20 +134,22 @@ def test_a_rollout_copied_to_a_device_is_the_same() -> None:
     rollouts = []
     for device in (None, torch.device("cpu")):
         envs = vector.in_turn("CartPole-v1", 4)
-        generator = torch.Generator().manual_seed(SEED)
-        collector = Collector([envs], 16, SEED, lambda phase: None, device)
+        collector = Collector([envs], interface_of(envs), 16, SEED, lambda phase: None, device)
+        act = at_random()
         for _ in range(5):
-            rollout = collector.collect(
-                lambda rows, g=generator: torch.randint(2, (len(rows),), generator=g)
-            )
+            rollout = collector.collect(act)
         rollouts.append(rollout)
     for name, tensor in vars(rollouts[0]).items():
         assert torch.equal(tensor, getattr(rollouts[1], name)), name
 
 
 def test_bytes_stay_bytes() -> None:
-    space = gymnasium.spaces.Box(0, 255, (3,), np.uint8)
-    assert Rollout.empty(2, 2, space).observations.dtype == torch.uint8
+    """Images take a byte a pixel in a rollout."""
+    image = ObservationCodec.of(gymnasium.spaces.Box(0, 255, (8, 6, 3), np.uint8))
+    interface = Interface(image, ActionCodec.of(gymnasium.spaces.Discrete(2)))
+    observations = Rollout.empty(2, 4, interface).observations
+    assert observations.dtype == torch.uint8
+    assert observations.shape == (3, 4, 8, 6, 3)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ import torch
 
 from hogwild_rl import UserError, a2c
 from hogwild_rl.envs import vector
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.hogwild.model import SharedModel
 from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.learning import graphs, losses
-from hogwild_rl.learning.rollout import Collector, Rollout
+from hogwild_rl.learning.rollout import Collector, Interface, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from hogwild_rl.runs import devices
 
@@ -22,16 +24,21 @@ CPU = torch.device("cpu")
 def model_of(hidden: int = 64, bfloat16: bool = False) -> ActorCritic:
     facts = vector.inspect("CartPole-v1")
     generator = torch.Generator().manual_seed(0)
-    shape = Architecture((hidden, hidden))
-    return ActorCritic(
-        facts.observation_space, facts.action_space, shape, generator, bfloat16=bfloat16
-    )
+    shape = Architecture(hidden=(hidden, hidden), bfloat16=bfloat16)
+    return ActorCritic(facts.observation_space, facts.action_space, shape, generator)
 
 
 def rollout_of(n_steps: int = 16) -> Rollout:
-    collector = Collector([vector.in_turn("CartPole-v1", 4)], n_steps, 3, lambda phase: None)
+    envs = vector.in_turn("CartPole-v1", 4)
+    interface = Interface(
+        ObservationCodec.of(envs.single_observation_space),
+        ActionCodec.of(envs.single_action_space),
+    )
+    collector = Collector([envs], interface, n_steps, 3, lambda phase: None)
     generator = torch.Generator().manual_seed(3)
-    return collector.collect(lambda rows: torch.randint(2, (len(rows),), generator=generator))
+    return collector.collect(
+        lambda rows, state: (torch.randint(2, (len(rows),), generator=generator), None)
+    )
 
 
 def test_small_networks_stay_on_the_cpu_and_it_is_said_why() -> None:
@@ -117,12 +124,13 @@ def test_graphs_equal_eager() -> None:
     act = functools.partial(shared.module.act, generator=streams[0])
     replayed_act = graphs.captured_act(
         functools.partial(shared.module.act, generator=streams[1]),
-        static.observations[0],
+        static,
+        static.actions.shape[1],
         streams[1],
     )
     with torch.inference_mode():
         for row in static.observations:
-            assert torch.equal(act(row), replayed_act(row))
+            assert torch.equal(act(row, None)[0], replayed_act(row, static.state)[0])
 
 
 @pytest.mark.gpu

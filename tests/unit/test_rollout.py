@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hogwild_rl.envs import vector
-from hogwild_rl.learning.rollout import Collector, Rollout
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.learning.rollout import Collector, Interface, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
 SEED = 11
@@ -54,10 +57,11 @@ class Uniform:
         self._shape = shape
         self._generator = torch.Generator().manual_seed(SEED)
 
-    def __call__(self, observations: Tensor) -> Tensor:
+    def __call__(self, observations: Tensor, state: Tensor) -> tuple[Tensor, None]:
         """An action per environment."""
         assert observations.shape == self._shape
-        return torch.randint(2, (len(observations),), generator=self._generator)
+        assert state.shape == (2, len(observations), 0)
+        return torch.randint(2, (len(observations),), generator=self._generator), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,14 @@ class Collected:
     steps: int
 
 
+def interface_of(envs: VectorEnv[Any, Any, Any]) -> Interface:
+    """Observations and actions as the environments have them, and nothing remembered."""
+    return Interface(
+        ObservationCodec.of(envs.single_observation_space),
+        ActionCodec.of(envs.single_action_space),
+    )
+
+
 def collector_of(
     env: vector.EnvSource, num_envs: int, n_steps: int, laps: list[str] | None = None
 ) -> tuple[Collector, Uniform]:
@@ -76,7 +88,7 @@ def collector_of(
     envs = vector.make_vector_env(env, num_envs)
     assert envs.single_observation_space.shape is not None
     lap = (lambda phase: None) if laps is None else laps.append
-    collector = Collector([envs], n_steps, SEED, lap)
+    collector = Collector([envs], interface_of(envs), n_steps, SEED, lap)
     return collector, Uniform((num_envs, *envs.single_observation_space.shape))
 
 
@@ -167,6 +179,7 @@ def test_shapes_and_types() -> None:
     found = {name: (tuple(t.shape), t.dtype) for name, t in vars(rollout).items()}
     assert found == {
         "observations": ((5, 3, 4), torch.float32),
+        "state": ((2, 3, 0), torch.float32),
         "actions": ((4, 3), torch.int64),
         "rewards": ((4, 3), torch.float32),
         "terminated": ((4, 3), torch.bool),
@@ -234,9 +247,9 @@ def test_a_rollout_can_be_learnt_from() -> None:
     model = ActorCritic(
         envs.single_observation_space, envs.single_action_space, Architecture(hidden=(8,))
     )
-    collector = Collector([envs], 4, SEED, lambda phase: None)
+    collector = Collector([envs], interface_of(envs), 4, SEED, lambda phase: None)
     rollout = collector.collect(model.act)
     assert not any(tensor.requires_grad for tensor in vars(rollout).values())
-    policy, values = model(rollout.observations)
+    policy, values = model(rollout.observations, rollout.state, rollout.valid)
     (policy.log_prob(rollout.actions).sum() + values.sum()).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
