@@ -103,7 +103,7 @@ class Normalizer:
         """
         if self._clip == "sign":
             np.sign(rewards, out=rewards)
-        elif isinstance(self._clip, float):
+        elif not isinstance(self._clip, str):
             np.clip(rewards, -self._clip, self._clip, out=rewards)
         if "returns" in self._writers:
             returns = self._discounted(rewards, ended)[valid]
@@ -117,7 +117,7 @@ class Normalizer:
         running = np.zeros(rewards.shape[1]) if self._returns is None else self._returns
         for t, reward in enumerate(rewards):
             returns[t] = running = reward + self._gamma * running
-            running = running * ~ended[t]
+            running = np.where(ended[t], 0.0, running)  # also where it is not finite
         self._returns = running
         return returns
 
