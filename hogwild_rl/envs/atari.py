@@ -20,6 +20,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 FRAMESKIP = 4  # frames of the emulator for one step; the last two are maximised over
 _STACK, _SIZE, _NOOPS = 4, 84, 30
 _FIRE = 1
+_OURS = {"game", "frameskip", "obs_type"}  # of an id's settings, those that are set or checked here
+_PASSED_ON = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
 
 
 def installed() -> bool:
@@ -37,13 +39,18 @@ def register() -> None:
             gymnasium.register_envs(ale_py)
 
 
+def from_ale(env: Any) -> bool:
+    """Whether an environment is one of the Arcade Learning Environment's."""
+    return isinstance(env, EnvSpec) and str(env.entry_point).startswith("ale_py")
+
+
 def is_game(env: Any) -> bool:
-    """Whether an environment is a game of the Arcade Learning Environment as registered."""
+    """Whether it is a game, as registered, that is seen on a screen and played with buttons."""
     return (
-        isinstance(env, EnvSpec)
-        and str(env.entry_point).startswith("ale_py")
+        from_ale(env)
         and not env.additional_wrappers
         and env.kwargs.get("obs_type", "rgb") == "rgb"
+        and not env.kwargs.get("continuous")
     )
 
 
@@ -65,8 +72,14 @@ def make(spec: EnvSpec, noops: int = _NOOPS, **rendering: Any) -> gymnasium.Env[
 
 def make_vector(
     spec: EnvSpec, num_envs: int, threads: int, noops: int = _NOOPS
-) -> VectorEnv[Any, Any, Any]:
-    """Many games, stepped in C++ by this many threads, with NEXT_STEP autoreset."""
+) -> VectorEnv[Any, Any, Any] | None:
+    """Many games, stepped in C++ by this many threads, with NEXT_STEP autoreset.
+
+    None where C++ has no setting for what the spec asks for, such as a game's mode.
+    """
+    settings = {name: value for name, value in spec.kwargs.items() if name not in _OURS}
+    if any(value for name, value in settings.items() if name not in _PASSED_ON):
+        return None
     from ale_py.vector_env import AtariVectorEnv
 
     register()
@@ -80,7 +93,6 @@ def make_vector(
         def step_wait(self) -> Any:
             return self.recv()
 
-    known = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
     return Games(
         spec.kwargs["game"],
         num_envs,
@@ -92,7 +104,7 @@ def make_vector(
         noop_max=noops,
         reward_clipping=False,
         autoreset_mode=AutoresetMode.NEXT_STEP,
-        **{name: value for name, value in spec.kwargs.items() if name in known},
+        **{name: settings[name] for name in _PASSED_ON & settings.keys()},
     )
 
 

@@ -164,6 +164,8 @@ def native(env: EnvSource, num_envs: int, threads: int = 1) -> VectorEnv[Any, An
         return atari.make_vector(env, num_envs, threads)
     if not isinstance(env, EnvSpec) or env.vector_entry_point is None or env.additional_wrappers:
         return None
+    if atari.from_ale(env):  # its vector form would show it otherwise than a single one
+        return None
     made = gymnasium.make_vec(env, num_envs, vectorization_mode="vector_entry_point")
     if made.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
         return made
