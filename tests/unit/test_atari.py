@@ -1,0 +1,268 @@
+"""Atari games in C++ against gymnasium's wrappers, and what a run makes of them."""
+
+import copy
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+
+from hogwild_rl.envs import atari, backends, vector
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.learning.rollout import Collector, Interface, Rollout
+from hogwild_rl.runs.normalize import Clip, Normalization, Normalizer
+
+pytest.importorskip("ale_py")
+pytest.importorskip("cv2")  # gymnasium's wrappers need it
+
+SEED = 3
+GAMES = ["Pong", "Breakout", "SpaceInvaders", "Qbert", "Freeway"]
+both_forms = pytest.mark.parametrize("form", ["native", "in turn"])
+
+
+def spec(game: str) -> EnvSpec:
+    """Without repetition of actions by chance."""
+    return vector.spec(f"{game}NoFrameskip-v4")
+
+
+def cpp(source: EnvSpec, num_envs: int, **options: Any) -> VectorEnv[Any, Any, Any]:
+    made = atari.make_vector(source, num_envs, threads=1, **options)
+    assert made is not None
+    return made
+
+
+# One game, twice.
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_cpp_gives_what_gymnasium_s_wrappers_give(game: str) -> None:
+    """Bit for bit, also across the ends of games."""
+    source, rng = spec(game), np.random.default_rng(0)
+    single, both = atari.make(source, noops=0), cpp(source, 2, noops=0)
+    assert both.single_observation_space == single.observation_space
+    assert both.single_action_space == single.action_space
+    seen, _ = single.reset(seed=SEED)
+    np.testing.assert_array_equal(both.reset(seed=SEED)[0], [seen, seen])
+    frames, paid, ends, ended = {seen.tobytes()}, 0.0, 0, False
+    for _ in range(600):
+        action = rng.integers(single.action_space.n)
+        if ended:
+            (seen, info), outcome = single.reset(), (0.0, False, False)
+        else:
+            seen, *outcome, info = single.step(action)
+        rows, rewards, terminated, truncated, infos = both.step(np.array([action, action]))
+        for b in range(2):
+            np.testing.assert_array_equal(rows[b], seen)
+            assert (rewards[b], terminated[b], truncated[b]) == tuple(outcome)
+            assert infos["lives"][b] == info["lives"]
+        ended = outcome[1] or outcome[2]
+        paid, ends = paid + abs(outcome[0]), ends + ended
+        frames.add(seen.tobytes())
+    assert len(frames) > 100
+    assert paid > 0 or game == "Freeway"
+    assert ends > 0 or game in ("Pong", "Freeway")
+    single.close()
+    both.close()
+
+
+@pytest.mark.parametrize("game", ["Breakout", "Qbert"])
+def test_the_step_after_a_game_over_only_resets(game: str) -> None:
+    """It ignores its action, pays nothing, and shows what the first reset showed."""
+    envs, rng = cpp(spec(game), 2, noops=0), np.random.default_rng(1)
+    first, _ = envs.reset(seed=SEED)
+    assert not first[:, :3].any()  # frames before the first are black
+    overs, ended = 0, False
+    while overs < 2:
+        actions = np.full(2, rng.integers(4))
+        if ended:
+            actions = np.array([0, 3])
+        rows, rewards, terminated, truncated, _ = envs.step(actions)
+        if ended:
+            np.testing.assert_array_equal(rows, first)
+            assert rewards.tolist() == [0, 0]
+            assert not (terminated | truncated).any()
+            overs += 1
+        else:
+            assert not (rows == first).all()
+        ended = bool(terminated[0])
+        assert terminated[0] == terminated[1]
+    envs.close()
+
+
+# What a run sees of them.
+
+
+@pytest.mark.parametrize("name", ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5"])
+def test_ids_give_preprocessed_games(name: str) -> None:
+    facts = vector.inspect(name)
+    assert facts.frames_per_step == 4
+    assert facts.observation_space.shape == (4, 84, 84)
+    assert ObservationCodec.of(facts.observation_space).images[0].chw == (4, 84, 84)
+    single, envs = vector.make_env(name), vector.make_vector_env(name, 2)
+    assert type(envs).__name__ == "Games"
+    assert single.observation_space == envs.single_observation_space == facts.observation_space
+    assert single.action_space == envs.single_action_space == facts.action_space
+    assert single.reset(seed=0)[0].shape == (4, 84, 84)
+    _, _, _, _, info = single.step(single.action_space.sample())
+    before = info["episode_frame_number"]
+    _, _, _, _, info = single.step(single.action_space.sample())
+    assert info["episode_frame_number"] == before + 4
+    envs.reset(seed=0)
+    before = envs.step(np.zeros(2, np.int64))[4]["episode_frame_number"]
+    after = envs.step(np.zeros(2, np.int64))[4]["episode_frame_number"]
+    assert (after - before).tolist() == [4, 4]
+    assert backends.choose(facts.source, "auto", 1, 2).name == "native"
+    single.close()
+    envs.close()
+
+
+def test_other_environments_have_no_frames() -> None:
+    assert vector.inspect("CartPole-v1").frames_per_step == 1
+
+
+def test_sticky_actions_are_the_id_s() -> None:
+    """One sequence of actions, two seeds: a difference shows that actions were repeated."""
+    differ = {}
+    for name in ("BreakoutNoFrameskip-v4", "ALE/Breakout-v5"):
+        shown = []
+        for seed in (1, 2):
+            envs, rng = cpp(vector.spec(name), 1, noops=0), np.random.default_rng(0)
+            envs.reset(seed=seed)
+            rows = [envs.step(rng.integers(4, size=1))[0].copy() for _ in range(100)]
+            shown.append(np.stack(rows))
+            envs.close()
+        differ[name] = bool((shown[0] != shown[1]).any())
+    assert differ == {"BreakoutNoFrameskip-v4": False, "ALE/Breakout-v5": True}
+
+
+def test_noops_make_starts_differ_by_the_seed() -> None:
+    for made in (atari.make(spec("Breakout")), cpp(spec("Breakout"), 1)):
+        starts = [made.reset(seed=seed)[1]["episode_frame_number"] for seed in (*range(8), 0)]
+        frames = [int(np.squeeze(start)) for start in starts]
+        assert len(set(frames)) > 3
+        assert max(frames) <= 30 + 1  # FIRE is one more
+        assert frames[0] == frames[-1]
+        made.close()
+
+
+@pytest.mark.parametrize("settings", [{"mode": 4}, {"difficulty": 1}], ids=str)
+def test_a_mode_that_cpp_does_not_have_is_played_in_turn(settings: dict[str, int]) -> None:
+    source = vector.spec("ALE/Breakout-v5")
+    changed = copy.deepcopy(source)
+    changed.kwargs.update(settings)
+    assert vector.has_native(source)
+    assert not vector.has_native(changed)
+    envs = vector.make_vector_env(changed, 2)
+    assert envs.reset(seed=0)[0].shape == (2, 4, 84, 84)
+    assert [env.unwrapped._game_mode for env in envs.envs] == [settings.get("mode")] * 2
+    envs.close()
+
+
+@pytest.mark.parametrize("settings", [{"obs_type": "ram"}, {"continuous": True}], ids=str)
+def test_what_is_no_screen_with_buttons_is_as_registered(settings: dict[str, Any]) -> None:
+    changed = copy.deepcopy(vector.spec("ALE/Breakout-v5"))
+    changed.kwargs.update(settings)
+    facts, envs = vector.inspect(changed), vector.make_vector_env(changed, 6)
+    assert facts.frames_per_step == 1
+    assert envs.single_observation_space == facts.observation_space
+    assert envs.single_action_space == facts.action_space
+    envs.close()
+
+
+# Lives and rewards.
+
+
+def vectorized(game: str, form: str) -> VectorEnv[Any, Any, Any]:
+    source = spec(game)
+    made = vector.make_vector_env(source, 2) if form == "native" else vector.in_turn(source, 2)
+    assert (type(made).__name__ == "Games") == (form == "native")
+    return made
+
+
+def played(
+    game: str, form: str, steps: int, clip: Clip = "none", **interface: Any
+) -> tuple[Rollout, list[tuple[float, int]]]:
+    """Random actions through a collector, with a normaliser that only clips."""
+    envs = vectorized(game, form)
+    codec = ObservationCodec.of(envs.single_observation_space)
+    pay = Normalizer(
+        Normalization(1, codec, observations=False, rewards=False), 0, 0.99, clip, 1.0
+    ).pay
+    actions = ActionCodec.of(envs.single_action_space)
+    talk = Interface(codec, actions, rewards=pay, **interface)
+    collector = Collector([envs], talk, steps, SEED, lambda phase: None)
+    generator = torch.Generator().manual_seed(SEED)
+    choices = int(envs.single_action_space.n)
+    draw = functools.partial(torch.randint, choices, generator=generator)
+    rollout = collector.collect(lambda rows, state: (draw((len(rows),)), state))
+    envs.close()
+    return rollout, collector.episodes
+
+
+def replayed(game: str, form: str, rollout: Rollout) -> dict[str, Any]:
+    """The same actions by hand: what was paid, what lives were left, where games were over."""
+    envs = vectorized(game, form)
+    _, info = envs.reset(seed=SEED)
+    lives, rewards, overs = [info["lives"].copy()], [], []
+    for actions in rollout.actions.numpy():
+        _, reward, terminated, truncated, info = envs.step(actions)
+        lives.append(info["lives"].copy())
+        rewards.append(np.array(reward, np.float64))
+        overs.append(terminated | truncated)
+    envs.close()
+    return {"lives": np.stack(lives), "rewards": np.stack(rewards), "overs": np.stack(overs)}
+
+
+def whole_games(rewards: Any, overs: Any) -> list[tuple[float, int]]:
+    """Return and length of every game that came to its end."""
+    games = []
+    for b in range(rewards.shape[1]):
+        start = 0
+        for t in np.flatnonzero(overs[:, b]):
+            games.append((float(rewards[start : t + 1, b].sum()), int(t + 1 - start)))
+            start = t + 2  # the step between only reset
+    return sorted(games)
+
+
+@both_forms
+def test_a_lost_life_ends_the_values_but_not_the_episode(form: str) -> None:
+    rollout, episodes = played("Breakout", form, 380, lives=True)
+    true = replayed("Breakout", form, rollout)
+    overs, lost = true["overs"], (np.diff(true["lives"], axis=0) < 0) & ~true["overs"]
+    assert overs.sum() >= 2
+    assert lost.sum() >= 4 * overs.sum()  # of five lives, four within a game
+    np.testing.assert_array_equal(rollout.terminated.numpy(), overs | lost)
+    assert not rollout.truncated.any()
+    assert bool(rollout.valid.numpy()[1:][lost[:-1]].all())
+    np.testing.assert_array_equal(rollout.valid.numpy()[1:], ~overs[:-1])
+    assert sorted(episodes) == whole_games(true["rewards"], overs)
+    assert sum(paid for paid, _ in episodes) > 0
+    without, told = played("Breakout", form, 380)
+    np.testing.assert_array_equal(without.terminated.numpy(), overs)
+    assert sorted(told) == sorted(episodes)
+
+
+def test_a_game_without_lives_loses_none() -> None:
+    rollout, _ = played("Pong", "native", 150, lives=True)
+    assert not rollout.terminated.any()
+    assert bool(rollout.valid.all())
+
+
+@pytest.mark.parametrize(
+    ("form", "clip"), [("native", "sign"), ("native", 20.0), ("native", 20), ("in turn", "sign")]
+)
+def test_clipping_changes_what_is_learnt_from_but_not_what_is_told(form: str, clip: Clip) -> None:
+    plain, told = played("Qbert", form, 450)
+    clipped, episodes = played("Qbert", form, 450, clip)
+    rewards = replayed("Qbert", form, plain)["rewards"]
+    np.testing.assert_array_equal(plain.rewards.numpy(), rewards)
+    limit = 1 if clip == "sign" else clip
+    expected = np.where(rewards > 0, limit, 0) - np.where(rewards < 0, limit, 0)
+    np.testing.assert_array_equal(clipped.rewards.numpy(), expected)
+    assert rewards.max() >= 25 > limit
+    assert episodes == told
+    assert max(paid for paid, _ in episodes) >= 25
