@@ -1,0 +1,239 @@
+"""Normalised rewards and observations, against NumPy and through whole runs."""
+
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import hogwild_rl
+from hogwild_rl import UserError, a2c, a3c
+from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.learning.rollout import Rollout
+from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.normalize import Normalization, Normalizer
+
+T, B, GAMMA = 6, 3, 0.9
+VECTOR = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+MIXED = spaces.Dict(a=spaces.Box(0, 255, (2, 3), np.uint8), b=spaces.Box(-9, 9, (4,), np.float32))
+
+
+def normalization(workers: int = 1, space: Any = VECTOR, **kept: bool) -> Normalization:
+    which = {"observations": False, "rewards": False, **kept}
+    return Normalization(workers, ObservationCodec.of(space), **which)
+
+
+def lived(seed: int, rollouts: int) -> list[tuple[Any, Any, Any]]:
+    """Rewards, ends and validity of rollouts in a row, as a collector gives them."""
+    rng, resetting, found = np.random.default_rng(seed), np.zeros(B, bool), []
+    for _ in range(rollouts):
+        rewards = rng.normal(0, 3, (T, B)).astype(np.float32)
+        ended, valid = np.zeros((T, B), bool), np.ones((T, B), bool)
+        for t in range(T):
+            valid[t] = ~resetting
+            ended[t] = resetting = (rng.random(B) < 0.25) & valid[t]
+        rewards[~valid] = 0
+        found.append((rewards, ended, valid))
+    assert sum((~valid).sum() for _, _, valid in found) > 2
+    return found
+
+
+# Rewards.
+
+
+@pytest.mark.parametrize(
+    ("clip", "clipped"),
+    [
+        ("none", lambda reward: reward),
+        ("sign", lambda reward: (reward > 0) * 1.0 - (reward < 0) * 1.0),
+        (0.5, lambda reward: max(-0.5, min(0.5, reward))),
+        (2, lambda reward: max(-2, min(2, reward))),
+    ],
+)
+@pytest.mark.parametrize("factor", [1.0, 0.1])
+def test_rewards_are_clipped_and_then_multiplied(clip: Any, clipped: Any, factor: float) -> None:
+    normalizer = Normalizer(normalization(), 0, GAMMA, clip, factor)
+    for rewards, ended, valid in lived(1, 3):
+        given = rewards.copy()
+        assert normalizer.pay(rewards, ended, valid) is None
+        expected = [factor * clipped(float(reward)) for reward in given.flat]
+        np.testing.assert_allclose(rewards.ravel(), expected, rtol=1e-6)
+        assert np.abs(given).max() > 2
+    assert rewards.dtype == np.float32
+
+
+@pytest.mark.parametrize("clip", ["none", "sign"])
+def test_rewards_are_divided_by_the_deviation_of_all_returns_so_far(clip: Any) -> None:
+    """Environment by environment, with returns that start anew in each episode."""
+    normalizer = Normalizer(normalization(rewards=True), 0, GAMMA, clip, 0.5)
+    returns: list[float] = []
+    running = [0.0] * B
+    for rewards, ended, valid in lived(2, 8):
+        given = np.sign(rewards) if clip == "sign" else rewards.copy()
+        for b in range(B):
+            for t in range(T):
+                if not valid[t, b]:
+                    continue
+                running[b] = float(given[t, b]) + GAMMA * running[b]
+                returns.append(running[b])
+                if ended[t, b]:
+                    running[b] = 0.0
+        normalizer.pay(rewards, ended, valid)
+        deviation = math.sqrt(np.var(np.array(returns)) + 1e-8)
+        np.testing.assert_allclose(rewards, 0.5 * given / deviation, rtol=1e-5)
+    assert len(returns) < 8 * T * B  # some steps only reset
+
+
+def test_two_workers_divide_by_the_deviation_of_both() -> None:
+    shared = normalization(2, rewards=True)
+    workers = [Normalizer(shared, worker, 0.0, "none", 1.0) for worker in range(2)]
+    seen = []
+    for (rewards, ended, valid), worker in zip(lived(3, 6), [0, 0, 1, 0, 1, 1], strict=True):
+        given = rewards.copy()
+        seen.append(given[valid])  # with γ = 0 they are the returns
+        workers[worker].pay(rewards, ended, valid)
+        deviation = math.sqrt(np.var(np.concatenate(seen).astype(np.float64)) + 1e-8)
+        np.testing.assert_allclose(rewards, given / deviation, rtol=1e-5)
+
+
+def test_a_reward_that_is_not_finite_spoils_no_moments_and_no_later_episode() -> None:
+    shared = normalization(rewards=True)
+    normalizer = Normalizer(shared, 0, GAMMA, "none", 1.0)
+    rewards = np.array([[1.0], [np.inf], [2.0], [0.0], [3.0]], np.float32)
+    ended = np.array([[False], [False], [True], [False], [False]])
+    valid = np.array([[True], [True], [True], [False], [True]])
+    normalizer.pay(rewards, ended, valid)
+    merged = shared.moments["returns"].merged()
+    assert (merged.count, merged.mean[0], merged.variance[0]) == (2, 2.0, 1.0)  # of 1 and 3
+
+
+# Observations.
+
+
+def rollout_of(rows: Any) -> Rollout:
+    """With these observations, [T+1, B, *O]."""
+    nothing = torch.zeros(0)
+    return Rollout(torch.from_numpy(rows), *[nothing] * 6)
+
+
+@pytest.mark.parametrize("space", [VECTOR, MIXED], ids=["vector", "with a picture"])
+def test_a_model_gets_the_moments_of_what_all_workers_saw(space: Any) -> None:
+    """Mean and deviation of every row but each rollout's last, which is the next one's first."""
+    shared, rng, seen = normalization(2, space, observations=True), np.random.default_rng(5), []
+    normalizers = [Normalizer(shared, worker, GAMMA, "none", 1.0) for worker in range(2)]
+    size = ObservationCodec.of(space).shape[0]
+    for scale, worker in ((1, 0), (4, 1), (2, 0)):
+        rows = (100 + scale * rng.normal(size=(T + 1, B, size))).astype(np.float32)
+        seen.append(rows[:-1, :, :4].reshape(-1, 4).astype(np.float64))
+        normalizers[worker].add(rollout_of(rows))
+    broken = np.full((2, B, size), np.nan, np.float32)
+    normalizers[0].add(rollout_of(broken))
+    every = np.concatenate(seen)
+    model = ActorCritic(space, spaces.Discrete(2), Architecture(standardize=True))
+    shared.freeze(model)
+    assert model.standardize is not None
+    np.testing.assert_allclose(model.standardize.mean.numpy(), every.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(model.standardize.scale.numpy(), 1 / every.std(0), rtol=1e-5)
+    assert not model.standardize.mean.requires_grad
+    standard = model.standardize(torch.from_numpy(rows)).numpy()
+    expected = (rows[..., :4] - every.mean(0)) / every.std(0)
+    np.testing.assert_allclose(standard[..., :4], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(standard[..., 4:], rows[..., 4:])
+
+
+def test_moments_that_are_not_kept_change_nothing() -> None:
+    shared = normalization()
+    Normalizer(shared, 0, GAMMA, "none", 1.0).add(rollout_of(np.ones((T + 1, B, 4), np.float32)))
+    model = ActorCritic(VECTOR, spaces.Discrete(2), Architecture(standardize=True))
+    shared.freeze(model)
+    assert model.standardize is not None
+    assert model.standardize.mean.tolist() == [0] * 4
+    assert shared.state() == {}
+
+
+def test_a_picture_alone_has_no_moments_to_take_off() -> None:
+    space = spaces.Box(0, 255, (20, 20, 3), np.uint8)
+    with pytest.raises(UserError, match="normalize_observations is for vectors"):
+        ActorCritic(space, spaces.Discrete(2), Architecture(standardize=True))
+
+
+# Whole runs.
+
+RUN: dict[str, Any] = {
+    "env": "Pendulum-v1",
+    "total_timesteps": 3_000,
+    "normalize_observations": True,
+    "normalize_rewards": True,
+    "quiet": True,
+}
+
+
+def frozen_equals_checkpointed(agent: Agent) -> float:
+    """Compares the model's constants with the moments beside it; returns how many they count."""
+    moments = agent.checkpoint.normalization["observations"]
+    count, mean, m2 = (moments[name].double() for name in ("count", "mean", "m2"))
+    standardize = agent.model.standardize
+    assert standardize is not None
+    torch.testing.assert_close(standardize.mean, mean.float())
+    torch.testing.assert_close(standardize.scale, ((m2 / count + 1e-8) ** -0.5).float())
+    assert not torch.equal(standardize.scale, torch.ones(3))
+    return float(count)
+
+
+def test_a_run_freezes_its_moments_keeps_them_and_goes_on_with_them(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run"
+    agent = a2c.train(a2c.Config(num_envs=4, run_dir=str(folder), **RUN))
+    count, steps = frozen_equals_checkpointed(agent), agent.checkpoint.counters.steps
+    # Cosine and sine of what a pendulum does are no more than 1, its speed no more than 8.
+    means = agent.checkpoint.normalization["observations"]["mean"].abs()
+    assert bool((means <= torch.tensor([1.0, 1.0, 8.0])).all())
+    assert steps <= count < steps * 1.02 + 4 * 16  # observations of steps that reset count as well
+    assert float(agent.checkpoint.normalization["returns"]["count"]) == steps
+
+    agent.save(tmp_path / "agent.pt")
+    for loaded in (hogwild_rl.load(tmp_path / "agent.pt"), hogwild_rl.load(folder)):
+        assert frozen_equals_checkpointed(loaded) == count
+        assert loaded.evaluate(3, seed=4).tolist() == agent.evaluate(3, seed=4).tolist()
+
+    longer = a2c.train(a2c.Config(resume=str(folder), total_timesteps=5_000))
+    assert frozen_equals_checkpointed(longer) > count + 1_900
+    assert longer.checkpoint.counters.lives == 2
+    first, last = (each.checkpoint.normalization["returns"] for each in (agent, longer))
+    assert float(last["count"]) == longer.checkpoint.counters.steps > float(first["count"])
+    assert float(last["m2"]) > float(first["m2"])
+
+
+def test_two_workers_count_every_step_in_both_lives_of_a_run(tmp_path: pathlib.Path) -> None:
+    folder, counts = str(tmp_path / "run"), []
+    first = {**RUN, "total_timesteps": 1_000, "workers": 2, "envs_per_worker": 2}
+    for settings in ({"run_dir": folder, **first}, {"resume": folder, "total_timesteps": 2_000}):
+        agent = a3c.train(a3c.Config(**settings))
+        frozen_equals_checkpointed(agent)
+        checkpoint = agent.checkpoint
+        counts.append(checkpoint.counters.steps)
+        assert float(checkpoint.normalization["returns"]["count"]) == counts[-1]
+    assert counts[0] >= 1_000
+    assert counts[1] >= 2_000
+
+
+def test_told_returns_are_the_environment_s(tmp_path: pathlib.Path) -> None:
+    """Whatever is done to rewards: a pole that stays up 1 step more pays 1 more."""
+    run = a2c.Config(
+        env="CartPole-v1",
+        num_envs=2,
+        total_timesteps=1_000,
+        clip_rewards=0.5,
+        reward_scale=0.01,
+        normalize_rewards=True,
+        quiet=True,
+        run_dir=str(tmp_path / "run"),
+    )
+    agent = a2c.train(run)
+    assert agent.run_dir is not None
+    header, *_, last = (agent.run_dir / "progress.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), last.split(","), strict=True))
+    assert float(row["return_mean"]) == float(row["length_mean"]) > 8
