@@ -114,20 +114,28 @@ class Checkpoint:
             raise UserError(foreign) from error
 
 
+# A space of a caller's own class is kept as the one that it is a kind of.
+_KINDS = (
+    *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+    *(spaces.Dict, spaces.Tuple),
+)
+
+
 def _describe(space: gymnasium.Space[Any]) -> dict[str, Any]:
     """A space in plain values and tensors."""
-    kind = type(space).__name__
+    kind = next((each.__name__ for each in _KINDS if isinstance(space, each)), "")
     if isinstance(space, spaces.Box):
-        low, high = (
-            torch.from_numpy(bound.astype(np.float64)) for bound in (space.low, space.high)
-        )
+        exact = np.float64 if np.issubdtype(space.dtype, np.floating) else np.int64
+        low, high = (torch.from_numpy(bound.astype(exact)) for bound in (space.low, space.high))
         return {"kind": kind, "low": low, "high": high, "dtype": str(space.dtype)}
     if isinstance(space, spaces.Discrete):
-        return {"kind": kind, "n": int(space.n), "start": int(space.start)}
+        start, dtype = int(space.start), str(space.dtype)
+        return {"kind": kind, "n": int(space.n), "start": start, "dtype": dtype}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"kind": kind, "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+        nvec, start, dtype = space.nvec.tolist(), space.start.tolist(), str(space.dtype)
+        return {"kind": kind, "nvec": nvec, "start": start, "dtype": dtype}
     if isinstance(space, spaces.MultiBinary):
-        return {"kind": kind, "n": list(space.shape)}
+        return {"kind": kind, "n": space.n}  # 4 and (4,) are not equal
     if isinstance(space, spaces.Dict):
         parts = [[name, _describe(part)] for name, part in space.spaces.items()]
         return {"kind": kind, "spaces": parts}
@@ -143,11 +151,15 @@ def _space(description: dict[str, Any]) -> gymnasium.Space[Any]:
         low, high = (description[bound].numpy().astype(dtype) for bound in ("low", "high"))
         return spaces.Box(low, high, dtype=dtype.type)
     if kind == "Discrete":
-        return spaces.Discrete(description["n"], start=description["start"])
+        dtype = np.dtype(description["dtype"])
+        other = {} if dtype == np.int64 else {"dtype": dtype.type}  # older gymnasiums have no other
+        return spaces.Discrete(description["n"], start=description["start"], **other)
     if kind == "MultiDiscrete":
-        return spaces.MultiDiscrete(description["nvec"], start=description["start"])
+        nvec, start = (np.array(description[name]) for name in ("nvec", "start"))
+        return spaces.MultiDiscrete(nvec, dtype=description["dtype"], start=start)
     if kind == "MultiBinary":
         return spaces.MultiBinary(description["n"])
     if kind == "Dict":
-        return spaces.Dict({name: _space(part) for name, part in description["spaces"]})
+        # As pairs: a dict would be sorted, and the network's inputs stand in this order.
+        return spaces.Dict([(name, _space(part)) for name, part in description["spaces"]])
     return spaces.Tuple([_space(part) for part in description["spaces"]])
