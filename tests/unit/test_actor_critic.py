@@ -241,6 +241,23 @@ def test_without_a_generator_the_seed_is_fixed() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def linear_body(space: Space[Any]) -> nn.Module:
+    """A caller's own body, with weights from torch's global stream."""
+    return nn.Linear(INPUTS, 7)
+
+
+def test_a_body_of_ones_own_begins_as_the_seed_says() -> None:
+    """Whatever torch's global stream, which it leaves alone."""
+    weights = []
+    for seed, disturbance in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(disturbance)
+        before = torch.get_rng_state()
+        weights.append(make(Architecture(network=linear_body), seed).policy_body.weight)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
 @every_architecture
 def test_making_a_model_leaves_the_global_stream_untouched(architecture: Architecture) -> None:
     """Who else draws from torch's global stream is not disturbed."""
