@@ -121,7 +121,9 @@ def train(config: Config) -> Agent:
     backend = backends.choose(
         session.facts.source, config.vectorization, config.envs_per_worker, cores=1
     )
-    shared = SharedModel(config.model(session.facts, bfloat16.on))
+    model = config.model(session.facts, bfloat16.on)
+    config.check_sendable(model)
+    shared = SharedModel(model)
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
     normalization = config.normalization(session.facts, config.workers)
     slots = Slots(config.workers)

@@ -1,6 +1,7 @@
 """What every actor-critic is told, and the parts that its settings describe."""
 
 import dataclasses
+import pickle
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -122,6 +123,22 @@ class ActorCriticSettings(settings.RunSettings):
             torch.Generator().manual_seed(self.seed),
         )
 
+    def check_sendable(self, model: ActorCritic) -> None:
+        """Makes sure that worker processes can be given a network of the caller's own.
+
+        Raises:
+            UserError: they cannot.
+        """
+        if isinstance(self.network, str):
+            return
+        try:
+            pickle.dumps((self.network, model))
+        except Exception as error:  # whatever its parts raise
+            raise UserError(
+                f"network {network_name(self.network)} cannot be sent to workers ({error}): "
+                "give a function, and modules, at the top level of a module"
+            ) from error
+
     def normalization(self, facts: EnvFacts, workers: int) -> Normalization:
         """The running moments that so many workers share."""
         return Normalization(
@@ -154,9 +171,15 @@ def architecture(
     Args:
         values: by their names.
         network: makes the body; by default as the settings say.
+
+    Raises:
+        UserError: the settings name a function, and it is not given.
     """
+    body = network or values["network"]
+    if isinstance(body, str) and body not in _NETWORKS:
+        raise UserError(f"network {body} is a function: give it to load as network")
     return Architecture(
-        network=network or values["network"],
+        network=body,
         hidden=tuple(values["hidden"]),
         activation=values["activation"],
         shared_trunk=values["shared_trunk"],

@@ -6,7 +6,9 @@ import os
 import pathlib
 import signal
 import time
+from typing import Any
 
+import gymnasium
 import pytest
 import torch
 
@@ -166,6 +168,30 @@ def test_one_worker_with_a_seed_gives_the_same_parameters_twice(tmp_path: pathli
         parameters.append(a3c.train(config).checkpoint.parameters)
     for name, parameter in parameters[0].items():
         assert torch.equal(parameter, parameters[1][name]), name
+
+
+class Own(torch.nn.Linear):
+    """A caller's network."""
+
+    def __init__(self, space: gymnasium.Space[Any] | None) -> None:
+        super().__init__(envs.Chain.states, 8)
+
+
+def test_a_network_of_ones_own_is_trained_and_must_be_sendable(tmp_path: pathlib.Path) -> None:
+    """To the workers; what cannot be is refused before there is a folder."""
+    settings: dict[str, Any] = {"env": envs.Chain, "total_timesteps": 2000, "quiet": True}
+    agent = a3c.train(a3c.Config(network=Own, workers=2, run_dir=str(tmp_path / "run"), **settings))
+    assert agent.checkpoint.settings["network"].endswith("Own")
+    assert agent.evaluate(1).shape == (1,)
+    with pytest.raises(hogwild_rl.UserError, match="Own is a function: give it"):
+        hogwild_rl.load(tmp_path / "run")
+    loaded = hogwild_rl.load(tmp_path / "run", network=Own)
+    assert (loaded.evaluate(2, env=envs.Chain) == agent.evaluate(2)).all()
+    refused = a3c.Config(network=lambda _: Own(None), run_dir=str(tmp_path / "other"), **settings)
+    with pytest.raises(hogwild_rl.UserError, match="cannot be sent to workers") as caught:
+        a3c.train(refused)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_callable_environment_and_more_workers_than_cores(tmp_path: pathlib.Path) -> None:
