@@ -194,6 +194,8 @@ def train(config: Config) -> Agent:
         session.open(shared.module, optimizer, normalization)
         session.tell(f"device {device.device}: {device.reason}")
         session.tell(f"vectorization {backend.name}: {backend.reason}")
+        if bfloat16.reason:
+            session.tell(f"precision float32: {bfloat16.reason}")
         try:
             learn(config, session, shared, optimizer, normalization, slots, ranks, backend)
             finished = True

@@ -128,6 +128,8 @@ def train(config: Config) -> Agent:
     normalization = config.normalization(session.facts, config.workers)
     slots = Slots(config.workers)
     session.open(shared.module, optimizer, normalization)
+    if bfloat16.reason:
+        session.tell(f"precision float32: {bfloat16.reason}")
     arguments = (
         session.facts,
         backend,

@@ -105,6 +105,19 @@ class DiesInAChild(Chain):
             os._exit(9)
 
 
+class Pictures(Chain):
+    """A chain whose observations are pictures: a white stripe where the chain stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(0, 255, (20, 20, 3), np.uint8)
+
+    def _observe(self) -> Any:
+        picture = np.zeros((20, 20, 3), np.uint8)
+        picture[:, 4 * self._state : 4 * self._state + 4] = 255
+        return picture
+
+
 class Words(Chain):
     """A chain whose observations are words, which are not supported."""
 
@@ -130,6 +143,7 @@ def terminated_clock() -> gymnasium.Env[Any, Any]:
 
 
 gymnasium.register("Chain-v0", entry_point=Chain, max_episode_steps=20)
+gymnasium.register("Pictures-v0", entry_point=Pictures)
 gymnasium.register("Words-v0", entry_point=Words)
 gymnasium.register("Choosy-v0", entry_point=Choosy)
 gymnasium.register("Sleepy-v0", entry_point=Sleepy)

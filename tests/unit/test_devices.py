@@ -2,11 +2,12 @@
 
 import functools
 import pathlib
+from typing import Any
 
 import pytest
 import torch
 
-from hogwild_rl import UserError, a2c
+from hogwild_rl import UserError, a2c, a3c
 from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
@@ -80,13 +81,38 @@ def test_bfloat16_keeps_parameters_and_losses_float32_and_comes_close() -> None:
     assert cosine > 0.99
 
 
-def test_a_run_in_bfloat16_trains(tmp_path: pathlib.Path) -> None:
-    agent = a2c.train(
-        a2c.Config(
-            precision="bfloat16", total_timesteps=5000, run_dir=str(tmp_path / "run"), quiet=True
-        )
+@pytest.mark.parametrize("program", [a2c, a3c], ids=["a2c", "a3c"])
+@pytest.mark.parametrize(
+    ("env", "declined"),
+    [
+        ("CartPole-v1", "on the CPU it only pays for images"),
+        ("tests.envs:Pictures-v0", "this processor has no bfloat16"),
+    ],
+)
+def test_a_run_in_bfloat16_trains_or_says_why_not(
+    program: Any, env: str, declined: str, tmp_path: pathlib.Path, capsys: Any
+) -> None:
+    config = program.Config(
+        env=env, precision="bfloat16", total_timesteps=5000, run_dir=str(tmp_path / "run")
     )
+    precision = devices.bfloat16("bfloat16", vector.inspect(env))
+    assert precision.reason in ("", declined)
+    assert precision.on == (precision.reason == "")
+    agent = program.train(config)
+    told = f"precision float32: {declined}" in capsys.readouterr().out
+    assert told == (not precision.on)
     assert all(p.isfinite().all() for p in agent.checkpoint.parameters.values())
+    assert agent.checkpoint.counters.dropped == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_bfloat16_on_the_cpu_is_for_images_only() -> None:
+    """And on a GPU for whatever there is."""
+    facts = vector.inspect("CartPole-v1")
+    assert not devices.bfloat16("bfloat16", facts).on
+    assert not devices.bfloat16("bfloat16", facts, "auto").on
+    assert devices.bfloat16("bfloat16", facts, "cuda").on
+    assert devices.bfloat16("float32", facts, "cuda") == devices.Precision(on=False)
 
 
 @pytest.mark.gpu
