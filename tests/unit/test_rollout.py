@@ -241,6 +241,31 @@ def test_phases_are_told_as_they_end() -> None:
     assert laps == ["act", "env"] * 3
 
 
+class Flickering(Metronome):
+    """Observes NaN in the seventh of every ten steps."""
+
+    def _observe(self) -> NDArray[np.float32]:
+        return np.array([np.nan if self._step == 7 else self._step], dtype=np.float32)
+
+
+def test_what_is_not_finite_is_forgotten_with_its_episode() -> None:
+    """A memory is as good as new in the next one, when acting and when learning."""
+    envs = vector.make_vector_env(Flickering, 2)
+    model = ActorCritic(
+        envs.single_observation_space, envs.single_action_space, Architecture(lstm=4)
+    )
+    interface = dataclasses.replace(interface_of(envs), state_size=4)
+    collector = Collector([envs], interface, 11, SEED, lambda phase: None)
+    for _ in range(3):
+        rollout = collector.collect(model.act)
+        assert bool((rollout.state == 0).all())
+    collector = Collector([envs], interface, 16, SEED, lambda phase: None)
+    rollout = collector.collect(model.act)
+    _, values = model(rollout.observations, rollout.state, rollout.valid)
+    spoilt = [7, 8, 9, 10]  # the eleventh step resets
+    assert [t for t, row in enumerate(values) if not row.isfinite().all()] == spoilt
+
+
 def test_a_rollout_can_be_learnt_from() -> None:
     """Acting leaves no autograd behind, and the rows can go through a model that is trained."""
     envs = vector.make_vector_env("CartPole-v1", 3)
