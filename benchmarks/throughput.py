@@ -82,11 +82,10 @@ def measure(config: Config, cell: Mapping[str, Any]) -> dict[str, float]:
         settings = program.Config(
             env=config.env,
             n_steps=config.n_steps,
-            precision=config.precision,
             total_timesteps=10**12,
             run_dir=str(run),
             quiet=True,
-            **cell,
+            **{"precision": config.precision, **cell},
         )
         timer = threading.Timer(config.seconds + 1, _end_of_measurement)
         timer.start()
@@ -95,6 +94,8 @@ def measure(config: Config, cell: Mapping[str, Any]) -> dict[str, float]:
         with (run / "progress.csv").open() as file:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     first, last = next(row for row in rows if row["time_s"] >= 1), rows[-1]
+    if first is last:
+        raise SystemExit(f"{config.seconds:g} seconds are too few to see a rate here: give more")
     spent_s = {p: last[f"{p}_s"] - first[f"{p}_s"] for p in ("env", "act", "learn", "share")}
     elapsed_s = last["time_s"] - first["time_s"]
     raw = raw_rate_of_workers(config, cell) if "workers" in cell else raw_rate(config, cell)
