@@ -4,11 +4,9 @@ The step after an episode's end ignores its action, pays nothing and returns the
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import pickle
-import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -18,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from hogwild_rl import UserError
-from hogwild_rl.envs import atari
+from hogwild_rl.envs import atari, complaints
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvSource: TypeAlias = str | EnvSpec | Callable[..., Env]
@@ -27,16 +25,6 @@ Array: TypeAlias = np.ndarray[Any, Any]
 # From how many environments on gymnasium's native vector environment beats single ones stepped in
 # turn: on CartPole-v1 33 µs a step for any small number, against 7 µs for each.
 NATIVE_FROM = 5
-
-# What pip brings that an environment needs, by a word in its id or entry point.
-_ATARI = "ale-py opencv-python-headless"
-_NEEDS = {
-    "box2d": '"gymnasium[box2d]"',
-    "mujoco": '"gymnasium[mujoco]"',
-    "ale/": _ATARI,
-    "ale_py": _ATARI,
-    "noframeskip": _ATARI,
-}
 
 
 @runtime_checkable
@@ -124,7 +112,7 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
             return gymnasium.make(env, disable_env_checker=True, **rendering)
         made = env(**rendering)
     except (gymnasium.error.Error, ImportError) as error:
-        raise UserError(_explain(name_of(env), error)) from error
+        raise UserError(complaints.unusable(name_of(env), error)) from error
     if not isinstance(made, gymnasium.Env):
         raise UserError(f"{name_of(env)} must return a gymnasium.Env, got {type(made).__name__}")
     return made
@@ -220,7 +208,7 @@ def spec(name: str) -> EnvSpec:
             atari.register()
         return gymnasium.spec(registered)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise UserError(_explain(name, error)) from error
+        raise UserError(complaints.unusable(name, error)) from error
 
 
 def _check_picklable(env: EnvSource) -> None:
@@ -231,21 +219,3 @@ def _check_picklable(env: EnvSource) -> None:
             f"env {name_of(env)} cannot be sent to workers ({error}): "
             "give an id or a function at the top level of a module"
         ) from error
-
-
-def _explain(name: str, error: Exception) -> str:
-    registered = gymnasium.registry.get(name)
-    missing = isinstance(error, gymnasium.error.DependencyNotInstalled | ImportError)
-    if missing and ":" in name:
-        return f"environment {name}: cannot import {name.partition(':')[0]} ({error})"
-    hint = f"{name} {registered.entry_point if registered else ''}".lower()
-    packages = next((packages for word, packages in _NEEDS.items() if word in hint), None)
-    if packages and (missing or (packages == _ATARI and not atari.installed())):
-        return f"environment {name} needs an extra: {sys.executable} -m pip install {packages}"
-    if missing:
-        return f"environment {name} needs a package that is not installed: {error}"
-    matches = difflib.get_close_matches(
-        name.rpartition(":")[2], gymnasium.registry, n=3, cutoff=0.5
-    )
-    near = f"; did you mean {' or '.join(matches)}?" if matches else ""
-    return f"unknown environment {name!r}{near or ': give a registered id or module:Id'}"
