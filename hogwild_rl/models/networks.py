@@ -88,7 +88,11 @@ class Memory(nn.Module):
         size: H.
         generator: source of the weights.
 
-    Source: Hochreiter and Schmidhuber 1997; in A3C: Mnih et al. 2016, section 5.1.
+    Its forget gates start with a bias of 1: with 0 they would halve what is kept at every step, and
+    a cue 10 steps ago is then hardly ever found out to matter.
+
+    Source: Hochreiter and Schmidhuber 1997; in A3C: Mnih et al. 2016, section 5.1. The bias: Gers
+    et al. 2000; Jozefowicz et al. 2015.
     """
 
     def __init__(self, features: int, size: int, generator: torch.Generator) -> None:
@@ -100,6 +104,7 @@ class Memory(nn.Module):
                 nn.init.orthogonal_(parameter, 1.0, generator)
             else:
                 nn.init.zeros_(parameter)
+        nn.init.ones_(self.cell.bias_ih.detach()[size : 2 * size])
 
     def nothing(self, B: int) -> Tensor:
         """The state [2, B, H] in which nothing is remembered."""
