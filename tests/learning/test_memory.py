@@ -1,0 +1,95 @@
+"""A cue that is shown once must be told at the end: only a policy with a memory can."""
+
+import pathlib
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from hogwild_rl import a2c, a3c
+from hogwild_rl.models.networks import Memory
+from hogwild_rl.runs.agent import Agent
+
+BLANKS = 10
+LENGTH = BLANKS + 2
+
+
+class Recall(gymnasium.Env[Any, Any]):
+    """Shows −1 or 1, then nothing BLANKS times, then asks: 1 for telling which, −1 otherwise."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def _observe(self) -> Any:
+        cue = 2 * self.cue - 1 if self._step == 0 else 0
+        return np.array([cue, self._step == LENGTH - 1], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.cue, self._step = int(self.np_random.integers(2)), 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._step += 1
+        if self._step == LENGTH:
+            self._step -= 1
+            return self._observe(), 1.0 if action == self.cue else -1.0, True, False, {}
+        return self._observe(), 0.0, False, False, {}
+
+
+def trained(algorithm: str, folder: pathlib.Path, **more: Any) -> Agent:
+    settings: dict[str, Any] = {
+        "env": Recall,
+        "run_dir": str(folder / "run"),
+        "quiet": True,
+        "total_timesteps": 80_000,
+        "n_steps": 2 * (LENGTH + 1),  # whole episodes, and the steps that reset
+        "learning_rate": 1e-2,
+        "lr_schedule": "constant",
+        "gae_lambda": 0.0,  # or the last action's luck is laid upon all others
+        "ent_coef": 0.0,
+        "hidden": (),
+        **more,
+    }
+    if algorithm == "a3c":
+        return a3c.train(a3c.Config(workers=2, envs_per_worker=4, **settings))
+    return a2c.train(a2c.Config(num_envs=8, vectorization="sync", **settings))
+
+
+@pytest.mark.parametrize("algorithm", ["a3c", "a2c"])
+def test_a_memory_solves_it(algorithm: str, tmp_path: pathlib.Path) -> None:
+    agent = trained(algorithm, tmp_path, lstm=16)
+    assert agent.evaluate(60).tolist() == [1.0] * 60
+
+
+@pytest.mark.parametrize("algorithm", ["a3c", "a2c"])
+def test_without_one_it_stays_at_chance(algorithm: str, tmp_path: pathlib.Path) -> None:
+    """Whatever was learnt: what is seen when it is asked is the same for both cues."""
+    asked = []
+    for cue in (0, 1):
+        env = Recall()
+        env.reset(seed=0)
+        env.cue = cue
+        asked.append([env.step(0)[0] for _ in range(LENGTH - 1)][-1].tolist())
+    assert asked[0] == asked[1] == [0, 1]
+    agent = trained(algorithm, tmp_path, total_timesteps=10_000, hidden=(16,))
+    for deterministic in (True, False):
+        returns = agent.evaluate(300, deterministic=deterministic, seed=2)
+        assert set(returns.tolist()) == {-1.0, 1.0}  # so both cues are asked, and about equally
+        assert abs(returns.mean()) < 0.25  # 4.3 standard errors of 300 throws of a coin
+
+
+def test_what_is_kept_is_not_halved_at_every_step() -> None:
+    """A fresh memory after 20 steps of nothing: 0.73^20 of what it kept; by halves 0.5^20 of it."""
+    memory = Memory(2, 8, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        memory.cell.weight_hh.zero_()
+        state = torch.ones(2, 1, 8)
+        for _ in range(20):
+            state = memory.step(torch.zeros(1, 2), state)
+    expected = torch.tensor(1.0).sigmoid() ** 20
+    torch.testing.assert_close(state[1], expected.expand(1, 8))
