@@ -32,7 +32,7 @@ from torch import Tensor
 from hogwild_rl import UserError
 from hogwild_rl.envs import backends, vector
 from hogwild_rl.envs.processes import EnvironmentFailedError
-from hogwild_rl.hogwild import workers
+from hogwild_rl.hogwild import memory, workers
 from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
 from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
@@ -158,7 +158,7 @@ def train(config: Config) -> Agent:
     """Trains until `total_timesteps`, and returns the agent.
 
     On the CPU it makes this thread flush denormals, as A3C's workers do: averages of dead units
-    decay into them, and they are slow.
+    decay into them, and they are slow. The process keeps memory that it frees.
 
     Raises:
         UserError: a setting, the environment or the folder cannot be used; nothing was changed.
@@ -167,6 +167,7 @@ def train(config: Config) -> Agent:
         SystemExit: SIGTERM, likewise.
     """
     torch.set_flush_denormal(True)
+    memory.keep_freed()
     ranks = Ranks.here()
     session = Session("a2c", config, reports=ranks.index == 0)
     bfloat16 = devices.bfloat16(config.precision, session.facts, config.device)

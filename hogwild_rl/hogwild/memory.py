@@ -1,5 +1,7 @@
 """Shared memory for tensors that every worker can see."""
 
+import contextlib
+import ctypes
 import math
 import os
 import pathlib
@@ -8,6 +10,9 @@ import torch
 from torch import Tensor
 
 _SHARED_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108  a look at its size, nothing is written
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
+_KEPT_BYTES = 1 << 30
 
 
 class NoSharedMemoryError(OSError):
@@ -41,3 +46,15 @@ def zeros_like(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cpu" and tensor.is_shared():  # type: ignore[no-untyped-call]
         return zeros(*tensor.shape, dtype=tensor.dtype)
     return torch.zeros_like(tensor, requires_grad=False)
+
+
+def keep_freed() -> None:
+    """Lets this process keep memory that it frees, up to a gigabyte, for when it needs it again.
+
+    By default the GNU C library gives large blocks back at once, and every page of the next one
+    costs a fault: with the CNN of A3C on 168 pictures, forward takes 29 ms instead of 17.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -58,10 +58,13 @@ def live(
     """
     import torch
 
+    from hogwild_rl.hogwild import memory
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     faulthandler.enable()
     torch.set_num_threads(1)
+    memory.keep_freed()
     torch.set_flush_denormal(True)  # averages of dead units decay into denormals, which are slow
     try:
         target(worker, *arguments)

@@ -1,5 +1,6 @@
 """What looks at images: CNNs, and the pixels alone."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from hogwild_rl import UserError
 from hogwild_rl.envs.observations import Image, ObservationCodec
 from hogwild_rl.models import networks
+
+_SCALE = 1 / 255
+_SQUARE = 4  # pixels; four bytes are one 32-bit word
 
 
 class Convolution(NamedTuple):
@@ -67,34 +71,59 @@ class Vision(nn.Module):
     def __init__(self, image: Image, cnn: CNN, generator: torch.Generator) -> None:
         super().__init__()
         self._image, self.features = image, cnn.features
-        layers: list[nn.Module] = []
-        channels = image.chw[0]
+        channels, height, width = image.chw
+        convolutions: list[nn.Conv2d] = []
         for convolution in cnn.convolutions:
             with torch.random.fork_rng(devices=[]):
                 layer = nn.Conv2d(channels, *convolution)
-            layers += [networks.orthogonal(layer, math.sqrt(2), generator), nn.ReLU()]
+            convolutions.append(networks.orthogonal(layer, math.sqrt(2), generator))
             channels = convolution.channels
-        layers += [nn.Flatten()]
-        layers += networks.mlp(
-            channels * math.prod(_sides(image, cnn)), [cnn.features], "relu", generator
-        )
-        self.layers = nn.Sequential(*layers)
+        flat = channels * math.prod(_sides(image, cnn))
+        last = networks.mlp(flat, [cnn.features], "relu", generator)
+        self.first, *others = convolutions
+        layers = itertools.chain.from_iterable((layer, nn.ReLU()) for layer in others)
+        self.rest = nn.Sequential(nn.ReLU(), *layers, nn.Flatten(), *last)
+        planes = image.channels_first or len(image.shape) == 2
+        fits = cnn.convolutions[0][1:] == (2 * _SQUARE, _SQUARE)
+        self._by_squares = planes and fits and not (height % _SQUARE or width % _SQUARE)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of images in 0..255."""
         shape = self._image.shape
         leading = images.shape[: images.dim() - len(shape)]
-        pictures = _scaled(images.reshape(-1, *shape))
-        if len(shape) == 2:
-            pictures = pictures.unsqueeze(1)
-        elif len(shape) == 4:
-            pictures = pictures.permute(0, 1, 4, 2, 3).flatten(1, 2)
-        elif not self._image.channels_first:
-            pictures = pictures.permute(0, 3, 1, 2)
-        # Measured on the CPU in bfloat16, 48 pictures: forward 74 → 61 µs each.
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.layers(pictures)
+        pictures = images.reshape(-1, *shape)
+        if self._by_squares and pictures.dtype == torch.uint8:
+            seen = self._first_by_squares(pictures.reshape(-1, *self._image.chw))
+        else:
+            seen = self.first(_scaled(self._planes(pictures)))
+        features: Tensor = self.rest(seen)
         return features.reshape(*leading, features.shape[-1])
+
+    def _planes(self, pictures: Tensor) -> Tensor:
+        """[N, C, H, W] from pictures [N, *shape]."""
+        if len(self._image.shape) == 2:
+            return pictures.unsqueeze(1)
+        if len(self._image.shape) == 4:
+            return pictures.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        return pictures if self._image.channels_first else pictures.permute(0, 3, 1, 2)
+
+    def _first_by_squares(self, pictures: Tensor) -> Tensor:
+        """The first convolution of pictures [N, C, H, W], as one of squares of pixels.
+
+        A kernel of 8×8 with stride 4 over pixels is one of 2×2 with stride 1 over squares of 4×4
+        pixels, each with 16·C channels: long rows of numbers, which processors like. Bytes are
+        whole numbers that bfloat16 holds exactly; the kernel is scaled instead of them. Measured on
+        the CPU in bfloat16, A3C's CNN, 168 pictures of 4×84×84: forward 64 → 46 µs each, forward
+        and backward 162 → 120.
+        """
+        N, C, H, W = pictures.shape
+        h, w = H // _SQUARE, W // _SQUARE
+        rows = pictures.view(torch.int32).view(N, C, h, _SQUARE, w)  # four bytes in one piece
+        squares = rows.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8).view(N, h, w, -1)
+        kernel = self.first.weight.view(-1, C, 2, _SQUARE, 2, _SQUARE)
+        kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3) * _SCALE
+        channels_first = squares.to(_dtype(pictures.device)).permute(0, 3, 1, 2)
+        return nn.functional.conv2d(channels_first, kernel, self.first.bias)
 
 
 class Pixels(nn.Module):
@@ -143,8 +172,12 @@ def _sides(image: Image, cnn: CNN) -> list[int]:
 
 
 def _scaled(images: Tensor) -> Tensor:
-    """Bytes as numbers in 0..1, in the type that the layers behind compute in."""
-    kind = images.device.type
-    autocast = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if autocast else torch.get_default_dtype()
-    return images.to(dtype, copy=True).mul_(1 / 255)
+    """Bytes as numbers in 0..1."""
+    return images.to(_dtype(images.device), copy=True).mul_(_SCALE)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    """What the layers behind compute in."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.get_default_dtype()
