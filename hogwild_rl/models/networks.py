@@ -18,6 +18,8 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
 BodyMaker = Callable[[Space[Any]], nn.Module]
 
+_LONGEST_SPAN = 32  # steps
+
 
 def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
     """A linear layer with orthogonal weights and zero bias.
@@ -88,11 +90,12 @@ class Memory(nn.Module):
         size: H.
         generator: source of the weights.
 
-    Its forget gates start with a bias of 1: with 0 they would halve what is kept at every step, and
-    a cue 10 steps ago is then hardly ever found out to matter.
+    At first its units forget at different rates, the shortest in a step or two, the longest in 32:
+    with biases of 0 all would halve what they keep at every step, and nobody would find out that a
+    cue of 20 steps ago matters.
 
-    Source: Hochreiter and Schmidhuber 1997; in A3C: Mnih et al. 2016, section 5.1. The bias: Gers
-    et al. 2000; Jozefowicz et al. 2015.
+    Source: Hochreiter and Schmidhuber 1997; in A3C: Mnih et al. 2016, section 5.1. The biases of
+    the forget gates: Tallec and Ollivier 2018 (arXiv:1804.11188), section 2, evenly spread.
     """
 
     def __init__(self, features: int, size: int, generator: torch.Generator) -> None:
@@ -104,7 +107,8 @@ class Memory(nn.Module):
                 nn.init.orthogonal_(parameter, 1.0, generator)
             else:
                 nn.init.zeros_(parameter)
-        nn.init.ones_(self.cell.bias_ih.detach()[size : 2 * size])
+        spans = torch.linspace(1, _LONGEST_SPAN - 1, size)  # b = log(T − 1) keeps for T steps
+        self.cell.bias_ih.detach()[size : 2 * size] = spans.log()
 
     def nothing(self, B: int) -> Tensor:
         """The state [2, B, H] in which nothing is remembered."""
