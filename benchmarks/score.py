@@ -1,0 +1,83 @@
+"""What a preset reaches with its whole budget: greedy returns of the agent, over several seeds.
+
+    python benchmarks/score.py --env Pendulum-v1 --seeds 3
+    python benchmarks/score.py --env HalfCheetah-v5 --algorithm a2c
+
+Each seed trains in a process of its own; its last parameters then play whole episodes with the
+likeliest actions. The curve of every run goes to benchmarks/results/score_*_curves.csv.
+"""
+
+import csv
+import dataclasses
+import pathlib
+import statistics
+import tempfile
+from typing import Any
+
+import machine
+import tyro
+from solve import train
+
+import hogwild_rl
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to score."""
+
+    env: str
+    """Environment id."""
+    algorithm: str = "a3c"
+    """Module of hogwild_rl."""
+    seeds: int = 3
+    """How many seeds: 0, 1, 2, ..."""
+    episodes: int = 100
+    """Played by each agent."""
+    total_timesteps: int | None = None
+    """Budget of one run; the preset's without it."""
+    write: bool = True
+    """Write benchmarks/results/score_*.csv."""
+
+
+def main() -> None:
+    """Trains and plays every seed, prints the scores."""
+    config = tyro.cli(Config, description=__doc__)
+    print(machine.describe())
+    rows: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    for seed in range(config.seeds):
+        flags: dict[str, Any] = {"env": config.env, "seed": seed}
+        if config.total_timesteps is not None:
+            flags["total_timesteps"] = config.total_timesteps
+        with tempfile.TemporaryDirectory() as folder:
+            run = pathlib.Path(folder) / "run"
+            trained = train(config.algorithm, flags, run)
+            returns = hogwild_rl.load(run).evaluate(config.episodes, seed=1_000 + seed)
+            with (run / "progress.csv").open() as file:
+                curves += [
+                    {"seed": seed, **{k: row[k] for k in ("time_s", "steps", "return_mean")}}
+                    for row in csv.DictReader(file)
+                ]
+        kept = ("env", "workers", "envs_per_worker", "seed", "steps", "train_s", "return_mean")
+        rows.append(
+            {
+                **{name: trained[name] for name in kept},
+                "score": round(float(returns.mean()), 1),
+                "score_std": round(float(returns.std()), 1),
+            }
+        )
+        print(rows[-1], flush=True)
+    scores = [row["score"] for row in rows]
+    print(
+        f"{config.algorithm}, {config.env}, {rows[0]['steps']:,} steps: greedy mean over "
+        f"{config.episodes} episodes, median of seeds {statistics.median(scores):.1f}, "
+        f"min {min(scores):.1f}, max {max(scores):.1f}"
+    )
+    if config.write:
+        name = f"score_{config.algorithm}_{config.env.replace('/', '-')}"
+        machine.write_csv(f"{name}_curves", curves)
+        print(f"written: {machine.write_csv(name, rows)}")
+
+
+if __name__ == "__main__":
+    main()
