@@ -144,7 +144,7 @@ class Collector:
         for envs in groups:
             start = sum(group.envs.num_envs for group in self._groups)
             columns = slice(start, start + envs.num_envs)
-            self._groups.append(_Group(envs, columns, self.rollout))
+            self._groups.append(_Group(envs, columns, self.rollout, self._state))
             self._observe(columns, -1, envs.reset(seed=seed + start)[0])
 
     @torch.inference_mode()
@@ -173,9 +173,9 @@ class Collector:
     def _send(self, group: "_Group", t: int, act: Act) -> None:
         """Acts for a group, and starts its step t."""
         columns = group.columns
-        actions, state = act(group.rows[t], self._state[:, columns])
+        actions, state = act(group.rows[t], group.state)
         if state is not None and self._interface.state_size:
-            self._state[:, columns] = state
+            group.state.copy_(state)
         if self._staged:
             self.rollout.actions[t, columns] = actions
             actions = actions.cpu()
@@ -201,7 +201,7 @@ class Collector:
             self._lives[columns] = lives
         if self._interface.state_size and resetting.any():
             forgotten = torch.from_numpy(resetting).to(self._state.device)
-            self._state[:, columns].masked_fill_(forgotten.unsqueeze(-1), 0.0)
+            group.state.masked_fill_(forgotten.unsqueeze(-1), 0.0)
         self._returns[columns] += reward
         self._lengths[columns] += valid
         ended = self._ended[t, columns] = self._resetting[columns] = terminated | truncated
@@ -218,9 +218,11 @@ class Collector:
 
 
 class _Group:
-    """Environments that step together, and their columns of the rollout."""
+    """Environments that step together, and their columns of the rollout and of the state."""
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], columns: slice, rollout: Rollout) -> None:
-        self.envs, self.columns = envs, columns
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], columns: slice, rollout: Rollout, state: Tensor
+    ) -> None:
+        self.envs, self.columns, self.state = envs, columns, state[:, columns]
         self.rows = [row[columns] for row in rollout.observations.unbind()]
         self.send, self.receive = vector.halves(envs)
