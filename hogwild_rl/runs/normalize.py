@@ -16,6 +16,7 @@ from hogwild_rl.models.actor_critic import ActorCritic
 Array = np.ndarray[Any, Any]
 Clip: TypeAlias = Literal["none", "sign"] | float
 
+_LARGEST = 10.0  # deviations: before there was a reward, σ is 0, and the first one would be huge
 _EPSILON = 1e-8  # keeps what never varies from becoming infinite
 
 
@@ -91,7 +92,7 @@ class Normalizer:
     def pay(self, rewards: Array, ended: Array, valid: Array) -> None:
         """Turns what the environment pays into what the learner is paid, in place.
 
-            r' = c · clip(r) / σ(R)        R_t = clip(r_t) + γ R_{t−1}
+            r' = c · clip(clip(r) / σ(R), −10, 10)        R_t = clip(r_t) + γ R_{t−1}
 
         Args:
             rewards: [T, B]; 0 where not valid.
@@ -110,6 +111,7 @@ class Normalizer:
             self._writers["returns"].add(returns[np.isfinite(returns), None])
             merged = self._normalization.moments["returns"].merged()
             rewards *= _scale(merged.variance)
+            np.clip(rewards, -_LARGEST, _LARGEST, out=rewards)
         rewards *= self._factor
 
     def _discounted(self, rewards: Array, ended: Array) -> Array:

@@ -36,6 +36,15 @@ def test_a_run_trains_and_leaves_its_folder_and_nothing_else(start) -> None:
     assert int(last[1]) == counters.steps >= 20000
 
 
+def test_a_target_return_of_one_s_own_ends_the_run(start) -> None:
+    run = start("a2c", "--stop-when-solved", "--target-return", "40")
+    code, out, err = run.end()
+    assert code == 0, err
+    reached = re.search(r"solved: mean return ([\d.]+) .* after ([\d,]+) steps", out)
+    assert 40 <= float(reached[1]) < 475
+    assert int(reached[2].replace(",", "")) < 500_000
+
+
 def test_ctrl_c_saves_and_ends_cleanly_with_environments_in_processes(start) -> None:
     run = start("a2c", "--total-timesteps", "1000000000", *ASYNC)
     run.until(run.trains, 60)
@@ -90,12 +99,16 @@ CONFIG = {
     "learning_rate": 1e-3,
     "lr_schedule": "constant",
     "total_timesteps": 20 * 64 - 300,
+    "normalize_observations": True,
     "seed": 3,
 }
 
 
 def test_two_ranks_with_half_of_the_environments_equal_one_with_all(tmp_path) -> None:
-    """To floating-point reordering: the means weigh every valid transition of all ranks alike."""
+    """To floating-point reordering: every valid transition of all ranks weighs alike.
+
+    So does every observation in the running moments.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -137,11 +150,12 @@ def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch
     normalization = config.normalization(facts, workers=2)
     shared = SharedModel(model)
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
-    collectors, generators = [], []
+    collectors, generators, normalizers = [], [], []
     for rank in (0, 1):
         env_seed, action_seed = random_seeds(config.seed, rank, 0, 2)
         envs = vector.in_turn(config.env, config.num_envs // 2)
-        interface = config.interface(facts, config.normalizer(normalization, rank))
+        normalizers.append(config.normalizer(normalization, rank))
+        interface = config.interface(facts, normalizers[-1])
         collectors.append(
             Collector([envs], interface, config.n_steps, env_seed, lambda phase: None)
         )
@@ -149,16 +163,20 @@ def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch
     steps = episodes = 0
     for _ in range(updates):
         halves = []
+        normalization.freeze(model)
         for collector, generator in zip(collectors, generators, strict=True):
             halves.append(collector.collect(functools.partial(model.act, generator=generator)))
             steps += collector.steps
             episodes += len(collector.episodes)
+        for normalizer, half in zip(normalizers, halves, strict=True):
+            normalizer.add(half)
         union = Rollout(
             **{name: torch.cat([getattr(h, name) for h in halves], 1) for name in vars(halves[0])}
         )
         gradient = shared.gradient(losses.of_rollout(model, union, config))
         clip_by_global_norm_(gradient, config.max_grad_norm)
         optimizer.apply(gradient)
+    normalization.freeze(model)
     return model.state_dict(), steps, episodes
 
 

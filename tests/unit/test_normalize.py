@@ -111,6 +111,14 @@ def test_a_reward_that_is_not_finite_spoils_no_moments_and_no_later_episode() ->
     assert (merged.count, merged.mean[0], merged.variance[0]) == (2, 2.0, 1.0)  # of 1 and 3
 
 
+def test_the_first_reward_after_many_zeros_is_not_huge() -> None:
+    normalizer = Normalizer(normalization(rewards=True), 0, GAMMA, "none", 0.5)
+    rewards = np.zeros((10_000, 1), np.float32)
+    rewards[-1] = 1.0
+    normalizer.pay(rewards, np.zeros_like(rewards, bool), np.ones_like(rewards, bool))
+    assert rewards[-1, 0] == 5.0  # 100 deviations, of which 10 are left, halved
+
+
 # Observations.
 
 
