@@ -5,6 +5,7 @@ two workers.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,9 +56,23 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "normalize_observations": True,
         "normalize_rewards": True,
     },
+    # Any Atari game, by the name of its family.
+    "ALE": {
+        "num_envs": 32,
+        "total_timesteps": 10_000_000,
+        "n_steps": 10,
+        "learning_rate": 5e-4,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.01,
+        "rms_eps": 1e-8,
+        "clip_rewards": "sign",
+        "precision": "bfloat16",
+    },
 }
 _PRESETS = {"a3c": _ACTOR_CRITIC, "a2c": _ACTOR_CRITIC}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)
+_FAMILIES = {r"ALE/.*|.*NoFrameskip-v\d+": "ALE"}
 
 _GENERIC: dict[str, Any] = {"num_envs": 16}
 
@@ -77,7 +92,8 @@ def settings(algorithm: str, env: str, given: Mapping[str, Any]) -> dict[str, An
     Source of the rule: Malladi et al. 2022 (arXiv:2205.10287), definition 4.1. Without it 16
     workers failed on one of the three seeds of CartPole-v1 that were tried.
     """
-    preset = dict(_PRESETS[algorithm].get(env, _GENERIC))
+    family = next((name for ids, name in _FAMILIES.items() if re.fullmatch(ids, env)), env)
+    preset = dict(_PRESETS[algorithm].get(family, _GENERIC))
     tuned_for = preset["num_envs"]
     if algorithm == "a3c":
         tuned_for /= _WORKERS_TUNED_FOR

@@ -42,3 +42,10 @@ def test_a2c_takes_all_environments_and_smaller_batches_take_smaller_steps() -> 
     whole, half = (a2c.Config(env="CartPole-v1", **n) for n in ({}, {"num_envs": 64}))
     assert whole.num_envs == 128
     assert half.learning_rate == pytest.approx(whole.learning_rate * math.sqrt(1 / 2))
+
+
+@pytest.mark.parametrize("env", ["ALE/Pong-v5", "PongNoFrameskip-v4", "ALE/MsPacman-v5"])
+def test_every_game_has_the_preset_of_the_family(env: str) -> None:
+    config = a3c.Config(env=env, workers=2)
+    assert (config.clip_rewards, config.envs_per_worker) == ("sign", 16)
+    assert a2c.Config(env=env).precision == "bfloat16"
