@@ -5,7 +5,6 @@ import warnings
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -65,6 +64,8 @@ class PoolVectorEnv(VectorEnv[Any, Any, Any]):
             warnings.simplefilter("ignore")  # about the precision of its spaces' bounds
             self._pool = envpool.make_gymnasium(self.spec.id, seed=seeds, **self._options)
             observation, _ = self._pool.reset()
+        # Doubles for MuJoCo, where gymnasium's spaces say float32.
+        self._dtype = self._pool.spec.action_array_spec["action"].dtype
         return observation, {}
 
     def step(self, actions: vector.Array) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -74,7 +75,7 @@ class PoolVectorEnv(VectorEnv[Any, Any, Any]):
 
     def step_async(self, actions: vector.Array) -> None:
         """Starts a step."""
-        self._pool.send(actions.astype(np.int32) if actions.dtype == np.int64 else actions)
+        self._pool.send(actions.astype(self._dtype, copy=False))
 
     def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Waits for its outcome."""
