@@ -23,8 +23,8 @@ class Architecture:
             A3C's CNN for images, and the pixels alone where they are too few for it.
         hidden: sizes of the hidden layers of an MLP.
         activation: tanh or relu.
-        shared_trunk: one body under both heads, or one for each; but for vectors without a
-            memory it is always one.
+        shared_trunk: one body under both heads, or one for each; with images, a memory or a
+            body of the caller's own it is always one.
         lstm: size of the memory between body and heads, 0 for none.
         standardize: take running means off observations that are no images.
         state_dependent_std: the deviations of continuous actions depend on the observation.
@@ -80,8 +80,8 @@ class ActorCritic(nn.Module):
                 raise UserError("normalize_observations is for vectors: images are scaled already")
             self.standardize = networks.Standardize(codec.vector)
         self.policy_body, features = _body(codec, architecture, generator)
-        own = not isinstance(architecture.network, str)
-        shared = architecture.shared_trunk or architecture.lstm or codec.images or own
+        self._own = not isinstance(architecture.network, str)
+        shared = architecture.shared_trunk or architecture.lstm or codec.images or self._own
         self.value_body = self.policy_body if shared else _body(codec, architecture, generator)[0]
         self.state_size = architecture.lstm
         self.memory = None
@@ -109,7 +109,11 @@ class ActorCritic(nn.Module):
         Returns:
             The policy, and the state after these observations; without a memory, the state given.
         """
-        features = self._features(self.policy_body, self._inputs(observations))
+        inputs = self._inputs(observations)
+        if self._own:  # it was promised rows [T, B, *O]
+            features = self._features(self.policy_body, inputs.unsqueeze(0)).squeeze(0)
+        else:
+            features = self._features(self.policy_body, inputs)
         if self.memory is not None:
             state = self.memory.nothing(len(features)) if state is None else state
             state = self.memory.step(features, state)

@@ -65,12 +65,12 @@ def own(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         body = make(codec.space)
-    if not isinstance(body, nn.Module):
-        name = getattr(make, "__name__", str(make))
-        raise UserError(f"network {name} must return a torch.nn.Module, got {type(body).__name__}")
-    dtype = torch.uint8 if codec.dtype == np.uint8 else torch.float32
-    with torch.inference_mode():
-        features = body(torch.zeros(1, 1, *codec.shape, dtype=dtype))
+        if not isinstance(body, nn.Module):
+            name, kind = getattr(make, "__name__", str(make)), type(body).__name__
+            raise UserError(f"network {name} must return a torch.nn.Module, got {kind}")
+        dtype = torch.uint8 if codec.dtype == np.uint8 else torch.float32
+        with torch.no_grad():  # lazy layers draw their weights here
+            features = body(torch.zeros(1, 1, *codec.shape, dtype=dtype))
     gave = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
     if not isinstance(features, Tensor) or features.dim() != 3 or gave[:2] != [1, 1]:
         raise UserError(
