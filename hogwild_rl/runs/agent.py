@@ -59,7 +59,7 @@ class Agent:
             actor_critic.architecture(settings, network),
         )
         self.model.load_state_dict(checkpoint.parameters)
-        self.model.requires_grad_(False)
+        self.model.requires_grad_(False).eval()
         self._generator = torch.Generator().manual_seed(settings["seed"])
 
     def act(self, observation: Any, *, deterministic: bool = True) -> Any:
@@ -98,7 +98,9 @@ class Agent:
         """
         batched = self._observations.batched(observation)
         rows = self._observations.rows if batched else self._observations.row
-        observations = torch.from_numpy(np.array(rows(observation), dtype=self._observations.dtype))
+        # In C's order whatever the caller's: a CNN looks at bytes four at a time.
+        given = np.array(rows(observation), dtype=self._observations.dtype, order="C")
+        observations = torch.from_numpy(given)
         observations = observations if batched else observations[None]
         carried = torch.zeros(2, len(observations), self.model.state_size)
         if state is not None:
