@@ -170,9 +170,11 @@ def train(config: Config) -> Agent:
     memory.keep_freed()
     ranks = Ranks.here()
     session = Session("a2c", config, reports=ranks.index == 0)
-    bfloat16 = devices.bfloat16(config.precision, session.facts, config.device)
-    model = config.model(session.facts, bfloat16.on)
+    model = config.model(session.facts)
     device = devices.choose(config.device, model, ranks.local)
+    bfloat16 = devices.bfloat16(config.precision, session.facts, device.device.type)
+    if bfloat16.on:  # what pays depends on the device, and that on the model's size
+        model = config.model(session.facts, bfloat16=True)
     if config.compile and device.device.type != "cuda":
         raise UserError("compile records CUDA graphs, and this run is on the CPU: leave it out")
     backend = backends.choose(

@@ -83,7 +83,7 @@ class Precision:
     reason: str = ""
 
 
-def bfloat16(precision: str, facts: vector.EnvFacts, device: DeviceName = "cpu") -> Precision:
+def bfloat16(precision: str, facts: vector.EnvFacts, device: str = "cpu") -> Precision:
     """Whether what was asked for pays here: on the CPU for convolutions, where it can do them.
 
     Measured on a processor with AVX512-BF16, A3C's CNN, 80 images: forward and backward take half
@@ -91,7 +91,7 @@ def bfloat16(precision: str, facts: vector.EnvFacts, device: DeviceName = "cpu")
     """
     if precision == "float32":
         return Precision(on=False)
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+    if device == "cuda":
         return Precision(on=True)
     if not ObservationCodec.of(facts.observation_space).images:
         return Precision(on=False, reason="on the CPU it only pays for images")
