@@ -12,7 +12,7 @@ from torch import Tensor
 _SHARED_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108  a look at its size, nothing is written
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
-_KEPT_BYTES = 1 << 30
+_KEPT_BYTES, _OLD_MOST_BYTES = 1 << 30, 32 << 20
 
 
 class NoSharedMemoryError(OSError):
@@ -56,5 +56,6 @@ def keep_freed() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        if not mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES):  # refused up to version 2.34
+            mallopt(_M_MMAP_THRESHOLD, _OLD_MOST_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
