@@ -54,6 +54,7 @@ class ObservationCodec:
         dtype: of a row, uint8 or float32.
         vector: how many numbers at a row's start belong to no image; 0 for a single image.
         images: in the order in which they follow.
+        order: numbers of the space's parts as they lie in a row.
     """
 
     space: Space[Any]
@@ -61,6 +62,7 @@ class ObservationCodec:
     dtype: type[np.generic]
     vector: int
     images: tuple[Image, ...]
+    order: tuple[int, ...] = (0,)
 
     @classmethod
     def of(cls, space: Space[Any]) -> "ObservationCodec":
@@ -73,10 +75,14 @@ class ObservationCodec:
         if picture is not None:
             return cls(space, picture.shape, np.uint8, 0, (picture,))
         parts = list(_leaves(space))
-        images = tuple(image for part in parts if (image := as_image(part)) is not None)
-        vector = sum(_size(part) for part in parts if as_image(part) is None)
+        pictures = [as_image(part) for part in parts]
+        images = tuple(picture for picture in pictures if picture is not None)
+        vector = sum(
+            _size(part) for part, seen in zip(parts, pictures, strict=True) if seen is None
+        )
         pixels = sum(math.prod(image.shape) for image in images)
-        return cls(space, (vector + pixels,), np.float32, vector, images)
+        order = sorted(range(len(parts)), key=lambda i: pictures[i] is not None)  # stable
+        return cls(space, (vector + pixels,), np.float32, vector, images, tuple(order))
 
     def rows(self, observations: Any) -> Array:
         """[B, *O] from a batch of observations, as vector environments give them."""
@@ -84,8 +90,7 @@ class ObservationCodec:
             array: Array = np.asarray(observations)
             return array.reshape(len(array), *self.shape)
         parts = list(_parts(self.space, observations))
-        parts.sort(key=lambda part: as_image(part[0]) is not None)  # stable: images come last
-        return np.concatenate([_flat(space, batch) for space, batch in parts], axis=1)
+        return np.concatenate([_flat(*parts[i]) for i in self.order], axis=1)
 
     def row(self, observation: Any) -> Array:
         """One observation, [*O]."""

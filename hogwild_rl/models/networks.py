@@ -65,9 +65,16 @@ def own(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         body = make(codec.space)
+        name = getattr(make, "__name__", str(make))
         if not isinstance(body, nn.Module):
-            name, kind = getattr(make, "__name__", str(make)), type(body).__name__
+            kind = type(body).__name__
             raise UserError(f"network {name} must return a torch.nn.Module, got {kind}")
+        statistics = ", ".join(label for label, _ in body.named_buffers())
+        if statistics:
+            raise UserError(
+                f"network {name} has buffers ({statistics}) that no gradient changes: use "
+                "LayerNorm in place of BatchNorm"
+            )
         dtype = torch.uint8 if codec.dtype == np.uint8 else torch.float32
         with torch.no_grad():  # lazy layers draw their weights here
             features = body(torch.zeros(1, 1, *codec.shape, dtype=dtype))

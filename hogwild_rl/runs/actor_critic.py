@@ -115,7 +115,12 @@ class ActorCriticSettings(settings.RunSettings):
         return self.learning_rate * (1 - progress if self.lr_schedule == "linear" else 1)
 
     def model(self, facts: EnvFacts, bfloat16: bool = False) -> ActorCritic:
-        """The network, with the initial weights of this seed."""
+        """The network, with the initial weights of this seed.
+
+        Raises:
+            UserError: it does not fit the spaces, or what the caller's function makes cannot be
+                trained.
+        """
         return ActorCritic(
             facts.observation_space,
             facts.action_space,

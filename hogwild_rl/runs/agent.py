@@ -11,7 +11,7 @@ import torch
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.actions import ActionCodec, one_line
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.models import networks
 from hogwild_rl.models.actor_critic import ActorCritic
@@ -194,7 +194,10 @@ class Agent:
         for name in ("observation_space", "action_space"):
             wanted, got = getattr(self.checkpoint, name), getattr(env, name)
             if wanted != got:
-                raise UserError(f"this agent's {name} is {wanted}, the environment's is {got}")
+                raise UserError(
+                    f"this agent's {name} is {one_line(wanted)}, the environment's is "
+                    f"{one_line(got)}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

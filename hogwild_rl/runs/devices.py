@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import platform
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
@@ -95,6 +96,17 @@ def bfloat16(precision: str, facts: vector.EnvFacts, device: str = "cpu") -> Pre
         return Precision(on=True)
     if not ObservationCodec.of(facts.observation_space).images:
         return Precision(on=False, reason="on the CPU it only pays for images")
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not _has_bfloat16():
         return Precision(on=False, reason="this processor has no bfloat16")
     return Precision(on=True)
+
+
+def _has_bfloat16() -> bool:
+    """Whether this processor computes in bfloat16 by itself, and torch knows how to let it."""
+    built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (built_in and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # without it oneDNN imitates it
+    return asked is not None and bool(asked())

@@ -1,9 +1,11 @@
 """Going on with a run: what of it is taken up, and when that is refused."""
 
 import pathlib
+from typing import Any
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
+from hogwild_rl.envs.actions import one_line
 from hogwild_rl.runs import settings
 from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE
 from hogwild_rl.runs.checkpoint import Checkpoint, Counters
@@ -33,16 +35,17 @@ def checkpoint(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoi
     saved = Checkpoint.load(pathlib.Path(config.resume) / CHECKPOINT_FILE)
     wanted = config.to_json()
     for name in _FIXED:
-        if wanted[name] != saved.settings[name]:
+        before, now = (_plain(values[name]) for values in (saved.settings, wanted))
+        if now != before:
             raise UserError(
-                f"{name} of run {config.resume} is {saved.settings[name]}, got "
-                f"{wanted[name]}: leave it out, or start a new run"
+                f"{name} of run {config.resume} is {before}, got {now}: leave it out, or start a "
+                "new run"
             )
     for space in ("observation_space", "action_space"):
         if getattr(saved, space) != getattr(facts, space):
             raise UserError(
-                f"{space} of {facts.name} is {getattr(facts, space)}, but run {config.resume} was "
-                f"trained with {getattr(saved, space)}"
+                f"{space} of {facts.name} is {one_line(getattr(facts, space))}, but run "
+                f"{config.resume} was trained with {one_line(getattr(saved, space))}"
             )
     if saved.counters.steps >= config.total_timesteps:
         raise UserError(
@@ -58,3 +61,8 @@ def best_return(folder: pathlib.Path, before: Counters) -> float | None:
         return before.best_return
     saved = Checkpoint.load(folder / BEST_FILE).counters.best_return
     return max((best for best in (saved, before.best_return) if best is not None), default=None)
+
+
+def _plain(value: Any) -> Any:
+    """Sizes given as a list from Python are kept as one, and read back as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
