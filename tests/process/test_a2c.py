@@ -197,3 +197,27 @@ def test_torchrun_with_two_ranks_solves_cartpole(tmp_path: pathlib.Path) -> None
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("solved: ") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_length_of_a_run(start) -> None:
+    """Box2D's small blocks between torch's large ones took 600 bytes for every step."""
+    pytest.importorskip("Box2D")
+
+    def resident_mb() -> float:
+        status = pathlib.Path(f"/proc/{run.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+    def steps() -> int:
+        rows = (run.folder / "progress.csv").read_text().splitlines() if run.trains() else []
+        return int(rows[-1].split(",")[1]) if len(rows) > 1 else 0
+
+    run = start("a2c", "--env", "LunarLander-v3", "--total-timesteps", "1000000000")
+    run.until(lambda: steps() > 150_000, 110)
+    before = resident_mb()
+    run.until(lambda: steps() > 450_000, 200)
+    assert resident_mb() - before < 90  # 180 where nothing is given back
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.end()[0] == 130
