@@ -57,6 +57,29 @@ def actor_critic(
     return ActorCriticLoss(policy + vf_coef * value - ent_coef * entropy, policy, value, entropy)
 
 
+def mean(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean of the valid entries, a scalar; 0 where there is none."""
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def reinforce(log_probs: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
+    """What REINFORCE minimises: its gradient is minus the policy gradient's estimate.
+
+        L = −1/B Σ_b Σ_t w_t log π(a_t|s_t)
+
+    Summed over an episode and averaged over episodes: a mean over steps would weigh an episode's
+    steps by the lengths of the others, and the estimate would be biased.
+
+    Args:
+        log_probs: log π(a_t|s_t), [T, B], with gradient.
+        weights: w_t, returns less baselines, [T, B], without gradient.
+        valid: [T, B] bool, False after an episode's end.
+
+    Source: Williams 1992, equation 4; with the return to go: Sutton et al. 2000, theorem 1.
+    """
+    return -torch.where(valid, weights * log_probs, 0.0).sum(0).mean()
+
+
 class ActorCritic(Protocol):
     """A policy and a value function in one."""
 

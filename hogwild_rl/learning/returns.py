@@ -59,3 +59,45 @@ def generalized_advantages(
     for t in reversed(range(T - 1)):
         rows[t].addcmul_(carried[t], rows[t + 1])
     return advantages
+
+
+def to_go(rewards: Tensor, gamma: float) -> Tensor:
+    """The discounted rewards from each step to the end of its episode.
+
+        R_t = r_t + γ R_{t+1}
+
+    Args:
+        rewards: r_t of whole episodes, each in a column, 0 after its end, [T, B].
+        gamma: discount γ in [0, 1].
+
+    Returns:
+        R_t, [T, B].
+
+    >>> to_go(torch.tensor([[1.0], [2.0], [4.0]]), gamma=0.5).T
+    tensor([[3., 4., 4.]])
+    """
+    returns = rewards.clone()
+    for t in reversed(range(len(rewards) - 1)):
+        returns[t] += gamma * returns[t + 1]
+    return returns
+
+
+def total(rewards: Tensor, gamma: float) -> Tensor:
+    """The discounted rewards of the whole episode, Σ γ^t r_t, at each of its steps; see `to_go`.
+
+    >>> total(torch.tensor([[1.0], [2.0], [4.0]]), gamma=0.5).T
+    tensor([[3., 3., 3.]])
+    """
+    return to_go(rewards, gamma)[0].expand_as(rewards)
+
+
+def mean_of_others(returns: Tensor) -> Tensor:
+    """For each episode the mean return of the other ones at the same step, [T, B] from [T, B].
+
+    With the episode's own return in it, the mean would depend on the action it is the baseline of.
+
+    >>> mean_of_others(torch.tensor([[1.0, 2.0, 6.0]]))
+    tensor([[4.0000, 3.5000, 1.5000]])
+    """
+    B = returns.shape[1]
+    return (returns.sum(1, keepdim=True) - returns) / max(B - 1, 1)

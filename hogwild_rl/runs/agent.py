@@ -15,8 +15,8 @@ from hogwild_rl.envs.actions import ActionCodec, one_line
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.models import networks
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.runs import actor_critic
 from hogwild_rl.runs.checkpoint import Checkpoint
+from hogwild_rl.runs.policy import architecture
 
 CHECKPOINT_FILE, BEST_FILE = "checkpoint.pt", "best.pt"
 
@@ -56,7 +56,7 @@ class Agent:
         self.model = ActorCritic(
             checkpoint.observation_space,
             checkpoint.action_space,
-            actor_critic.architecture(settings, network),
+            architecture(settings, network),
         )
         self.model.load_state_dict(checkpoint.parameters)
         self.model.requires_grad_(False).eval()

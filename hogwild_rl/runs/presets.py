@@ -70,6 +70,16 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "precision": "bfloat16",
     },
 }
+_REINFORCE: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {
+        "total_timesteps": 1_000_000,
+        "episodes": 16,
+        "learning_rate": 5e-3,
+        "gamma": 0.99,
+        "ent_coef": 0.0,
+        "max_grad_norm": 1e9,
+    },
+}
 _PRESETS = {"a3c": _ACTOR_CRITIC, "a2c": _ACTOR_CRITIC}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)
 _FAMILIES = {r"ALE/.*|.*NoFrameskip-v\d+": "ALE"}
@@ -92,6 +102,8 @@ def settings(algorithm: str, env: str, given: Mapping[str, Any]) -> dict[str, An
     Source of the rule: Malladi et al. 2022 (arXiv:2205.10287), definition 4.1. Without it 16
     workers failed on one of the three seeds of CartPole-v1 that were tried.
     """
+    if algorithm == "reinforce":
+        return dict(_REINFORCE.get(env, {}))
     family = next((name for ids, name in _FAMILIES.items() if re.fullmatch(ids, env)), env)
     preset = dict(_PRESETS[algorithm].get(family, _GENERIC))
     tuned_for = preset["num_envs"]

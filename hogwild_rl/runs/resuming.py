@@ -11,7 +11,7 @@ from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE
 from hogwild_rl.runs.checkpoint import Checkpoint, Counters
 
 # Settings that say what the saved parameters mean: a resumed run cannot change them.
-_FIXED = (
+_FIXED = {
     "env",
     "network",
     "hidden",
@@ -21,7 +21,7 @@ _FIXED = (
     "normalize_observations",
     "state_dependent_std",
     "rescale_actions",
-)
+}
 
 
 def checkpoint(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoint | None:
@@ -34,7 +34,7 @@ def checkpoint(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoi
         return None
     saved = Checkpoint.load(pathlib.Path(config.resume) / CHECKPOINT_FILE)
     wanted = config.to_json()
-    for name in _FIXED:
+    for name in _FIXED & wanted.keys():
         before, now = (_plain(values[name]) for values in (saved.settings, wanted))
         if now != before:
             raise UserError(

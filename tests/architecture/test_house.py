@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "runs": {"hogwild", "envs", "models", "learning"},
     "evaluate": {"envs", "models", "learning", "runs"},
     "a2c": {"hogwild", "envs", "models", "learning", "runs"},
+    "reinforce": {"hogwild", "envs", "models", "learning", "runs"},
     "plot": {"runs"},
     "a3c": {"hogwild", "envs", "models", "learning", "runs"},
 }

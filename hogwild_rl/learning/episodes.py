@@ -1,0 +1,80 @@
+"""Acting: whole episodes, side by side."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from hogwild_rl.learning.rollout import Act, Interface, Rollout
+
+
+class EpisodeCollector:
+    """Plays one episode in each of B environments, over and over.
+
+    Attributes:
+        episodes: (undiscounted return, length) of each episode of the last `collect`.
+        steps: how many they took together.
+
+    Args:
+        envs: vector environments with NEXT_STEP autoreset.
+        interface: between them and a policy without a memory.
+        seed: of the environments.
+        lap: called with "act" or "env" when that phase ends, to be timed.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        interface: Interface,
+        seed: int,
+        lap: Callable[[str], None],
+    ) -> None:
+        self.episodes: list[tuple[float, int]] = []
+        self.steps = 0
+        self._envs, self._interface, self._lap = envs, interface, lap
+        self._dtype = interface.observations.dtype
+        self._seed: int | None = seed  # for the first reset; the streams go on from there
+
+    @torch.no_grad()
+    def collect(self, act: Act) -> Rollout:
+        """As many rows as the longest episode has steps; an episode is valid up to its end."""
+        encode, decode = self._interface.observations.rows, self._interface.actions.to_env
+        running = np.ones(self._envs.num_envs, dtype=bool)
+        nothing = torch.zeros(2, len(running), 0)
+        observation, _ = self._envs.reset(seed=self._seed)
+        self._seed = None
+        seen, steps = [np.array(encode(observation), self._dtype)], []
+        while running.any():
+            actions = act(torch.from_numpy(seen[-1]), nothing)[0].numpy()
+            self._lap("act")
+            observation, reward, terminated, truncated, _ = self._envs.step(decode(actions))
+            steps.append((actions, reward * running, terminated & running, truncated & running))
+            seen.append(np.array(encode(observation), self._dtype))
+            running = running & ~(terminated | truncated)
+            self._lap("env")
+        return self._rollout(np.stack(seen), *map(np.stack, zip(*steps, strict=True)))
+
+    def _rollout(
+        self, seen: Any, actions: Any, rewards: Any, terminated: Any, truncated: Any
+    ) -> Rollout:
+        ended = terminated | truncated
+        valid = ended.cumsum(0) - ended == 0
+        self.episodes = [
+            (float(total), int(length))
+            for total, length in zip(rewards.sum(0), valid.sum(0), strict=True)
+        ]
+        self.steps = int(valid.sum())
+        paid = rewards.astype(np.float32)
+        if self._interface.rewards is not None:
+            self._interface.rewards(paid, ended, valid)
+        return Rollout(
+            observations=torch.from_numpy(seen),
+            state=torch.zeros(2, valid.shape[1], 0),
+            actions=torch.from_numpy(actions),
+            rewards=torch.from_numpy(paid),
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(truncated),
+            valid=torch.from_numpy(valid),
+        )

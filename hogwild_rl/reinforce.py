@@ -1,0 +1,165 @@
+"""REINFORCE: the policy gradient, from whole episodes. The shortest way into this package.
+
+    python -m hogwild_rl.reinforce
+    python -m hogwild_rl.reinforce --env Acrobot-v1 --returns to-go --baseline mean
+
+A policy π_θ gives an episode τ = s_0 a_0 r_0 s_1 … the probability P_θ(τ), and its value is
+J(θ) = Σ_τ P_θ(τ) R(τ). Since ∇P = P ∇log P, its gradient is a mean that playing can estimate:
+
+    ∇J = Σ_τ P_θ(τ) R(τ) ∇log P_θ(τ) = E[ R(τ) Σ_t ∇log π_θ(a_t|s_t) ]         --returns total
+
+as of log P_θ(τ) = log p(s_0) + Σ_t log π_θ(a_t|s_t) + Σ_t log p(s_{t+1}|s_t, a_t) only the middle
+depends on θ. What was paid before a_t has nothing to do with a_t: given s_t, E[∇log π(a_t|s_t)] is
+0, and so is its product with anything known before a_t is drawn. Leaving such terms out leaves the
+mean as it is, and takes their noise away:
+
+    ∇J = E[ Σ_t ∇log π_θ(a_t|s_t) R_t ]        R_t = r_t + r_{t+1} + …          --returns to-go
+
+For the same reason a baseline b that does not depend on a_t may be taken off, R_t − b: actions are
+then judged by whether they paid more than usual. `mean` is the mean return of the other episodes,
+`value` a network's estimate V(s_t), which learns from the same returns. With γ < 1 later rewards
+count less, which lowers the noise too, and the gradient is that of a more short-sighted J.
+
+Source: Williams 1992, sections 2 to 4; return to go: Sutton et al. 2000; baselines: Greensmith et
+al. 2004.
+"""
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
+
+import contextlib
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hogwild_rl.envs import backends
+from hogwild_rl.hogwild import memory
+from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
+from hogwild_rl.hogwild.optim import SharedAdam
+from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.hogwild.worker import random_seeds
+from hogwild_rl.learning import losses, returns
+from hogwild_rl.learning.episodes import EpisodeCollector
+from hogwild_rl.learning.rollout import Rollout
+from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.runs import cli, devices, settings
+from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.normalize import Normalization
+from hogwild_rl.runs.policy import PolicySettings
+from hogwild_rl.runs.session import Session
+
+
+@settings.completed("reinforce")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(PolicySettings):
+    """Settings of REINFORCE. What is not given comes from the environment's preset."""
+
+    returns: Literal["total", "to-go"] = "to-go"
+    """What an action is credited with: all of its episode's rewards, or those that follow it."""
+    baseline: Literal["none", "mean", "value"] = "value"
+    """What is taken off: nothing, the other episodes' mean, or a network's estimate."""
+    episodes: int = 16
+    """Played for each update, side by side."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settings.at_least("episodes", self.episodes, 2 if self.baseline == "mean" else 1)
+
+
+def loss_of(model: ActorCritic, episodes: Rollout, config: Config) -> Tensor:
+    """Minus the estimate of J, with what a value network and the policy's entropy add to it."""
+    policy, values = model(episodes.observations)
+    values, valid = values[:-1], episodes.valid
+    credited = {"total": returns.total, "to-go": returns.to_go}[config.returns]
+    credit = credited(episodes.rewards, config.gamma)
+    loss = -config.ent_coef * losses.mean(policy.entropy(), valid)
+    if config.baseline == "mean":
+        credit = credit - returns.mean_of_others(credit)
+    elif config.baseline == "value":
+        ahead = returns.to_go(episodes.rewards, config.gamma)
+        loss = loss + config.vf_coef * losses.mean((ahead - values).square(), valid)
+        credit = credit - values.detach()
+    return loss + losses.reinforce(policy.log_prob(episodes.actions), credit, valid)
+
+
+def learn(
+    config: Config,
+    session: Session,
+    shared: SharedModel[ActorCritic],
+    optimizer: SharedAdam,
+    normalization: Normalization,
+    slots: Slots,
+) -> None:
+    """Play, learn, step, until the steps add up to the total."""
+    env_seed, action_seed = random_seeds(config.seed, 0, session.before.lives, 2)
+    act = functools.partial(shared.module.act, generator=torch.Generator().manual_seed(action_seed))
+    slot, normalizer = slots.writer(0), config.normalizer(normalization, 0)
+    source, interface = session.facts.source, config.interface(session.facts, normalizer)
+    backend = backends.choose(source, "auto", config.episodes, cores=1)
+    envs = backends.make(source, backend, config.episodes, cores=1)
+    with contextlib.closing(envs):
+        collector = EpisodeCollector(envs, interface, env_seed, slot.lap)
+        while not session.ending:
+            progress = (session.before.steps + slots.total("steps")) / config.total_timesteps
+            if progress >= 1:
+                break
+            normalization.freeze(shared.module)
+            episodes = collector.collect(act)
+            normalizer.add(episodes)
+            gradient = shared.gradient(loss_of(shared.module, episodes, config))
+            slot.add_rollout(collector.steps, collector.episodes)
+            if math.isfinite(clip_by_global_norm_(gradient, config.max_grad_norm)):
+                optimizer.learning_rate = config.learning_rate_at(progress)
+                optimizer.apply(gradient)
+                slot.add_update(slot.total_updates())
+            else:
+                slot.add_dropped()
+            slot.lap("learn")
+            played = np.array(collector.episodes)[:, 0]
+            session.tell(
+                f"batch {slots.total('updates')}: return mean {played.mean():.1f}, "
+                f"std {played.std():.1f}, min {played.min():.1f}, max {played.max():.1f}"
+            )
+            session.observe(slots)
+
+
+def train(config: Config) -> Agent:
+    """Trains until `total_timesteps`, and returns the agent.
+
+    Raises:
+        UserError: a setting, the environment or the folder cannot be used; nothing was changed.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written.
+        SystemExit: SIGTERM, likewise.
+    """
+    torch.set_flush_denormal(True)
+    memory.keep_freed()
+    session = Session("reinforce", config)
+    shared = SharedModel(config.model(session.facts))
+    optimizer = SharedAdam(shared, config.learning_rate)
+    normalization = config.normalization(session.facts, workers=1)
+    slots = Slots(1)
+    finished = False
+    with devices.few_threads(shared.module, config.episodes), session.interruptible():
+        session.open(shared.module, optimizer, normalization)
+        try:
+            learn(config, session, shared, optimizer, normalization, slots)
+            finished = True
+        finally:
+            agent = session.close(slots, failed=not finished)
+    return agent
+
+
+def main() -> None:
+    """The command line: ``python -m hogwild_rl.reinforce --help``."""
+    train(cli.parse(Config, "reinforce", "The policy gradient, from whole episodes."))
+
+
+if __name__ == "__main__":
+    cli.run(main)
