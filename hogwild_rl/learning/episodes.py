@@ -50,7 +50,8 @@ class EpisodeCollector:
             actions = act(torch.from_numpy(seen[-1]), nothing)[0].numpy()
             self._lap("act")
             observation, reward, terminated, truncated, _ = self._envs.step(decode(actions))
-            steps.append((actions, reward * running, terminated & running, truncated & running))
+            paid = np.where(running, reward, 0.0)  # not a product: what comes later may be NaN
+            steps.append((actions, paid, terminated & running, truncated & running))
             seen.append(np.array(encode(observation), self._dtype))
             running = running & ~(terminated | truncated)
             self._lap("env")
