@@ -53,8 +53,13 @@ class PoolVectorEnv(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Makes the pool, whose seeds cannot be changed later: `seed`, `seed` + 1, ..."""
+        """Makes the pool, whose seeds cannot be changed later: `seed`, `seed` + 1, ...
+
+        Without a seed the pool there is goes on, as gymnasium has it.
+        """
         del options
+        if seed is None and self._pool is not None:
+            return self._pool.reset()[0], {}
         import envpool
 
         seeds = 0 if seed is None else [(seed + i) % 2**31 for i in range(self.num_envs)]

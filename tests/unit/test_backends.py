@@ -1,5 +1,6 @@
 """Every way of stepping environments keeps one contract: trajectories equal a plain loop's."""
 
+import contextlib
 import functools
 import importlib.util
 from typing import Any
@@ -127,6 +128,23 @@ def test_groups_step_the_same_environments(name: str) -> None:
 
     for b in range(6):
         replayed(rollout, b, gymnasium.make("CartPole-v1"), start)
+
+
+@pytest.mark.parametrize(
+    "name", ["native", "sync", "async", pytest.param("envpool", marks=needs_pool)]
+)
+def test_a_reset_without_a_seed_goes_on_and_one_with_a_seed_begins_again(name: str) -> None:
+    """In the middle of episodes too: other starts every time, and the first ones from the seed."""
+    source = vector.spec("CartPole-v1")
+    envs = backends.make(source, backends.Backend(name, "for this test"), 3, cores=1)
+    with contextlib.closing(envs):
+        starts = []
+        for seed in (SEED, None, None, None, SEED):
+            starts.append(np.array(envs.reset(seed=seed)[0]))
+            for _ in range(30):
+                envs.step(np.ones(3, dtype=np.int64))
+    assert len(np.unique(np.concatenate(starts[:-1]), axis=0)) == 12
+    np.testing.assert_array_equal(starts[0], starts[-1])
 
 
 def test_a_rollout_copied_to_a_device_is_the_same() -> None:
