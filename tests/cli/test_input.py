@@ -12,12 +12,18 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hogwild_rl import a2c, a3c, evaluate, plot
+from hogwild_rl import a2c, a3c, evaluate, plot, reinforce
 from hogwild_rl.hogwild import memory
 from hogwild_rl.runs import checkpoint, cli
 from tests import envs
 
-PROGRAMS = {"a2c": a2c.main, "a3c": a3c.main, "evaluate": evaluate.main, "plot": plot.main}
+PROGRAMS = {
+    "a2c": a2c.main,
+    "a3c": a3c.main,
+    "evaluate": evaluate.main,
+    "plot": plot.main,
+    "reinforce": reinforce.main,
+}
 
 Command = Callable[..., str]
 
@@ -154,6 +160,34 @@ def test_bad_flags_of_a2c_are_refused(
     folder = tmp_path / "run"
     assert re.search(told, refused("a2c", *flags, "--run-dir", str(folder)))
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--episodes", "0"], "episodes must be at least 1, got 0"),
+        (["--episodes", "few"], "--episodes wants a whole number, got 'few'"),
+        (["--baseline", "mean", "--episodes", "1"], "episodes must be at least 2, got 1"),
+        (["--returns", "nonsense"], "nonsense"),
+        (["--baseline", "median"], "median"),
+        (["--gamma", "1.5"], "gamma must lie between 0 and 1, got 1.5"),
+        (["--n-steps", "5"], "--n-steps"),
+        (["--workers", "2"], "--workers"),
+        (["--lstm", "8"], "--lstm"),
+        (["--env", "CartPol-v1"], "did you mean CartPole-v1"),
+        (["--env", "tests.envs:Words-v0"], "observation space Text(1, 5"),
+    ],
+)
+def test_bad_flags_of_reinforce_are_refused(
+    refused: Command, flags: list[str], told: str, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "run"
+    assert told in refused("reinforce", *flags, "--run-dir", str(folder))
+    assert not folder.exists()
+
+
+def test_reinforce_does_not_resume_a_run_of_another(refused: Command, run: pathlib.Path) -> None:
+    assert "is a run of a3c" in refused("reinforce", "--resume", str(run))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,0 +1,113 @@
+"""REINFORCE as a process: what it says, what it leaves, and how it goes on."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hogwild_rl
+from hogwild_rl import reinforce
+
+BATCH = re.compile(
+    r"^batch (\d+): return mean (-?[\d.]+), std ([\d.]+), min (-?[\d.]+), max (-?[\d.]+)$",
+    re.MULTILINE,
+)
+
+
+def run_again(*arguments: str) -> str:
+    """A program that must end well; what it printed."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-m", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_a_run_tells_its_batches_is_resumed_and_played(start) -> None:
+    run = start("reinforce", "--total-timesteps", "3000", "--returns", "total", "--hidden", "8")
+    code, out, err = run.end()
+    assert code == 0, err
+    assert "Warning" not in err
+    batches = BATCH.findall(out)
+    assert [int(number) for number, *_ in batches] == list(range(1, len(batches) + 1))
+    for mean, std, low, high in (map(float, numbers) for _, *numbers in batches):
+        assert low <= mean <= high
+        assert std <= high - low
+    first = hogwild_rl.load(run.folder).checkpoint
+    assert first.algorithm == "reinforce"
+    assert first.counters.updates == len(batches) > 5
+    assert first.counters.episodes == 16 * len(batches)
+    assert 3000 <= first.counters.steps < 3000 + 16 * 500
+    last = (run.folder / "progress.csv").read_text().splitlines()[-1].split(",")
+    assert int(last[1]) == first.counters.steps
+
+    goes_on = ("--resume", str(run.folder), "--total-timesteps", "6000")
+    assert BATCH.search(run_again("hogwild_rl.reinforce", *goes_on))
+    second = hogwild_rl.load(run.folder).checkpoint
+    assert second.counters.steps >= 6000
+    assert second.counters.updates > first.counters.updates
+    assert (second.settings["returns"], second.settings["hidden"]) == ("total", (8,))
+    assert "return" in run_again("hogwild_rl.evaluate", str(run.folder), "--episodes", "3")
+
+
+def test_ctrl_c_saves_and_ends_cleanly(start) -> None:
+    run = start("reinforce", "--total-timesteps", "1000000000")
+    run.until(run.trains, 60)
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, out, err = run.end()
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert f"hogwild_rl.reinforce --resume {run.folder}" in out
+    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+def test_an_environment_that_raises_ends_the_run_saved(start) -> None:
+    run = start("reinforce", "--env", "tests.envs:FaultyRaise-v0")
+    code, out, err = run.end()
+    assert code == 1
+    assert "the gearbox is on fire" in err
+    assert f"--resume {run.folder}" in out
+    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+def trained(folder: pathlib.Path, **given: object) -> dict[str, torch.Tensor]:
+    """The parameters after a short run in this process."""
+    settings = {"total_timesteps": 2000, "hidden": (8,), "quiet": True, "run_dir": str(folder)}
+    return reinforce.train(reinforce.Config(**{**settings, **given})).checkpoint.parameters
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"baseline": "none", "returns": "total"},
+        {"baseline": "mean", "normalize_observations": True},
+        {"baseline": "value", "normalize_rewards": True},
+        {"episodes": 1, "env": "tests.envs:Chain-v0", "total_timesteps": 300},
+    ],
+    ids=str,
+)
+def test_one_seed_gives_one_run_to_the_last_bit(tmp_path: pathlib.Path, given) -> None:
+    first, second = (trained(tmp_path / name, **given) for name in "ab")
+    other = trained(tmp_path / "c", seed=1, **given)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_gradients_that_are_not_finite_are_dropped_and_told(start) -> None:
+    run = start("reinforce", "--env", "tests.envs:FaultyNan-v0", "--total-timesteps", "4000")
+    code, out, err = run.end()
+    assert code == 0, err
+    saved = hogwild_rl.load(run.folder).checkpoint
+    assert saved.counters.dropped >= 1
+    assert "dropped" in out
+    assert all(bool(tensor.isfinite().all()) for tensor in saved.parameters.values())
