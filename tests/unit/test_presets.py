@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hogwild_rl import a2c, a3c
+from hogwild_rl import a2c, a3c, reinforce
 from hogwild_rl.runs import presets
 
 
@@ -36,6 +36,7 @@ def test_every_preset_is_a_valid_config(env: str) -> None:
     assert config.total_timesteps >= 1
     assert config.envs_per_worker >= 1
     assert a2c.Config(env=env).num_envs >= 1
+    assert reinforce.Config(env=env).episodes >= 1
 
 
 def test_a2c_takes_all_environments_and_smaller_batches_take_smaller_steps() -> None:

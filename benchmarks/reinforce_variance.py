@@ -1,0 +1,120 @@
+"""How noisy REINFORCE's gradient is: what is credited, and what is taken off.
+
+    python benchmarks/reinforce_variance.py
+
+The trace of its covariance with a fixed policy, γ = 1, and its mean squared (sampled: a product of
+two halves' means). On 28 possible episodes (tests/mdp.py), two to an estimate: over all pairs, and
+sampled. On CartPole-v1 after some training, 16 to each: with the value as learned, then fitted.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+import machine
+import torch
+import tyro
+from torch import Tensor
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+
+from hogwild_rl import reinforce
+from hogwild_rl.envs import vector
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.learning import losses, returns
+from hogwild_rl.learning.episodes import EpisodeCollector
+from hogwild_rl.learning.rollout import Interface, Rollout
+from hogwild_rl.models.actor_critic import ActorCritic
+from tests import mdp
+
+VARIANTS = list(itertools.product(("total", "to-go"), ("none", "mean", "value")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How much to measure."""
+
+    estimates: int = 500
+    """Of the gradient, sampled in each environment."""
+    trained_for: int = 30_000
+    """Steps after which CartPole's policy is fixed."""
+
+
+def estimates(model: ActorCritic, batches: list[Rollout], credit: Any, baseline: Any) -> Tensor:
+    """The policy's gradient from each batch, [N, P]."""
+    config = reinforce.Config(returns=credit, baseline=baseline, gamma=1, ent_coef=0, vf_coef=0)
+    policy = [*model.policy_body.parameters(), *model.policy_head.parameters()]
+    objectives = (reinforce.loss_of(model, batch, config) for batch in batches)
+    gradients = (torch.autograd.grad(loss, policy) for loss in objectives)
+    return -torch.stack([torch.cat([g.double().flatten() for g in parts]) for parts in gradients])
+
+
+def played(env: Any, model: ActorCritic, size: int, count: int, seed: int) -> list[Rollout]:
+    """As many batches of so many episodes."""
+    envs = vector.make_vector_env(env, size)
+    seen, chosen = envs.single_observation_space, envs.single_action_space
+    interface = Interface(ObservationCodec.of(seen), ActionCodec.of(chosen))
+    act = functools.partial(model.act, generator=torch.Generator().manual_seed(seed))
+    collector = EpisodeCollector(envs, interface, seed, lambda _: None)
+    return [collector.collect(act) for _ in range(count)]
+
+
+def fit(model: ActorCritic, batches: list[Rollout], steps: int) -> None:
+    """The value function alone learns the returns to go."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)  # the policy's have no gradient
+    for batch in itertools.islice(itertools.cycle(batches), steps):
+        error = returns.to_go(batch.rewards, 1.0) - model(batch.observations)[1][:-1]
+        optimizer.zero_grad()
+        losses.mean(error.square(), batch.valid).backward()
+        optimizer.step()
+
+
+def exact(variant: tuple[str, str]) -> tuple[float, float]:
+    """Trace and squared length of the small process."""
+    model, every = mdp.model(), mdp.episodes()
+    policy = mdp.policy_of(*mdp.parameters_of(model))
+    P = torch.tensor([mdp.probability(each, policy) for each in every], dtype=torch.float64)
+    pairs = [mdp.rollout(pair) for pair in itertools.product(every, repeat=2)]
+    weights, found = torch.outer(P, P).flatten(), estimates(model, pairs, *variant)
+    mean = weights @ found
+    return float((weights @ (found - mean).square()).sum()), float(mean.square().sum())
+
+
+def main() -> None:
+    """Measures, prints and writes the table."""
+    config = tyro.cli(Config, description=__doc__)
+    torch.set_num_threads(1)
+    print(machine.describe())
+    columns, rows = ("env", "returns", "baseline", "how", "variance", "squared_mean"), []
+
+    def tell(*values: str | float) -> None:
+        row = [f"{value:.4g}" if isinstance(value, float) else value for value in values]
+        rows.append(dict(zip(columns, row, strict=True)))
+        print("".join(f"{word:<13}" for word in row))
+
+    def sample(env: str, source: Any, model: ActorCritic, size: int, how: str = "sampled") -> None:
+        batches = played(source, model, size, config.estimates, seed=0)
+        for variant in VARIANTS if how == "sampled" else [("to-go", "value")]:
+            found = estimates(model, batches, *variant)
+            squared = float(found[::2].mean(0) @ found[1::2].mean(0))
+            tell(env, *variant, how, float(found.var(0).sum()), squared)
+
+    for variant in VARIANTS:
+        tell("small", *variant, "exact", *exact(variant))
+    sample("small", mdp.Small, mdp.model(dtype=torch.float32), 2)
+    with tempfile.TemporaryDirectory() as folder:
+        training: Any = {"total_timesteps": config.trained_for, "run_dir": f"{folder}/run"}
+        model = reinforce.train(reinforce.Config(**training, gamma=1, quiet=True)).model
+    sample("CartPole-v1", "CartPole-v1", model.requires_grad_(True), 16)
+    fit(model, played("CartPole-v1", model, 16, 30, seed=1), 500)
+    sample("CartPole-v1", "CartPole-v1", model, 16, "fitted")
+    print(f"written: {machine.write_csv('reinforce_variance', rows)}")
+
+
+if __name__ == "__main__":
+    main()
