@@ -18,7 +18,8 @@ mean as it is, and takes their noise away:
 For the same reason a baseline b that does not depend on a_t may be taken off, R_t − b: actions are
 then judged by whether they paid more than usual. `mean` is the mean return of the other episodes,
 `value` a network's estimate V(s_t), which learns from the same returns. With γ < 1 later rewards
-count less, which lowers the noise too, and the gradient is that of a more short-sighted J.
+count less, which lowers the noise too; `total` then gives the gradient of the discounted J, and
+`to-go` that of no J at all (Nota and Thomas 2020), though everybody uses it.
 
 Source: Williams 1992, sections 2 to 4; return to go: Sutton et al. 2000; baselines: Greensmith et
 al. 2004.
@@ -63,7 +64,7 @@ class Config(PolicySettings):
 
     returns: Literal["total", "to-go"] = "to-go"
     """What an action is credited with: all of its episode's rewards, or those that follow it."""
-    baseline: Literal["none", "mean", "value"] = "value"
+    baseline: Literal["none", "mean", "value"] = "mean"
     """What is taken off: nothing, the other episodes' mean, or a network's estimate."""
     episodes: int = 16
     """Played for each update, side by side."""
@@ -123,9 +124,10 @@ def learn(
                 slot.add_dropped()
             slot.lap("learn")
             played = np.array(collector.episodes)[:, 0]
+            batch = session.before.updates + slots.total("updates")
             session.tell(
-                f"batch {slots.total('updates')}: return mean {played.mean():.1f}, "
-                f"std {played.std():.1f}, min {played.min():.1f}, max {played.max():.1f}"
+                f"batch {batch}: return mean {played.mean():.1f}, std {played.std():.1f}, "
+                f"min {played.min():.1f}, max {played.max():.1f}"
             )
             session.observe(slots)
 
