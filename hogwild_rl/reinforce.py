@@ -40,6 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hogwild_rl import UserError
 from hogwild_rl.envs import backends
 from hogwild_rl.hogwild import memory
 from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
@@ -71,7 +72,9 @@ class Config(PolicySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settings.at_least("episodes", self.episodes, 2 if self.baseline == "mean" else 1)
+        settings.at_least("episodes", self.episodes, 1)
+        if self.baseline == "mean" and self.episodes == 1:
+            raise UserError("baseline mean is that of other episodes: give episodes 2 or more")
 
 
 def loss_of(model: ActorCritic, episodes: Rollout, config: Config) -> Tensor:

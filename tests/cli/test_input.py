@@ -167,7 +167,10 @@ def test_bad_flags_of_a2c_are_refused(
     [
         (["--episodes", "0"], "episodes must be at least 1, got 0"),
         (["--episodes", "few"], "--episodes wants a whole number, got 'few'"),
-        (["--baseline", "mean", "--episodes", "1"], "episodes must be at least 2, got 1"),
+        (
+            ["--baseline", "mean", "--episodes", "1"],
+            "baseline mean is that of other episodes: give episodes 2 or more",
+        ),
         (["--returns", "nonsense"], "nonsense"),
         (["--baseline", "median"], "median"),
         (["--gamma", "1.5"], "gamma must lie between 0 and 1, got 1.5"),

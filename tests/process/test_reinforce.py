@@ -92,7 +92,7 @@ def trained(folder: pathlib.Path, **given: object) -> dict[str, torch.Tensor]:
         {"baseline": "none", "returns": "total"},
         {"baseline": "mean", "normalize_observations": True},
         {"baseline": "value", "normalize_rewards": True},
-        {"episodes": 1, "env": "tests.envs:Chain-v0", "total_timesteps": 300},
+        {"episodes": 1, "baseline": "none", "env": "tests.envs:Chain-v0", "total_timesteps": 300},
     ],
     ids=str,
 )
