@@ -95,7 +95,7 @@ def run(trained: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
         (["--env", "tests.envs:Choosy-v0"], "action space Sequence(Discrete(2)"),
         (["--network", "resnet"], "resnet"),
         (["--network", "a3c"], "network a3c is for images: use auto or mlp"),
-        (["--lstm", "-1"], "lstm must lie between 0 and"),
+        (["--lstm", "-1"], "lstm must be at least 0, got -1"),
         (["--clip-rewards", "0"], "clip_rewards must be above 0, got 0"),
         (["--log-std-init", "3"], "log_std_init must lie between -10 and 2, got 3"),
         (["--resume", "no/such/run"], "run no/such/run does not exist"),
