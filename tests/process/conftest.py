@@ -16,11 +16,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 class Run:
     """A training process in a session of its own, so that all its descendants can be found."""
 
-    def __init__(self, folder: pathlib.Path, program: str, *flags: str) -> None:
+    def __init__(
+        self, folder: pathlib.Path, program: str, *flags: str, warnings: str = "error"
+    ) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-W", "error", "-m", f"hogwild_rl.{program}"),
+                *(sys.executable, "-W", warnings, "-m", f"hogwild_rl.{program}"),
                 *("--run-dir", str(folder), *flags),
             ],
             stdout=subprocess.PIPE,
@@ -70,8 +72,8 @@ def start(tmp_path: pathlib.Path):
     shm = set(pathlib.Path("/dev/shm").iterdir())
     runs: list[Run] = []
 
-    def start(program: str, *flags: str) -> Run:
-        runs.append(Run(tmp_path / f"run{len(runs)}", program, *flags))
+    def start(program: str, *flags: str, **options: str) -> Run:
+        runs.append(Run(tmp_path / f"run{len(runs)}", program, *flags, **options))
         return runs[-1]
 
     yield start
