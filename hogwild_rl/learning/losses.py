@@ -20,6 +20,11 @@ class ActorCriticLoss:
     entropy: Tensor
 
 
+def mean(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean of the valid entries, a scalar; 0 where there is none."""
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
+
+
 def actor_critic(
     log_probs: Tensor,
     entropies: Tensor,
@@ -50,16 +55,10 @@ def actor_critic(
 
     Source: Mnih et al. 2016 (arXiv:1602.01783), section 4 and algorithm S3.
     """
-    count = valid.sum().clamp(min=1)
-    policy = -torch.where(valid, advantages * log_probs, 0.0).sum() / count
-    value = torch.where(valid, (targets - values).square(), 0.0).sum() / count
-    entropy = torch.where(valid, entropies, 0.0).sum() / count
+    policy = -mean(advantages * log_probs, valid)
+    value = mean((targets - values).square(), valid)
+    entropy = mean(entropies, valid)
     return ActorCriticLoss(policy + vf_coef * value - ent_coef * entropy, policy, value, entropy)
-
-
-def mean(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean of the valid entries, a scalar; 0 where there is none."""
-    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def reinforce(log_probs: Tensor, weights: Tensor, valid: Tensor) -> Tensor:

@@ -13,8 +13,6 @@ from hogwild_rl import UserError
 from hogwild_rl.envs.observations import ObservationCodec
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
-
-
 _Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
 BodyMaker = Callable[[Space[Any]], nn.Module]
 
