@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hogwild_rl import a2c as a2c
     from hogwild_rl import a3c as a3c
+    from hogwild_rl import ddpg as ddpg
     from hogwild_rl import reinforce as reinforce
+    from hogwild_rl import td3 as td3
     from hogwild_rl.runs.agent import Agent as Agent
     from hogwild_rl.runs.agent import load as load
 
 __version__ = "0.1.0"
-__all__ = ["Agent", "UserError", "a2c", "a3c", "load", "reinforce"]
+__all__ = ["Agent", "UserError", "a2c", "a3c", "ddpg", "load", "reinforce", "td3"]
 
 _HOMES = {"Agent": "hogwild_rl.runs.agent", "load": "hogwild_rl.runs.agent"}
-_MODULES = {"a2c", "a3c", "reinforce"}
+_MODULES = {"a2c", "a3c", "ddpg", "reinforce", "td3"}
 
 
 class UserError(ValueError):

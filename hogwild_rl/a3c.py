@@ -35,14 +35,11 @@ from hogwild_rl.hogwild.worker import Worker
 from hogwild_rl.learning import losses
 from hogwild_rl.learning.rollout import Collector
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.runs import cli, devices, settings
+from hogwild_rl.runs import cli, crew, devices, settings
 from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.normalize import Normalization
 from hogwild_rl.runs.session import Session
-
-_OBSERVE_EVERY_S = 0.05
-_STOP_TIMEOUT_S = 10.0
 
 
 @settings.completed("a3c")
@@ -140,20 +137,7 @@ def train(config: Config) -> Agent:
         slots,
         session.before.steps,
     )
-    crew = workers.Workers(work, arguments, config.workers, config.seed, session.before.lives)
-    failures: list[workers.Failure] = []
-    with session.interruptible():
-        try:
-            with crew:
-                while crew.running and not failures and not session.ending:
-                    failures = crew.wait(_OBSERVE_EVERY_S)
-                    session.observe(slots)
-                failures += crew.stop(_STOP_TIMEOUT_S)
-        finally:
-            agent = session.close(slots, failed=bool(failures))
-    if failures:
-        raise cli.WorkersFailedError("\n".join(map(str, failures)))
-    return agent
+    return crew.in_processes(session, slots, work, arguments, config.seed)
 
 
 def main() -> None:

@@ -8,12 +8,18 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 _SHARED_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108  a look at its size, nothing is written
+_MEMORY = pathlib.Path("/proc/meminfo")
+_GROUPS = pathlib.Path("/sys/fs/cgroup")
+_GROUP_LIMITS = (
+    (_GROUPS / "memory.max", _GROUPS / "memory.current"),
+    (_GROUPS / "memory/memory.limit_in_bytes", _GROUPS / "memory/memory.usage_in_bytes"),
+)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
 _KEPT_BYTES, _OLD_MOST_BYTES = 1 << 30, 32 << 20
@@ -51,6 +57,22 @@ def zeros_like(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cpu" and tensor.is_shared():  # type: ignore[no-untyped-call]
         return zeros(*tensor.shape, dtype=tensor.dtype)
     return torch.zeros_like(tensor, requires_grad=False)
+
+
+def available() -> int | None:
+    """Bytes of memory that this process may still take, or None where nobody says."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = _MEMORY.read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return min([int(kilobytes) * 1024, *_left_in_group()])
+    return None
+
+
+def _left_in_group() -> Iterator[int]:
+    """What the control group of a container leaves of it, where there is a limit."""
+    for limit, used in _GROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # another version, or "max": no limit
+            yield max(0, int(limit.read_text()) - int(used.read_text()))
 
 
 @functools.cache

@@ -25,17 +25,18 @@ class Worker:
         index: 0 for the first worker.
         incarnation: 0 at first, 1 after a restart of this worker, and so on.
         seed: what `random_seeds` are drawn from.
+        stop: tells whether the work should end.
     """
 
     index: int
     incarnation: int
     seed: int
-    _stop: Any
+    stop: Callable[[], Any]
 
     @property
     def stopping(self) -> bool:
         """True once the parent has asked the workers to end."""
-        return bool(self._stop[0])
+        return bool(self.stop())
 
     def random_seeds(self, count: int) -> list[int]:
         """Seeds below 2³¹ that no other worker, and no other life of this one, is given."""

@@ -126,7 +126,7 @@ class Workers:
     def _start(self, index: int) -> None:
         context: Any = multiprocessing.get_context(_METHOD)
         tracebacks, child_end = context.Pipe(duplex=False)
-        worker = Worker(index, self._incarnation, self._seed, self._stop)
+        worker = Worker(index, self._incarnation, self._seed, self._stop.item)
         process = context.Process(
             target=live,
             args=(worker, self._target, self._arguments, child_end),

@@ -79,6 +79,18 @@ def reinforce(log_probs: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
     return -torch.where(valid, weights * log_probs, 0.0).sum(0).mean()
 
 
+def critics(values: Tensor, targets: Tensor) -> Tensor:
+    """What critics minimise, each on its own: Σ_i mean((y − Q_i(s, a))²).
+
+    Args:
+        values: Q_i(s, a), [N, B], with gradient.
+        targets: y, [B], without gradient.
+
+    Source: Fujimoto et al. 2018 (arXiv:1802.09477), algorithm 1.
+    """
+    return (values - targets).square().mean(1).sum()
+
+
 class ActorCritic(Protocol):
     """A policy and a value function in one."""
 

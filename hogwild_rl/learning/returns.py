@@ -61,6 +61,27 @@ def generalized_advantages(
     return advantages
 
 
+def one_step(rewards: Tensor, next_values: Tensor, terminated: Tensor, *, gamma: float) -> Tensor:
+    """What a transition is worth by what it paid and what is thought of where it led.
+
+        y = r + γ (1 − terminated) v(s')
+
+    Args:
+        rewards: r, [N].
+        next_values: v(s'), [N].
+        terminated: [N] bool; behind a time limit there is a future.
+        gamma: discount γ in [0, 1].
+
+    Returns:
+        y, [N].
+
+    >>> ended = torch.tensor([False, True])
+    >>> one_step(torch.tensor([1.0, 1.0]), torch.tensor([4.0, 4.0]), ended, gamma=0.5)
+    tensor([3., 1.])
+    """
+    return rewards + gamma * next_values.masked_fill(terminated, 0.0)
+
+
 def to_go(rewards: Tensor, gamma: float) -> Tensor:
     """The discounted rewards from each step to the end of its episode.
 

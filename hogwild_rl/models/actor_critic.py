@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
@@ -176,14 +175,10 @@ def _body(
     network, hidden = architecture.network, architecture.hidden
     if not isinstance(network, str):
         return networks.own(network, codec, generator)
-    if not codec.images and network in vision.CNNS:
-        raise UserError(f"network {network} is for images: use auto or mlp")
-    seen = [vision.eye(image, network, generator) for image in codec.images]
-    if codec.dtype == np.uint8 and isinstance(seen[0], vision.Vision):
-        return seen[0], seen[0].features
-    size = codec.vector + sum(part.features for part in seen)
+    front, size = vision.front(codec, network, generator)
+    if isinstance(front, vision.Vision):
+        return front, size
     layers = networks.mlp(size, hidden, architecture.activation, generator)
     if codec.images:
-        front = seen[0] if codec.dtype == np.uint8 else vision.SideBySide(codec, seen)
         layers.insert(0, front)
     return layers, hidden[-1] if hidden else size

@@ -13,14 +13,18 @@ from torch.nn import functional
 _LOG_2_PI = math.log(2 * math.pi)
 
 
-class Distribution(Protocol):
-    """What a policy gives for states [...]: a distribution over actions of shape A each."""
+class Choice(Protocol):
+    """What any policy gives for states [...]: actions of shape A each."""
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Actions drawn from π, [..., *A], without gradient."""
 
     def mode(self) -> Tensor:
         """The likeliest actions, [..., *A], without gradient."""
+
+
+class Distribution(Choice, Protocol):
+    """What a stochastic policy gives: actions whose probabilities are known."""
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """The log-probability or log-density of actions [..., *A], [...]."""
@@ -194,3 +198,22 @@ class Gaussian:
         """Σ_i log σ_i + N/2 (1 + log 2π) in nats, [...]."""
         constant = 0.5 * (1 + _LOG_2_PI) * self._mean.shape[-1]
         return (self._log_std.sum(-1) + constant).expand(self._mean.shape[:-1])
+
+
+class Point:
+    """One action, taken for certain.
+
+    Args:
+        actions: [..., *A].
+    """
+
+    def __init__(self, actions: Tensor) -> None:
+        self._actions = actions
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
+        """That action, [..., *A]."""
+        return self._actions.detach()
+
+    def mode(self) -> Tensor:
+        """That action, [..., *A]."""
+        return self._actions.detach()

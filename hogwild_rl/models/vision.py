@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +58,29 @@ def eye(image: Image, network: str, generator: torch.Generator) -> "Vision | Pix
         height, width = image.chw[1:]
         raise UserError(f"images of {height}×{width} are too small for {network}: use mlp")
     return Pixels(image)
+
+
+def front(
+    codec: ObservationCodec, network: str, generator: torch.Generator
+) -> tuple[nn.Module, int]:
+    """What turns rows [..., *O] into one vector of numbers each, and its size.
+
+    Args:
+        codec: of the rows.
+        network: of their images, see `eye`; where there are none, rows are such vectors already.
+        generator: source of the weights.
+
+    Raises:
+        UserError: a CNN is asked for and there are no images, or they are too small for it.
+    """
+    if not codec.images:
+        if network in CNNS:
+            raise UserError(f"network {network} is for images: use auto or mlp")
+        return nn.Identity(), codec.vector
+    seen = [eye(image, network, generator) for image in codec.images]
+    if codec.dtype == np.uint8:
+        return seen[0], seen[0].features
+    return SideBySide(codec, seen), codec.vector + sum(part.features for part in seen)
 
 
 class Vision(nn.Module):

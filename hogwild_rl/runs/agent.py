@@ -14,11 +14,12 @@ from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import ActionCodec, one_line
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.models import networks
-from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.runs import off_policy, policy
 from hogwild_rl.runs.checkpoint import Checkpoint
-from hogwild_rl.runs.policy import architecture
 
 CHECKPOINT_FILE, BEST_FILE = "checkpoint.pt", "best.pt"
+
+_DETERMINISTIC = ("ddpg", "td3")  # algorithms of a policy that names one action
 
 Array = np.ndarray[Any, Any]
 
@@ -52,12 +53,12 @@ class Agent:
         self._env = env
         settings = checkpoint.settings
         self._observations = ObservationCodec.of(checkpoint.observation_space)
-        self._actions = ActionCodec.of(checkpoint.action_space, settings["rescale_actions"])
-        self.model = ActorCritic(
-            checkpoint.observation_space,
-            checkpoint.action_space,
-            architecture(settings, network),
-        )
+        deterministic = checkpoint.algorithm in _DETERMINISTIC
+        rescale = deterministic or settings["rescale_actions"]
+        self._actions = ActionCodec.of(checkpoint.action_space, rescale)
+        rebuild = off_policy.rebuilt if deterministic else policy.rebuilt
+        spaces = (checkpoint.observation_space, checkpoint.action_space)
+        self.model = rebuild(*spaces, settings, network)
         self.model.load_state_dict(checkpoint.parameters)
         self.model.requires_grad_(False).eval()
         self._generator = torch.Generator().manual_seed(settings["seed"])
@@ -108,9 +109,9 @@ class Agent:
         if episode_start is not None:
             carried[:, torch.as_tensor(np.atleast_1d(episode_start), dtype=torch.bool)] = 0
         with torch.inference_mode():
-            policy, remembered = self.model.policy(observations, carried)
-            sampled = policy.mode() if deterministic else policy.sample(self._generator)
-        actions = self._actions.to_env(sampled.numpy())
+            chosen, remembered = self.model.policy(observations, carried)
+            taken = chosen.mode() if deterministic else chosen.sample(self._generator)
+        actions = self._actions.to_env(taken.numpy())
         if remembered is not None and self.model.state_size:
             state = remembered.numpy()
         return (actions if batched else actions[0]), state

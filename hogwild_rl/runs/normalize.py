@@ -12,6 +12,7 @@ from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.hogwild.moments import Moments
 from hogwild_rl.learning.rollout import Rollout
 from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.models.deterministic import DeterministicActorCritic
 
 Array = np.ndarray[Any, Any]
 Clip: TypeAlias = Literal["none", "sign"] | float
@@ -51,7 +52,7 @@ class Normalization:
                 moments.restore(state[name])
 
     @torch.no_grad()
-    def freeze(self, model: ActorCritic) -> None:
+    def freeze(self, model: ActorCritic | DeterministicActorCritic) -> None:
         """Gives a model the moments of observations as they are now."""
         if "observations" not in self.moments or model.standardize is None:
             return

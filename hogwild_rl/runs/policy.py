@@ -1,46 +1,29 @@
 """What every learner of a stochastic policy is told, and the parts that its settings describe."""
 
 import dataclasses
-import pickle
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import tyro
+from gymnasium import Space
 
-from hogwild_rl import UserError
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.envs.vector import EnvFacts
 from hogwild_rl.learning.rollout import Interface
-from hogwild_rl.models import networks, vision
+from hogwild_rl.models import networks
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from hogwild_rl.runs import normalize, settings
+from hogwild_rl.runs.network import NetworkSettings, body
 from hogwild_rl.runs.normalize import Normalization, Normalizer
-
-_NETWORKS = ("auto", "mlp", *vision.CNNS)
-
-# On the command line a network is named; from Python it may be a function that makes one.
-_NETWORK_FLAG = tyro.constructors.PrimitiveConstructorSpec[str | networks.BodyMaker](
-    nargs=1,
-    metavar="{" + ",".join(_NETWORKS) + "}",
-    instance_from_str=lambda words: words[0],
-    is_instance=lambda value: isinstance(value, str) or callable(value),
-    str_from_instance=lambda network: [network_name(network)],
-    choices=_NETWORKS,
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicySettings(settings.RunSettings):
+class PolicySettings(NetworkSettings):
     """What a policy and the reward it learns from look like."""
 
-    learning_rate: float = 1e-3
-    """Step size η at the start."""
     lr_schedule: Literal["linear", "constant"] = "linear"
     """linear: η falls to 0 at total_timesteps."""
-    gamma: float = 0.99
-    """Discount γ."""
     normalize_observations: bool = False
     """Take their running mean off observations, and divide by their running deviation."""
     normalize_rewards: bool = False
@@ -55,13 +38,6 @@ class PolicySettings(settings.RunSettings):
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this global norm."""
-    network: Annotated[str | networks.BodyMaker, _NETWORK_FLAG] = "auto"
-    """Body: auto is a3c, the paper's CNN, for images, else mlp. From Python also a function that
-    makes a module for a space: rows [T, B, *O] to features [T, B, F]."""
-    hidden: tuple[int, ...] = (64, 64)
-    """Sizes of the hidden layers of an MLP."""
-    activation: Literal["tanh", "relu"] = "tanh"
-    """Between these layers."""
     shared_trunk: bool = False
     """One body under policy and value, instead of one for each; a CNN or LSTM always is."""
     state_dependent_std: bool = False
@@ -73,25 +49,13 @@ class PolicySettings(settings.RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.network, str) and self.network not in _NETWORKS:
-            raise UserError(
-                f"network {self.network} is not one of {', '.join(_NETWORKS)}: a function that "
-                "makes one is given from Python"
-            )
-        settings.between("gamma", self.gamma, 0, 1)
         for name in ("ent_coef", "vf_coef"):
             settings.between(name, getattr(self, name), 0, 1e9)
-        for name in ("learning_rate", "reward_scale", "max_grad_norm"):
+        for name in ("reward_scale", "max_grad_norm"):
             settings.above(name, getattr(self, name), 0)
         if not isinstance(self.clip_rewards, str):
             settings.above("clip_rewards", self.clip_rewards, 0)
         settings.between("log_std_init", self.log_std_init, -10, 2)
-        for size in self.hidden:
-            settings.at_least("hidden", size, 1)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; a callable network by its name."""
-        return {**super().to_json(), "network": network_name(self.network)}
 
     def learning_rate_at(self, progress: float) -> float:
         """η after a share of the run in [0, 1), counted over all who update together."""
@@ -107,25 +71,9 @@ class PolicySettings(settings.RunSettings):
         return ActorCritic(
             facts.observation_space,
             facts.action_space,
-            dataclasses.replace(architecture(vars(self)), bfloat16=bfloat16),
+            dataclasses.replace(_architecture(vars(self)), bfloat16=bfloat16),
             torch.Generator().manual_seed(self.seed),
         )
-
-    def check_sendable(self, model: ActorCritic) -> None:
-        """Makes sure that worker processes can be given a network of the caller's own.
-
-        Raises:
-            UserError: they cannot.
-        """
-        if isinstance(self.network, str):
-            return
-        try:
-            pickle.dumps((self.network, model))
-        except Exception as error:  # whatever its parts raise
-            raise UserError(
-                f"network {network_name(self.network)} cannot be sent to workers ({error}): "
-                "give a function, and modules, at the top level of a module"
-            ) from error
 
     def normalization(self, facts: EnvFacts, workers: int) -> Normalization:
         """The running moments that so many workers share."""
@@ -149,23 +97,25 @@ class PolicySettings(settings.RunSettings):
         )
 
 
-def architecture(
-    values: Mapping[str, Any], network: networks.BodyMaker | None = None
-) -> Architecture:
-    """Of the network that settings describe.
-
-    Args:
-        values: by their names.
-        network: makes the body; by default as the settings say.
+def rebuilt(
+    observation_space: Space[Any],
+    action_space: Space[Any],
+    values: Mapping[str, Any],
+    network: networks.BodyMaker | None = None,
+) -> ActorCritic:
+    """The network that settings by these names describe, its parameters still to be loaded.
 
     Raises:
         UserError: the settings name a function, and it is not given.
     """
-    body = network or values["network"]
-    if isinstance(body, str) and body not in _NETWORKS:
-        raise UserError(f"network {body} is a function: give it to load as network")
+    return ActorCritic(observation_space, action_space, _architecture(values, network))
+
+
+def _architecture(
+    values: Mapping[str, Any], network: networks.BodyMaker | None = None
+) -> Architecture:
     return Architecture(
-        network=body,
+        network=body(values, network),
         hidden=tuple(values["hidden"]),
         activation=values["activation"],
         shared_trunk=values["shared_trunk"],
@@ -174,10 +124,3 @@ def architecture(
         state_dependent_std=values["state_dependent_std"],
         log_std_init=values["log_std_init"],
     )
-
-
-def network_name(network: str | networks.BodyMaker) -> str:
-    """A named network's name, or that of a function that makes one."""
-    if isinstance(network, str):
-        return network
-    return f"{network.__module__}.{getattr(network, '__qualname__', type(network).__qualname__)}"

@@ -80,7 +80,11 @@ _REINFORCE: dict[str, dict[str, Any]] = {
         "max_grad_norm": 1e9,
     },
 }
+_OFF_POLICY: dict[str, dict[str, Any]] = {
+    "Pendulum-v1": {"total_timesteps": 20_000},
+}
 _PRESETS = {"a3c": _ACTOR_CRITIC, "a2c": _ACTOR_CRITIC}
+_UNSCALED = {"reinforce": _REINFORCE, "ddpg": _OFF_POLICY, "td3": _OFF_POLICY}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)
 _FAMILIES = {r"ALE/.*|.*NoFrameskip-v\d+": "ALE"}
 
@@ -102,8 +106,8 @@ def settings(algorithm: str, env: str, given: Mapping[str, Any]) -> dict[str, An
     Source of the rule: Malladi et al. 2022 (arXiv:2205.10287), definition 4.1. Without it 16
     workers failed on one of the three seeds of CartPole-v1 that were tried.
     """
-    if algorithm == "reinforce":
-        return dict(_REINFORCE.get(env, {}))
+    if algorithm in _UNSCALED:
+        return dict(_UNSCALED[algorithm].get(env, {}))
     family = next((name for ids, name in _FAMILIES.items() if re.fullmatch(ids, env)), env)
     preset = dict(_PRESETS[algorithm].get(family, _GENERIC))
     tuned_for = preset["num_envs"]

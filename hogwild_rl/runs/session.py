@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,10 +19,21 @@ from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.models.deterministic import DeterministicActorCritic
 from hogwild_rl.runs import folder, metrics, resuming, settings
 from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE, Agent
 from hogwild_rl.runs.checkpoint import Checkpoint, Counters
 from hogwild_rl.runs.normalize import Normalization
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps the state of."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
 
 
 class Session:
@@ -60,7 +71,10 @@ class Session:
             )
 
     def open(
-        self, model: ActorCritic, optimizer: torch.optim.Optimizer, normalization: Normalization
+        self,
+        model: ActorCritic | DeterministicActorCritic,
+        optimizer: Stateful,
+        normalization: Normalization,
     ) -> None:
         """Makes or reopens the folder; a resumed run's parameters and statistics are restored.
 
@@ -72,9 +86,7 @@ class Session:
         self._model, self._optimizer, self._normalization = model, optimizer, normalization
         if self._resumed is not None:
             model.load_state_dict(self._resumed.parameters)
-            learning_rate = optimizer.param_groups[0]["lr"]
             optimizer.load_state_dict(self._resumed.optimizer)
-            optimizer.param_groups[0]["lr"] = learning_rate  # settings decide, not the checkpoint
             normalization.restore(self._resumed.normalization)
         self._best = self.before.best_return
         if self._reports:

@@ -18,7 +18,7 @@ from hogwild_rl.runs import files, presets
 SETTINGS_FILE = "settings.json"
 
 # On the command line an environment is named by its id.
-_ENV_FLAG = tyro.constructors.PrimitiveConstructorSpec[vector.EnvSource](
+ENV_FLAG = tyro.constructors.PrimitiveConstructorSpec[vector.EnvSource](
     nargs=1,
     metavar="ID",
     instance_from_str=lambda words: words[0],
@@ -33,7 +33,7 @@ _Config = TypeVar("_Config", bound="RunSettings")
 class RunSettings:
     """What every run is told, whatever its algorithm."""
 
-    env: Annotated[vector.EnvSource, _ENV_FLAG] = "CartPole-v1"
+    env: Annotated[vector.EnvSource, ENV_FLAG] = "CartPole-v1"
     """Environment: a registered id, module:Id, or from Python a picklable callable."""
     total_timesteps: int = 1_000_000
     """Agent decisions to train for, over all workers and environments."""
@@ -88,7 +88,7 @@ def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
                 if unknown:
                     raise UserError(f"{resume}/{SETTINGS_FILE} has unknown {sorted(unknown)}")
             else:
-                env = vector.name_of(given.get("env", RunSettings.env))
+                env = vector.name_of(given.get("env", config.env))
                 base = presets.settings(algorithm, env, {"workers": usable_cores(), **given})
             plain_init(self, **{**base, **given})
 

@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "evaluate": {"envs", "models", "learning", "runs"},
     "a2c": {"hogwild", "envs", "models", "learning", "runs"},
     "reinforce": {"hogwild", "envs", "models", "learning", "runs"},
+    "ddpg": {"hogwild", "envs", "models", "learning", "runs"},
+    "td3": {"hogwild", "envs", "models", "learning", "runs"},
     "plot": {"runs"},
     "a3c": {"hogwild", "envs", "models", "learning", "runs"},
 }

@@ -1,0 +1,72 @@
+"""DDPG: a deterministic policy that climbs what a critic thinks, from a replay of the past.
+
+    python -m hogwild_rl.ddpg --env Pendulum-v1
+    python -m hogwild_rl.ddpg --env MountainCarContinuous-v0 --noise ou --noise-std 0.5
+
+The critic learns what an action is worth from what it paid and what is thought of the state it led
+to; the policy learns the action of which the critic thinks most:
+
+    y = r + γ (1 − terminated) Q'(s', μ'(s'))
+    critic: min (y − Q(s, a))²        policy: max Q(s, μ(s))
+
+Q' and μ' are slow copies, θ' ← (1 − τ) θ' + τ θ, or the critic would chase its own tail. A batch is
+drawn from all that was lived through. With `--workers N` as many actor-learners update one critic
+and one policy without a lock, each with environments and a replay of its own.
+
+Source: Lillicrap et al. 2016 (arXiv:1509.02971), algorithm 1.
+"""
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
+
+import dataclasses
+
+import torch
+
+from hogwild_rl.learning import losses, returns
+from hogwild_rl.learning.replay import Batch
+from hogwild_rl.runs import cli, replaying, settings
+from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.off_policy import OffPolicySettings
+from hogwild_rl.runs.replaying import Learner
+
+
+@settings.completed("ddpg")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(OffPolicySettings):
+    """Settings of DDPG. What is not given comes from the environment's preset."""
+
+
+def update(learner: Learner, batch: Batch, config: Config) -> bool:
+    """One update with a batch. False where a gradient was not finite: nothing more is changed."""
+    actor, critics = learner.actor, learner.critics
+    with torch.no_grad():
+        next_actions = actor.target(batch.next_observations)
+        (next_values,) = critics.target(batch.next_observations, next_actions)
+        targets = returns.one_step(batch.rewards, next_values, batch.terminated, gamma=config.gamma)
+    values = critics.online(batch.observations, batch.actions)
+    if not critics.descend(losses.critics(values, targets)):
+        return False
+    actions = actor.online(batch.observations)
+    worth = critics.online.first(batch.observations, actions)
+    if not actor.descend(-worth.mean()):
+        return False
+    actor.follow(config.tau)
+    critics.follow(config.tau)
+    return True
+
+
+def train(config: Config) -> Agent:
+    """Trains until `total_timesteps`, and returns the agent; see `replaying.train`."""
+    return replaying.train("ddpg", config, critics=1, update=update)
+
+
+def main() -> None:
+    """The command line: ``python -m hogwild_rl.ddpg --help``."""
+    train(cli.parse(Config, "ddpg", "A deterministic policy, from a replay."))
+
+
+if __name__ == "__main__":
+    cli.run(main)

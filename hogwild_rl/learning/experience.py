@@ -1,0 +1,72 @@
+"""Acting: one step of every environment at a time, into a replay."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from hogwild_rl.learning.replay import Replay
+from hogwild_rl.learning.rollout import Interface
+
+
+class Experience:
+    """Steps vector environments and keeps what came of it.
+
+    Attributes:
+        observations: in which the next actions are chosen, [B, *O].
+        ended: where an episode ended with the last step, [B] bool.
+        episodes: (undiscounted return, length) of the episodes that did.
+        steps: valid transitions of the last step.
+
+    Args:
+        envs: vector environments with NEXT_STEP autoreset.
+        interface: between them and the policy.
+        replay: what is filled.
+        seed: of the environments.
+        lap: called with "act" or "env" when that phase ends, to be timed.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        interface: Interface,
+        replay: Replay,
+        seed: int,
+        lap: Callable[[str], None],
+    ) -> None:
+        B = envs.num_envs
+        self._envs, self._interface, self._replay, self._lap = envs, interface, replay, lap
+        self._resetting = np.zeros(B, dtype=bool)  # these only reset in the step to come
+        self._returns, self._lengths = np.zeros(B), np.zeros(B, dtype=np.int64)
+        self.ended = torch.zeros(B, dtype=torch.bool)
+        self.episodes: list[tuple[float, int]] = []
+        self.steps = 0
+        self.observations = self._rows(envs.reset(seed=seed)[0])
+        replay.begin(self.observations)
+
+    def step(self, actions: Tensor) -> None:
+        """Takes one step with actions in −1..1, [B, A]."""
+        self._lap("act")
+        observation, reward, terminated, truncated, _ = self._envs.step(
+            self._interface.actions.to_env(actions.numpy())
+        )
+        valid = ~self._resetting
+        self.observations = self._rows(observation)
+        self._replay.add(actions, reward, self.observations, terminated, valid)
+        self._returns += reward
+        self._lengths += valid
+        self.steps = int(valid.sum())
+        self._resetting = terminated | truncated
+        self.ended = torch.from_numpy(self._resetting)
+        self.episodes.clear()
+        for b in np.flatnonzero(self._resetting):
+            self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
+            self._returns[b] = self._lengths[b] = 0
+        self._lap("env")
+
+    def _rows(self, observation: Any) -> Tensor:
+        seen = self._interface.observations
+        return torch.from_numpy(np.array(seen.rows(observation), seen.dtype))

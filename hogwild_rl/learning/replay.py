@@ -1,0 +1,158 @@
+"""What was lived through, kept to be learnt from many times."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hogwild_rl.learning.rollout import Interface
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """N transitions, each drawn from all that are kept with equal probability.
+
+    Attributes:
+        observations: s, [N, *O].
+        actions: a, [N, A].
+        rewards: r, [N].
+        next_observations: s', [N, *O].
+        terminated: [N] bool; a time limit is not marked, there is a future behind it.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    terminated: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same, there."""
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+# What of a Replay goes into a file.
+_STATE = (
+    *("_observations", "_actions", "_rewards", "_terminated"),
+    *("_places", "_valid", "_oldest", "_kept", "_row"),
+)
+
+
+class Replay:
+    """The newest transitions of B environments, the oldest overwritten.
+
+    An observation is kept once: the one that follows is the next row. A step that only reset an
+    environment is kept as a row, and never drawn.
+
+    Args:
+        capacity: how many transitions at least, over all environments.
+        B: environments.
+        interface: to them; says what a row is.
+    """
+
+    def __init__(self, capacity: int, B: int, interface: Interface) -> None:
+        T = _rows(capacity, B)
+        seen, chosen = interface.observations, interface.actions
+        kind = torch.from_numpy(np.empty(0, seen.dtype)).dtype
+        self._observations = torch.zeros(T, B, *seen.shape, dtype=kind)
+        self._actions = torch.zeros(T, B, *chosen.shape)
+        self._rewards = torch.zeros(T, B)
+        self._terminated = torch.zeros(T, B, dtype=torch.bool)
+        # Where valid transitions begin, the oldest first, in a ring; places are counted row by row.
+        self._places = torch.zeros(T * B, dtype=torch.int64)
+        self._valid = torch.zeros(T, dtype=torch.int64)  # valid transitions in each row
+        self._oldest = self._kept = 0
+        self._row = 0  # what is written next, but for its observations, which are there
+
+    def __len__(self) -> int:
+        """How many transitions can be drawn."""
+        return self._kept
+
+    def begin(self, observations: Any) -> None:
+        """The observations in which the first actions are chosen, [B, *O]."""
+        self._observations.numpy()[self._row] = observations
+
+    def add(
+        self, actions: Tensor, rewards: Any, next_observations: Any, terminated: Any, valid: Any
+    ) -> None:
+        """Keeps one step of every environment.
+
+        Args:
+            actions: as the policy gave them, [B, A].
+            rewards: [B].
+            next_observations: [B, *O].
+            terminated: [B] bool.
+            valid: [B] bool, False where the step only reset the environment.
+        """
+        row, (T, B) = self._row, self._rewards.shape
+        following = (row + 1) % T
+        self._forget(following)
+        self._actions[row] = actions
+        self._rewards.numpy()[row] = rewards
+        self._terminated.numpy()[row] = terminated
+        self._observations.numpy()[following] = next_observations
+        places = row * B + np.flatnonzero(valid)
+        ring = (self._oldest + self._kept + np.arange(len(places))) % (T * B)
+        self._places.numpy()[ring] = places
+        self._valid[row] = len(places)
+        self._kept += len(places)
+        self._row = following
+
+    def sample(self, count: int, generator: torch.Generator) -> Batch:
+        """`count` transitions, drawn with replacement."""
+        T, B = self._rewards.shape
+        drawn = torch.randint(self._kept, (count,), generator=generator).add_(self._oldest)
+        places = self._places[drawn.remainder_(T * B)]
+        return Batch(
+            observations=self._observations.flatten(0, 1)[places],
+            actions=self._actions.flatten(0, 1)[places],
+            rewards=self._rewards.view(-1)[places],
+            next_observations=self._observations.flatten(0, 1)[(places + B).remainder_(T * B)],
+            terminated=self._terminated.view(-1)[places],
+        )
+
+    def state(self) -> dict[str, Any]:
+        """For a file; the tensors in it are those that are written on."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def restore(self, state: dict[str, Any]) -> bool:
+        """Takes up what `state` gave, and leaves the step that was open then.
+
+        Returns:
+            Whether it fits, in size, environments and spaces; otherwise nothing was changed.
+        """
+        if any(_kind(state.get(name)) != _kind(now) for name, now in self.state().items()):
+            return False
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self._row = (self._row + 1) % len(self._rewards)
+        self._forget(self._row)
+        return True
+
+    def _forget(self, row: int) -> None:
+        """Forgets the transitions that begin in a row which is about to be overwritten."""
+        size = len(self._places)
+        self._oldest = (self._oldest + int(self._valid[row])) % size
+        self._kept -= int(self._valid[row])
+        self._valid[row] = 0
+
+
+def size_in_bytes(capacity: int, B: int, interface: Interface) -> int:
+    """What a `Replay` takes of the machine's memory."""
+    seen, chosen = interface.observations, interface.actions
+    observation = math.prod(seen.shape) * np.dtype(seen.dtype).itemsize
+    others = 4 * math.prod(chosen.shape) + 4 + 1 + 8
+    return _rows(capacity, B) * B * (observation + others)
+
+
+def _rows(capacity: int, B: int) -> int:
+    """One more than the capacity wants: the newest row has observations only."""
+    return -(-capacity // B) + 1
+
+
+def _kind(value: Any) -> Any:
+    """What two values must have in common for one to take the other's place."""
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else type(value)

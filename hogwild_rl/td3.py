@@ -1,0 +1,95 @@
+"""TD3: DDPG with two critics, smoothed targets and a policy that takes its time.
+
+    python -m hogwild_rl.td3 --env Pendulum-v1
+    python -m hogwild_rl.td3 --env HalfCheetah-v5 --workers 4
+
+A policy that climbs what a critic thinks finds every error in the critic's favour. Three remedies:
+
+    ã = clip(μ'(s') + clip(ε, −c, c), −1, 1)    ε ~ N(0, σ²)    like actions are worth alike
+    y = r + γ (1 − terminated) min_i Q'_i(s', ã)                 of two critics the gloomier one
+    critics: min Σ_i (y − Q_i(s, a))²        policy: max Q_1(s, μ(s))    at every `policy_delay`-th
+                                                                        update, as are the copies
+
+With one critic, no smoothing and no delay it is DDPG, bit for bit.
+
+Source: Fujimoto et al. 2018 (arXiv:1802.09477), algorithm 1.
+"""
+
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
+
+import dataclasses
+
+import torch
+
+from hogwild_rl.learning import losses, returns
+from hogwild_rl.learning.replay import Batch
+from hogwild_rl.runs import cli, replaying, settings
+from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.off_policy import OffPolicySettings
+from hogwild_rl.runs.replaying import Learner
+
+
+@settings.completed("td3")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(OffPolicySettings):
+    """Settings of TD3. What is not given comes from the environment's preset."""
+
+    critics: int = 2
+    """Estimates of Q, of which the least counts."""
+    policy_delay: int = 2
+    """Updates of the critics for each of the policy and of the slow copies."""
+    target_noise: float = 0.2
+    """σ of the noise on the target's actions, where half an action's range is 1."""
+    target_noise_clip: float = 0.5
+    """Bound c of that noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("critics", "policy_delay"):
+            settings.at_least(name, getattr(self, name), 1)
+        for name in ("target_noise", "target_noise_clip"):
+            settings.between(name, getattr(self, name), 0, 1e9)
+
+
+def update(learner: Learner, batch: Batch, config: Config) -> bool:
+    """One update with a batch. False where a gradient was not finite: nothing more is changed."""
+    actor, critics = learner.actor, learner.critics
+    with torch.no_grad():
+        drawn = torch.randn(batch.actions.shape, generator=learner.generator)
+        noise = (drawn * config.target_noise).clamp_(
+            -config.target_noise_clip, config.target_noise_clip
+        )
+        next_actions = actor.target(batch.next_observations) + noise.to(batch.actions.device)
+        next_values = critics.target(batch.next_observations, next_actions.clamp_(-1, 1))
+        targets = returns.one_step(
+            batch.rewards, next_values.amin(0), batch.terminated, gamma=config.gamma
+        )
+    values = critics.online(batch.observations, batch.actions)
+    if not critics.descend(losses.critics(values, targets)):
+        return False
+    if learner.updates % config.policy_delay:
+        return True
+    actions = actor.online(batch.observations)
+    worth = critics.online.first(batch.observations, actions)
+    if not actor.descend(-worth.mean()):
+        return False
+    actor.follow(config.tau)
+    critics.follow(config.tau)
+    return True
+
+
+def train(config: Config) -> Agent:
+    """Trains until `total_timesteps`, and returns the agent; see `replaying.train`."""
+    return replaying.train("td3", config, config.critics, update)
+
+
+def main() -> None:
+    """The command line: ``python -m hogwild_rl.td3 --help``."""
+    train(cli.parse(Config, "td3", "DDPG with twin critics, smoothed targets and a slower policy."))
+
+
+if __name__ == "__main__":
+    cli.run(main)
