@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TransformAction
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 
@@ -134,6 +135,12 @@ class Choosy(Chain):
         self.action_space = spaces.Sequence(spaces.Discrete(2))
 
 
+def steered(fault: str) -> gymnasium.Env[Any, Any]:
+    """A chain with a fault, or without one, whose action is a number: above 0 is right."""
+    wanted = spaces.Box(-1, 1, (1,), np.float32)
+    return TransformAction(Faulty(fault), lambda action: int(action[0] > 0), wanted)
+
+
 def truncated_clock() -> gymnasium.Env[Any, Any]:
     return Clock(terminates=False)
 
@@ -147,5 +154,12 @@ gymnasium.register("Pictures-v0", entry_point=Pictures)
 gymnasium.register("Words-v0", entry_point=Words)
 gymnasium.register("Choosy-v0", entry_point=Choosy)
 gymnasium.register("Sleepy-v0", entry_point=Sleepy)
+gymnasium.register("Steered-v0", entry_point=steered, kwargs={"fault": ""}, max_episode_steps=20)
 for _fault in ("raise", "exit", "segv", "hang", "nan"):
     gymnasium.register(f"Faulty{_fault.title()}-v0", entry_point=Faulty, kwargs={"fault": _fault})
+    gymnasium.register(
+        f"Steered{_fault.title()}-v0",
+        entry_point=steered,
+        kwargs={"fault": _fault},
+        max_episode_steps=20,
+    )

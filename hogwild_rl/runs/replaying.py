@@ -155,15 +155,15 @@ def work(worker: Worker, job: Job) -> None:
             actions: Tensor = job.actor.online(experience.observations.to(job.device)).cpu()
         return (actions + noise.draw()).clamp_(-1, 1)
 
+    new = 0
     while not worker.stopping and job.before + job.slots.total("steps") < config.total_timesteps:
-        new = 0
-        for _ in range(config.train_every):
-            experience.step(choose())
-            noise.forget(experience.ended)
-            slot.add_rollout(experience.steps, experience.episodes)
-            new += experience.steps
-        if len(replay) >= learn_from:
-            for _ in range(config.updates_after(new)):
+        experience.step(choose())
+        noise.forget(experience.ended)
+        slot.add_rollout(experience.steps, experience.episodes)
+        new += experience.steps
+        # A step that only reset an environment is none to learn after.
+        if new >= config.train_every * config.envs_per_worker:
+            for _ in range(config.updates_after(new) if len(replay) >= learn_from else 0):
                 updates_before = slot.total_updates()
                 batch = replay.sample(config.batch_size, drawing).to(job.device)
                 learner.updates += 1
@@ -171,6 +171,7 @@ def work(worker: Worker, job: Job) -> None:
                     slot.add_update(updates_before)
                 else:
                     slot.add_dropped()
+            new = 0
             slot.lap("learn")
         kept.save_when_due()
     kept.save()

@@ -18,6 +18,7 @@ _FIXED = {
     "activation",
     "shared_trunk",
     "lstm",
+    "critics",
     "normalize_observations",
     "state_dependent_std",
     "rescale_actions",

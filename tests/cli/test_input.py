@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hogwild_rl import a2c, a3c, evaluate, plot, reinforce
+from hogwild_rl import a2c, a3c, ddpg, evaluate, plot, reinforce, td3
 from hogwild_rl.hogwild import memory
 from hogwild_rl.runs import checkpoint, cli
 from tests import envs
@@ -20,9 +20,11 @@ from tests import envs
 PROGRAMS = {
     "a2c": a2c.main,
     "a3c": a3c.main,
+    "ddpg": ddpg.main,
     "evaluate": evaluate.main,
     "plot": plot.main,
     "reinforce": reinforce.main,
+    "td3": td3.main,
 }
 
 Command = Callable[..., str]
@@ -187,6 +189,45 @@ def test_bad_flags_of_reinforce_are_refused(
     folder = tmp_path / "run"
     assert told in refused("reinforce", *flags, "--run-dir", str(folder))
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("program", ["ddpg", "td3"])
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--workers", "0"], "workers must be at least 1, got 0"),
+        (["--tau", "2"], "tau must lie between 0 and 1, got 2"),
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--buffer-size", "100"], "buffer_size must be at least 256, got 100"),
+        (["--buffer-size", "9" * 15], "give a smaller buffer_size"),
+        (["--gradient-steps", "0"], "gradient_steps must be at least 1, got 0"),
+        (["--noise", "pink"], "pink"),
+        (["--noise-std", "nan"], "noise_std must lie between 0 and"),
+        (["--ou-dt", "0"], "ou_dt must be above 0, got 0"),
+        (["--env", "CartPole-v1"], "action space Discrete(2) is not supported"),
+        (["--env", "tests.envs:Words-v0"], "observation space Text(1, 5"),
+        (["--network", "nature"], "network nature is for images"),
+        (["--workers", "2", "--device", "cuda"], "device cuda is for one worker, got workers 2"),
+        (["--n-steps", "5"], "--n-steps"),
+    ],
+)
+def test_bad_flags_of_learners_from_a_replay_are_refused(
+    refused: Command, program: str, flags: list[str], told: str, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "run"
+    assert told in refused(program, *flags, "--run-dir", str(folder))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--critics", "critics must be at least 1, got 0"),
+        ("--policy-delay", "policy_delay must be at least 1, got 0"),
+    ],
+)
+def test_bad_flags_of_td3_are_refused(refused: Command, flag: str, told: str) -> None:
+    assert told in refused("td3", flag, "0")
 
 
 def test_reinforce_does_not_resume_a_run_of_another(refused: Command, run: pathlib.Path) -> None:

@@ -52,7 +52,7 @@ def test_a_run_can_be_trained_resumed_and_played(tmp_path: pathlib.Path) -> None
 
 def test_flags_named_in_the_readme_exist(tmp_path: pathlib.Path) -> None:
     known = "--standalone --nproc-per-node"  # torchrun's
-    for program in ("a2c", "a3c", "evaluate", "plot", "reinforce"):
+    for program in ("a2c", "a3c", "ddpg", "evaluate", "plot", "reinforce", "td3"):
         known += execute([sys.executable, "-m", f"hogwild_rl.{program}", "--help"], tmp_path)
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert flag in known, flag

@@ -1,0 +1,170 @@
+"""DDPG and TD3 as runs: one process or several, saved, resumed, and with environments that fail."""
+
+import os
+import pathlib
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hogwild_rl
+from hogwild_rl import ddpg, td3
+
+SMALL: dict[str, Any] = {
+    "env": "tests.envs:Steered-v0",
+    "hidden": (8,),
+    "batch_size": 16,
+    "buffer_size": 2_000,
+    "learning_starts": 100,
+    "total_timesteps": 1_000,
+    "quiet": True,
+}
+FLAGS = ("--hidden", "8", "--batch-size", "16", "--buffer-size", "4000", "--learning-starts", "100")
+PROGRAMS = {"ddpg": ddpg, "td3": td3}
+
+
+def trained(program: str, folder: pathlib.Path, **given: Any) -> Any:
+    module: Any = PROGRAMS[program]
+    return module.train(module.Config(**{**SMALL, "run_dir": str(folder), **given}))
+
+
+def equal(first: Any, second: Any) -> bool:
+    pairs = zip(first.items(), second.items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"noise": "ou", "noise_std": 0.5}, {"envs_per_worker": 3, "gradient_steps": -1}],
+    ids=str,
+)
+def test_one_worker_and_one_seed_give_one_run_to_the_last_bit(
+    program: str, given: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    first, second = (trained(program, tmp_path / name, **given).checkpoint for name in "ab")
+    other = trained(program, tmp_path / "c", seed=1, **given).checkpoint
+    assert equal(first.parameters, second.parameters)
+    assert not equal(first.parameters, other.parameters)
+    for count in ("steps", "updates", "episodes", "dropped"):
+        assert getattr(first.counters, count) == getattr(second.counters, count)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_steps_and_updates_are_counted(program: str, tmp_path: pathlib.Path) -> None:
+    counters = trained(program, tmp_path / "one").checkpoint.counters
+    assert counters.steps == 1_000
+    assert counters.updates == 1_000 - 100 + 1  # one with every step from the hundredth on
+    # Three environments, training after every second step of theirs, as often as there were steps.
+    given = {"envs_per_worker": 3, "train_every": 2, "gradient_steps": -1, "learning_starts": 60}
+    counters = trained(program, tmp_path / "three", **given).checkpoint.counters
+    assert 1_000 <= counters.steps < 1_006
+    assert counters.steps - 66 <= counters.updates <= counters.steps - 54
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_several_workers_share_one_model(program: str, start) -> None:
+    flags = ("--env", "tests.envs:Steered-v0", "--workers", "3", "--total-timesteps", "3000")
+    code, out, err = start(program, *flags, *FLAGS).end()
+    assert code == 0, err
+    assert "a replay of 4,000 transitions takes" in out
+    run = start(program, *flags, *FLAGS, "--seed", "1")
+    assert run.end()[0] == 0
+    agent = hogwild_rl.load(run.folder)
+    counters = agent.checkpoint.counters
+    assert 3_000 <= counters.steps < 3_003
+    assert counters.updates == pytest.approx(counters.steps - 100, abs=10)
+    staleness = np.loadtxt(run.folder / "staleness.csv", delimiter=",", skiprows=1)
+    assert staleness[:, 1].sum() == counters.updates
+    assert staleness[1:, 1].sum() > 0  # they did update beside each other
+    targets = [name for name in agent.checkpoint.parameters if ".target." in name]
+    assert targets
+    for name in targets:  # slow copies follow, but are not there yet
+        online = agent.checkpoint.parameters[name.replace(".target.", ".online.")]
+        assert not torch.equal(agent.checkpoint.parameters[name], online)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_replay_is_kept_on_request(workers: int, start, tmp_path: pathlib.Path) -> None:
+    flags = ("--env", "tests.envs:Steered-v0", "--workers", str(workers), "--save-replay")
+    run = start("td3", *flags, *FLAGS, "--total-timesteps", "1000")
+    assert run.end()[0] == 0
+    files = sorted(path.name for path in run.folder.glob("replay_*.pt"))
+    assert files == [f"replay_{worker}.pt" for worker in range(workers)]
+    kept = [torch.load(run.folder / name, weights_only=True)["_kept"] for name in files]
+    assert sum(kept) == hogwild_rl.load(run.folder).checkpoint.counters.steps
+
+    settings = {"resume": str(run.folder), "total_timesteps": 1_200, "quiet": True}
+    td3.train(td3.Config(**settings))
+    counters = hogwild_rl.load(run.folder).checkpoint.counters
+    assert counters.updates == pytest.approx(counters.steps - 100, abs=10)  # no new warm-up
+    kept = [torch.load(run.folder / name, weights_only=True)["_kept"] for name in files]
+    assert sum(kept) == counters.steps
+
+
+def test_a_replay_that_was_not_kept_is_told(start, tmp_path: pathlib.Path, capsys) -> None:
+    trained("ddpg", tmp_path / "run")
+    ddpg.train(ddpg.Config(resume=str(tmp_path / "run"), total_timesteps=1_500, quiet=False))
+    assert "the replay was not kept (--save-replay): it starts empty" in capsys.readouterr().out
+    counters = hogwild_rl.load(tmp_path / "run").checkpoint.counters
+    assert counters.steps == 1_500
+    assert counters.updates == 901 + 401  # the new replay has to fill first
+
+
+def test_the_learning_rate_of_a_resumed_run_can_be_changed(tmp_path: pathlib.Path) -> None:
+    trained("td3", tmp_path / "run")
+    settings = {"total_timesteps": 1_300, "quiet": True, "learning_rate": 0.125}
+    agent = td3.train(td3.Config(resume=str(tmp_path / "run"), **settings))
+    for part in ("actor", "critics"):
+        assert agent.checkpoint.optimizer[part]["param_groups"][0]["lr"] == 0.125
+        assert agent.checkpoint.optimizer[part]["state"][0]["step"] > 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_saves_and_ends_cleanly(workers: str, start) -> None:
+    flags = ("--env", "tests.envs:Steered-v0", "--workers", workers, *FLAGS)
+    run = start("ddpg", *flags, "--total-timesteps", "1000000000")
+    run.until(run.trains, 60)
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, out, err = run.end()
+    assert code == 130, err
+    assert "Traceback" not in err
+    assert f"hogwild_rl.ddpg --resume {run.folder}" in out
+    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_environment_that_raises_ends_the_run_saved(workers: str, start) -> None:
+    flags = ("--env", "tests.envs:SteeredRaise-v0", "--workers", workers, *FLAGS)
+    run = start("td3", *flags)
+    code, out, err = run.end()
+    assert code == 1
+    assert "the gearbox is on fire" in err
+    assert f"--resume {run.folder}" in out
+    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+def test_updates_that_are_not_finite_are_dropped_and_told(start) -> None:
+    flags = ("--env", "tests.envs:SteeredNan-v0", *FLAGS, "--total-timesteps", "2000")
+    run = start("td3", *flags)
+    code, out, err = run.end()
+    assert code == 0, err
+    saved = hogwild_rl.load(run.folder).checkpoint
+    assert saved.counters.dropped >= 1
+    assert "dropped" in out
+    assert all(bool(tensor.isfinite().all()) for tensor in saved.parameters.values())
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_agent_is_saved_loaded_and_played(program: str, tmp_path: pathlib.Path) -> None:
+    agent = trained(program, tmp_path / "run", env="Pendulum-v1", total_timesteps=300)
+    agent.save(tmp_path / "agent.pt")
+    again = hogwild_rl.load(tmp_path / "agent.pt")
+    env = agent.make_env()
+    observation, _ = env.reset(seed=0)
+    action = agent.act(observation)
+    assert env.action_space.contains(action)
+    assert np.array_equal(action, again.act(observation, deterministic=False))
+    assert agent.evaluate(1, seed=3) == again.evaluate(1, seed=3)
