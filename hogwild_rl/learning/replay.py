@@ -48,7 +48,7 @@ class Replay:
     environment is kept as a row, and never drawn.
 
     Args:
-        capacity: how many transitions at least, over all environments.
+        capacity: steps that are kept at least, over all environments, resets among them.
         B: environments.
         interface: to them; says what a row is.
     """

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class Architecture:
         shared_trunk: one body under both heads, or one for each; with images, a memory or a
             body of the caller's own it is always one.
         lstm: size of the memory between body and heads, 0 for none.
-        standardize: take running means off observations that are no images.
+        standardize: take running means off the numbers that are no image, or off a single image.
         state_dependent_std: the deviations of continuous actions depend on the observation.
         log_std_init: their logarithm at first.
         bfloat16: compute the bodies in it; parameters and heads stay float32.
@@ -73,15 +74,13 @@ class ActorCritic(nn.Module):
         codec = ObservationCodec.of(observation_space)
         generator = generator or torch.Generator()
         self._bfloat16 = architecture.bfloat16
-        self.standardize = None
-        if architecture.standardize:
-            if codec.vector == 0:
-                raise UserError("normalize_observations is for vectors: images are scaled already")
-            self.standardize = networks.Standardize(codec.vector)
-        self.policy_body, features = _body(codec, architecture, generator)
         self._own = not isinstance(architecture.network, str)
+        self.standardize = self._standardize(codec) if architecture.standardize else None
+        self.policy_body, features = self._body(codec, architecture, generator)
         shared = architecture.shared_trunk or architecture.lstm or codec.images or self._own
-        self.value_body = self.policy_body if shared else _body(codec, architecture, generator)[0]
+        self.value_body = (
+            self.policy_body if shared else self._body(codec, architecture, generator)[0]
+        )
         self.state_size = architecture.lstm
         self.memory = None
         if architecture.lstm:
@@ -157,7 +156,10 @@ class ActorCritic(nn.Module):
         return policy, self.value_head(features).squeeze(-1)
 
     def _inputs(self, observations: Tensor) -> Tensor:
-        return observations if self.standardize is None else self.standardize(observations)
+        if isinstance(self.standardize, networks.Standardize):
+            standard: Tensor = self.standardize(observations)
+            return standard
+        return observations  # the eye itself compares pictures with their mean
 
     def _features(self, body: nn.Module, inputs: Tensor) -> Tensor:
         if not self._bfloat16:
@@ -167,18 +169,28 @@ class ActorCritic(nn.Module):
         with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):
             return body(inputs).float()  # type: ignore[no-any-return]
 
+    def _standardize(self, codec: ObservationCodec) -> networks.Standardize | networks.Contrast:
+        if codec.vector:
+            return networks.Standardize(codec.vector)
+        if self._own or codec.dtype != np.uint8:
+            raise UserError(
+                "normalize_observations is for vectors, and for a single image in a network of "
+                "ours: leave it out"
+            )
+        return networks.Contrast(codec.images[0])
 
-def _body(
-    codec: ObservationCodec, architecture: Architecture, generator: torch.Generator
-) -> tuple[nn.Module, int]:
-    """What turns rows [..., *O] into features [..., F], and F."""
-    network, hidden = architecture.network, architecture.hidden
-    if not isinstance(network, str):
-        return networks.own(network, codec, generator)
-    front, size = vision.front(codec, network, generator)
-    if isinstance(front, vision.Vision):
-        return front, size
-    layers = networks.mlp(size, hidden, architecture.activation, generator)
-    if codec.images:
-        layers.insert(0, front)
-    return layers, hidden[-1] if hidden else size
+    def _body(
+        self, codec: ObservationCodec, architecture: Architecture, generator: torch.Generator
+    ) -> tuple[nn.Module, int]:
+        """What turns rows [..., *O] into features [..., F], and F."""
+        network, hidden = architecture.network, architecture.hidden
+        if not isinstance(network, str):
+            return networks.own(network, codec, generator)
+        contrast = self.standardize if isinstance(self.standardize, networks.Contrast) else None
+        front, size = vision.front(codec, network, generator, contrast)
+        if isinstance(front, vision.Vision):
+            return front, size
+        layers = networks.mlp(size, hidden, architecture.activation, generator)
+        if codec.images:
+            layers.insert(0, front)
+        return layers, hidden[-1] if hidden else size

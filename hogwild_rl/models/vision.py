@@ -40,28 +40,37 @@ CNNS = {
 }
 
 
-def eye(image: Image, network: str, generator: torch.Generator) -> "Vision | Pixels":
+def eye(
+    image: Image,
+    network: str,
+    generator: torch.Generator,
+    contrast: networks.Contrast | None = None,
+) -> "Vision | Pixels":
     """What looks at an image: a CNN, or the pixels alone.
 
     Args:
         image: what a picture looks like.
         network: name of a CNN, mlp, or auto for A3C's CNN where the picture is large enough.
         generator: source of the weights.
+        contrast: what pictures are compared with.
 
     Raises:
         UserError: the picture is too small for the CNN asked for.
     """
     cnn = CNNS["a3c" if network == "auto" else network] if network != "mlp" else None
     if cnn is not None and min(_sides(image, cnn)) > 0:
-        return Vision(image, cnn, generator)
+        return Vision(image, cnn, generator, contrast)
     if network in CNNS:
         height, width = image.chw[1:]
         raise UserError(f"images of {height}×{width} are too small for {network}: use mlp")
-    return Pixels(image)
+    return Pixels(image, contrast)
 
 
 def front(
-    codec: ObservationCodec, network: str, generator: torch.Generator
+    codec: ObservationCodec,
+    network: str,
+    generator: torch.Generator,
+    contrast: networks.Contrast | None = None,
 ) -> tuple[nn.Module, int]:
     """What turns rows [..., *O] into one vector of numbers each, and its size.
 
@@ -69,6 +78,7 @@ def front(
         codec: of the rows.
         network: of their images, see `eye`; where there are none, rows are such vectors already.
         generator: source of the weights.
+        contrast: what a single image is compared with.
 
     Raises:
         UserError: a CNN is asked for and there are no images, or they are too small for it.
@@ -77,7 +87,7 @@ def front(
         if network in CNNS:
             raise UserError(f"network {network} is for images: use auto or mlp")
         return nn.Identity(), codec.vector
-    seen = [eye(image, network, generator) for image in codec.images]
+    seen = [eye(image, network, generator, contrast) for image in codec.images]
     if codec.dtype == np.uint8:
         return seen[0], seen[0].features
     return SideBySide(codec, seen), codec.vector + sum(part.features for part in seen)
@@ -90,11 +100,18 @@ class Vision(nn.Module):
         image: what a picture looks like, large enough for the layers.
         cnn: its layers.
         generator: source of the weights.
+        contrast: what pictures are compared with; bytes are scaled to 0..1 without it.
     """
 
-    def __init__(self, image: Image, cnn: CNN, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        image: Image,
+        cnn: CNN,
+        generator: torch.Generator,
+        contrast: networks.Contrast | None = None,
+    ) -> None:
         super().__init__()
-        self._image, self.features = image, cnn.features
+        self._image, self.features, self.contrast = image, cnn.features, contrast
         channels, height, width = image.chw
         convolutions: list[nn.Conv2d] = []
         for convolution in cnn.convolutions:
@@ -119,7 +136,7 @@ class Vision(nn.Module):
         if self._by_squares and pictures.dtype == torch.uint8:
             seen = self._first_by_squares(pictures.reshape(-1, *self._image.chw))
         else:
-            seen = self.first(_scaled(self._planes(pictures)))
+            seen = self.first(self._planes(_scaled(pictures, self.contrast)))
         features: Tensor = self.rest(seen)
         return features.reshape(*leading, features.shape[-1])
 
@@ -140,26 +157,39 @@ class Vision(nn.Module):
         the CPU in bfloat16, A3C's CNN, 168 pictures of 4×84×84: forward 64 → 46 µs each, forward
         and backward 162 → 120.
         """
+        squares, scale = self._squares(pictures), torch.tensor(_SCALE)
+        if self.contrast is not None:  # differences of bytes are exact in bfloat16 too
+            mean = self.contrast.picture.view(1, *self._image.chw)
+            squares, scale = squares.sub_(self._squares(mean)), self.contrast.scale
+        kernel = self.first.weight.view(-1, len(pictures[0]), 2, _SQUARE, 2, _SQUARE)
+        kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3) * scale
+        return nn.functional.conv2d(squares.permute(0, 3, 1, 2), kernel, self.first.bias)
+
+    def _squares(self, pictures: Tensor) -> Tensor:
+        """The pixels of pictures [N, C, H, W] by squares: [N, H/4, W/4, 16 C], as numbers."""
         N, C, H, W = pictures.shape
         h, w = H // _SQUARE, W // _SQUARE
         rows = pictures.view(torch.int32).view(N, C, h, _SQUARE, w)  # four bytes in one piece
         squares = rows.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8).view(N, h, w, -1)
-        kernel = self.first.weight.view(-1, C, 2, _SQUARE, 2, _SQUARE)
-        kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3) * _SCALE
-        channels_first = squares.to(_dtype(pictures.device)).permute(0, 3, 1, 2)
-        return nn.functional.conv2d(channels_first, kernel, self.first.bias)
+        return squares.to(networks.computed_in(pictures.device))
 
 
 class Pixels(nn.Module):
-    """The pixels of small images as they are, one after another: [..., *shape] → [..., P]."""
+    """The pixels of small images, one after another: [..., *shape] → [..., P].
 
-    def __init__(self, image: Image) -> None:
+    Args:
+        image: what a picture looks like.
+        contrast: what pictures are compared with; bytes are scaled to 0..1 without it.
+    """
+
+    def __init__(self, image: Image, contrast: networks.Contrast | None = None) -> None:
         super().__init__()
         self._axes, self.features = len(image.shape), math.prod(image.shape)
+        self.contrast = contrast
 
     def forward(self, images: Tensor) -> Tensor:
-        """Numbers in 0..1."""
-        return _scaled(images.flatten(-self._axes))
+        """Numbers of about unit size."""
+        return _scaled(images, self.contrast).flatten(-self._axes)
 
 
 class SideBySide(nn.Module):
@@ -195,13 +225,8 @@ def _sides(image: Image, cnn: CNN) -> list[int]:
     return sides
 
 
-def _scaled(images: Tensor) -> Tensor:
-    """Bytes as numbers in 0..1."""
-    return images.to(_dtype(images.device), copy=True).mul_(_SCALE)
-
-
-def _dtype(device: torch.device) -> torch.dtype:
-    """What the layers behind compute in."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return torch.get_default_dtype()
+def _scaled(images: Tensor, contrast: networks.Contrast | None) -> Tensor:
+    """Bytes as numbers in 0..1, or with a contrast."""
+    if contrast is not None:
+        return contrast(images)  # type: ignore[no-any-return]
+    return images.to(networks.computed_in(images.device), copy=True).mul_(_SCALE)

@@ -3,6 +3,7 @@
 Every worker adds what it saw to a row of its own, and takes the moments of all rows together.
 """
 
+import math
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -13,12 +14,15 @@ from hogwild_rl.hogwild.moments import Moments
 from hogwild_rl.learning.rollout import Rollout
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.deterministic import DeterministicActorCritic
+from hogwild_rl.models.networks import Contrast
 
 Array = np.ndarray[Any, Any]
 Clip: TypeAlias = Literal["none", "sign"] | float
 
 _LARGEST = 10.0  # deviations: before there was a reward, σ is 0, and the first one would be huge
 _EPSILON = 1e-8  # keeps what never varies from becoming infinite
+_BYTES = 4.0  # a variance of pixels that is noise: the first pictures of a game are all the same
+_PICTURES = 8  # of a rollout that count
 
 
 class Normalization:
@@ -34,10 +38,10 @@ class Normalization:
     def __init__(
         self, workers: int, codec: ObservationCodec, *, observations: bool, rewards: bool
     ) -> None:
-        self.vector = codec.vector
+        self._vector = codec.vector
         self.moments: dict[str, Moments] = {}
         if observations:
-            self.moments["observations"] = Moments(workers, codec.vector)
+            self.moments["observations"] = Moments(workers, codec.vector or math.prod(codec.shape))
         if rewards:
             self.moments["returns"] = Moments(workers, 1)
 
@@ -57,8 +61,25 @@ class Normalization:
         if "observations" not in self.moments or model.standardize is None:
             return
         merged = self.moments["observations"].merged()
+        if not merged.count:
+            return
+        variance = merged.variance
+        if isinstance(model.standardize, Contrast):  # one deviation for all pixels
+            variance = variance.mean(keepdims=True) + _BYTES
         model.standardize.mean.copy_(torch.from_numpy(merged.mean))
-        model.standardize.scale.copy_(torch.from_numpy(_scale(merged.variance)))
+        model.standardize.scale.copy_(torch.from_numpy(_scale(variance)))
+
+    def rows(self, rollout: Rollout) -> Array:
+        """What of a rollout counts, [N, size].
+
+        All rows but the last, which is the next one's first; of pictures, which are large and much
+        alike, a few of the first.
+        """
+        if self._vector:
+            seen = rollout.observations[:-1, :, : self._vector].reshape(-1, self._vector)
+        else:
+            seen = rollout.observations[0, :_PICTURES].flatten(1)
+        return seen.cpu().numpy()
 
 
 class Normalizer:
@@ -83,10 +104,9 @@ class Normalizer:
         self._returns: Array | None = None  # discounted, up to now, of every environment
 
     def add(self, rollout: Rollout) -> None:
-        """Adds a rollout's observations; its last row is the next one's first."""
+        """Adds a rollout's observations."""
         if "observations" in self._writers:
-            vector = self._normalization.vector
-            rows = rollout.observations[:-1, :, :vector].reshape(-1, vector).cpu().numpy()
+            rows = self._normalization.rows(rollout)
             # What is not finite would stay in the moments for ever.
             self._writers["observations"].add(rows[np.isfinite(rows).all(axis=1)])
 

@@ -148,8 +148,10 @@ def work(worker: Worker, job: Job) -> None:
     random_until = 0 if job.before else -(-config.learning_starts // config.workers)
     learn_from = max(config.batch_size, -(-config.learning_starts // config.workers))
 
+    lived = len(replay)  # transitions, those that were kept by an earlier life of the run included
+
     def choose() -> Tensor:
-        if len(replay) < random_until:
+        if lived < random_until:
             return torch.rand(noise.shape, generator=exploring) * 2 - 1
         with torch.no_grad():
             actions: Tensor = job.actor.online(experience.observations.to(job.device)).cpu()
@@ -160,10 +162,10 @@ def work(worker: Worker, job: Job) -> None:
         experience.step(choose())
         noise.forget(experience.ended)
         slot.add_rollout(experience.steps, experience.episodes)
-        new += experience.steps
+        new, lived = new + experience.steps, lived + experience.steps
         # A step that only reset an environment is none to learn after.
         if new >= config.train_every * config.envs_per_worker:
-            for _ in range(config.updates_after(new) if len(replay) >= learn_from else 0):
+            for _ in range(config.updates_after(new) if lived >= learn_from else 0):
                 updates_before = slot.total_updates()
                 batch = replay.sample(config.batch_size, drawing).to(job.device)
                 learner.updates += 1

@@ -163,10 +163,81 @@ def test_moments_that_are_not_kept_change_nothing() -> None:
     assert shared.state() == {}
 
 
-def test_a_picture_alone_has_no_moments_to_take_off() -> None:
-    space = spaces.Box(0, 255, (20, 20, 3), np.uint8)
-    with pytest.raises(UserError, match="normalize_observations is for vectors"):
-        ActorCritic(space, spaces.Discrete(2), Architecture(standardize=True))
+PICTURES = spaces.Box(0, 255, (2, 44, 40), np.uint8)
+
+
+def pictures(seed: int) -> Any:
+    """A rollout of dark pictures with a bright spot each, whose corner is always white."""
+    rng = np.random.default_rng(seed)
+    seen = rng.integers(20, 30, (T + 1, B, *PICTURES.shape), np.uint8)
+    seen[rng.random(seen.shape) < 0.01] = 200
+    seen[..., :4, :4] = 255
+    return seen
+
+
+def test_a_model_gets_the_mean_picture_and_one_deviation_for_all_pixels() -> None:
+    shared, first = normalization(2, PICTURES, observations=True), []
+    for worker in (0, 1, 1):
+        seen = pictures(len(first))
+        first.append(seen[0].reshape(B, -1).astype(np.float64))
+        Normalizer(shared, worker, GAMMA, "none", 1.0).add(rollout_of(seen))
+    every = np.concatenate(first)
+    model = ActorCritic(PICTURES, spaces.Discrete(2), Architecture(standardize=True))
+    assert model.standardize is not None
+    assert model.standardize.scale.tolist() == [pytest.approx(1 / 255)]
+    shared.freeze(model)
+    mean, deviation = every.mean(0), math.sqrt(every.var(0).mean() + 4)
+    np.testing.assert_allclose(model.standardize.mean.numpy(), mean, rtol=1e-5)
+    assert model.standardize.scale.item() == pytest.approx(1 / deviation, rel=1e-5)
+    assert not model.standardize.mean.requires_grad
+    standard = model.standardize(torch.from_numpy(seen[0])).numpy()
+    expected = (seen[0] - mean.round().reshape(PICTURES.shape)) / deviation
+    np.testing.assert_allclose(standard, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(standard[..., :4, :4]).max() < 1  # what never changes says little
+
+
+@pytest.mark.parametrize("space", [PICTURES, spaces.Box(0, 255, (44, 40, 3), np.uint8)], ids=str)
+def test_a_cnn_sees_pictures_against_their_mean(space: Any) -> None:
+    """By squares of pixels or not, it is the CNN without a mean, given what was subtracted."""
+    rng = np.random.default_rng(3)
+    seen = torch.from_numpy(rng.integers(0, 255, (5, *space.shape), np.uint8))
+    compared = ActorCritic(space, spaces.Discrete(2), Architecture(standardize=True))
+    plain = ActorCritic(space, spaces.Discrete(2), Architecture())
+    unseen = compared.load_state_dict(plain.state_dict(), strict=False)
+    assert {name.rpartition(".")[2] for name in unseen.missing_keys} == {"mean", "scale"}
+    assert compared.standardize is not None
+    compared.standardize.mean.copy_(torch.from_numpy(rng.uniform(0, 255, seen[0].numel())))
+    compared.standardize.scale.fill_(0.03)
+    mean = compared.standardize.picture
+    vision = plain.policy_body
+    planes = vision._planes((seen.float() - mean) * 0.03)
+    expected = vision.rest(vision.first(planes))
+    torch.testing.assert_close(compared.policy_body(seen), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_differences_of_bytes_are_exact_in_bfloat16() -> None:
+    model = ActorCritic(PICTURES, spaces.Discrete(2), Architecture(standardize=True))
+    vision = model.policy_body
+    with torch.autocast("cpu", torch.bfloat16):
+        every = torch.arange(256, dtype=torch.uint8).repeat(PICTURES.shape[0] * 44 * 40 // 256 + 1)
+        picture = every[: 2 * 44 * 40].view(1, 2, 44, 40)
+        for level in (0, 1, 127, 255):
+            mean = torch.full_like(picture, level)
+            difference = vision._squares(picture).sub_(vision._squares(mean))
+            exact = vision._squares(picture).double() - level
+            assert torch.equal(difference.double(), exact)
+
+
+@pytest.mark.parametrize("case", ["two pictures", "a network of one's own"])
+def test_pictures_that_cannot_be_compared_are_refused(case: str) -> None:
+    space: Any = PICTURES
+    architecture = Architecture(standardize=True)
+    if case == "two pictures":
+        space = spaces.Tuple([PICTURES, PICTURES])
+    else:
+        architecture = Architecture(standardize=True, network=lambda _: torch.nn.Flatten(2))
+    with pytest.raises(UserError, match="normalize_observations is for vectors, and for a single"):
+        ActorCritic(space, spaces.Discrete(2), architecture)
 
 
 # Whole runs.
