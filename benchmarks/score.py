@@ -7,7 +7,6 @@ Each seed trains in a process of its own; its last parameters then play whole ep
 likeliest actions. The curve of every run goes to benchmarks/results/score_*_curves.csv.
 """
 
-import csv
 import dataclasses
 import pathlib
 import statistics
@@ -16,7 +15,7 @@ from typing import Any
 
 import machine
 import tyro
-from solve import train
+from solve import curve, train
 
 import hogwild_rl
 
@@ -53,11 +52,7 @@ def main() -> None:
             run = pathlib.Path(folder) / "run"
             trained = train(config.algorithm, flags, run)
             returns = hogwild_rl.load(run).evaluate(config.episodes, seed=1_000 + seed)
-            with (run / "progress.csv").open() as file:
-                curves += [
-                    {"seed": seed, **{k: row[k] for k in ("time_s", "steps", "return_mean")}}
-                    for row in csv.DictReader(file)
-                ]
+            curves += curve(run, seed)
         kept = ("env", "workers", "envs_per_worker", "seed", "steps", "train_s", "return_mean")
         rows.append(
             {

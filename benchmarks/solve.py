@@ -24,6 +24,10 @@ from typing import Any
 import machine
 import tyro
 
+from hogwild_rl import plot
+
+_CURVE = ("time_s", "steps", "return_mean")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -41,6 +45,8 @@ class Config:
     """Mean return that counts as solved; the registered one without it."""
     total_timesteps: int | None = None
     """Budget of one run; the preset's without it."""
+    curves: bool = False
+    """Write the learning curves of all seeds too, as a table and as a picture."""
     write: bool = True
     """Write benchmarks/results/solve_*.csv."""
 
@@ -88,6 +94,13 @@ def train(
     }
 
 
+def curve(run: pathlib.Path, seed: int) -> list[dict[str, Any]]:
+    """A run's return over seconds and steps, from its log."""
+    with (run / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{"seed": seed, **{name: row[name] for name in _CURVE}} for row in rows]
+
+
 def _flag(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
@@ -98,14 +111,34 @@ def main() -> None:
     """Times every seed and prints median and spread."""
     config = tyro.cli(Config, description=__doc__)
     print(machine.describe())
-    flags: dict[str, Any] = {"env": config.env}
+    flags: dict[str, Any] = {"env": config.env, "stop_when_solved": True}
     for name in ("workers", "target_return", "total_timesteps"):
         if getattr(config, name) is not None:
             flags[name] = getattr(config, name)
-    rows = []
-    for seed in range(config.seeds):
-        rows.append(solve(config.algorithm, {**flags, "seed": seed}))
-        print(rows[-1], flush=True)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [pathlib.Path(folder) / f"seed{seed}" for seed in range(config.seeds)]
+        for seed, run in enumerate(runs):
+            rows.append(train(config.algorithm, {**flags, "seed": seed}, run))
+            print(rows[-1], flush=True)
+        _report(config, rows)
+        if config.curves and config.write:
+            name = f"{_name(config, rows)}_curves"
+            machine.write_csv(name, [row for n, run in enumerate(runs) for row in curve(run, n)])
+            picture = machine.RESULTS / f"{name}.png"
+            picture.unlink(missing_ok=True)
+            plot.plot(plot.Config(runs=tuple(map(str, runs)), output=str(picture)))
+
+
+def _name(config: Config, rows: list[dict[str, Any]]) -> str:
+    """Of the file of results."""
+    workers = rows[0]["workers"]
+    name = f"solve_{config.algorithm}_{config.env.replace('/', '-')}"
+    return name + (f"_{workers}" if workers else "")
+
+
+def _report(config: Config, rows: list[dict[str, Any]]) -> None:
+    """Prints median and spread, and writes the rows."""
     times = [row["wall_s"] for row in rows if row["solved"]]
     workers = rows[0]["workers"]
     who = f"{config.algorithm}, {config.env}" + (f", {workers} workers" if workers else "")
@@ -116,9 +149,7 @@ def main() -> None:
             f"min {min(times):.1f}, max {max(times):.1f}"
         )
     if config.write:
-        name = f"solve_{config.algorithm}_{config.env.replace('/', '-')}"
-        name += f"_{workers}" if workers else ""
-        print(f"written: {machine.write_csv(name, rows)}")
+        print(f"written: {machine.write_csv(_name(config, rows), rows)}")
 
 
 if __name__ == "__main__":
