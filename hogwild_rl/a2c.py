@@ -12,10 +12,12 @@ Source: Mnih et al. 2016 (arXiv:1602.01783), made synchronous: Wu et al. 2017 (a
 section 5.
 """
 
+import os
 import signal
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads give way to others
 
 import contextlib
 import dataclasses

@@ -16,10 +16,12 @@ and one policy without a lock, each with environments and a replay of its own.
 Source: Lillicrap et al. 2016 (arXiv:1509.02971), algorithm 1.
 """
 
+import os
 import signal
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads give way to others
 
 import dataclasses
 

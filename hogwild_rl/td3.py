@@ -15,10 +15,12 @@ With one critic, no smoothing and no delay it is DDPG, bit for bit.
 Source: Fujimoto et al. 2018 (arXiv:1802.09477), algorithm 1.
 """
 
+import os
 import signal
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads give way to others
 
 import dataclasses
 

@@ -148,11 +148,10 @@ class SharedRMSprop(SharedOptimizer):
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         square_avg, alpha, eps = state["square_avg"], group["alpha"], group["eps"]
-        square_avg.mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
-        if group["eps_inside_root"]:
-            root = square_avg.add(eps).sqrt_()
-        else:
-            root = square_avg.sqrt().add_(eps)
+        average = square_avg.mul(alpha).addcmul_(gradient, gradient, value=1 - alpha)
+        square_avg.copy_(average)
+        # The root is of our own average: the shared one may by now lack this very gradient.
+        root = average.add_(eps).sqrt_() if group["eps_inside_root"] else average.sqrt_().add_(eps)
         if group["momentum"]:
             momentum_buffer = state["momentum_buffer"]
             momentum_buffer.mul_(group["momentum"]).addcdiv_(gradient, root)
@@ -169,6 +168,10 @@ class SharedAdam(SharedOptimizer):
 
     The count t is shared with the moments it corrects: a count of a worker's own would correct the
     moments of all as if they were as young as that worker.
+
+    Workers that interleave can leave an m with a gradient in it that v lacks, and where v is 0 so
+    far that would be a step of m / ε. So the quotient is held to what no m and v of the same
+    gradients exceed, at which a single worker never arrives: see `largest_quotient`.
 
     Args:
         model: the shared model to step.
@@ -205,10 +208,32 @@ class SharedAdam(SharedOptimizer):
         state = self.state[parameter]
         beta1, beta2 = group["betas"]
         step = float(state["step"].add_(1))
-        exp_avg = state["exp_avg"].lerp_(gradient, 1 - beta1)
-        exp_avg_sq = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = exp_avg_sq.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
-        parameter.addcdiv_(exp_avg, root, value=-group["lr"] / (1 - beta1**step))
+        exp_avg = state["exp_avg"].lerp(gradient, 1 - beta1)
+        exp_avg_sq = state["exp_avg_sq"].mul(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        state["exp_avg_sq"].copy_(exp_avg_sq)
+        state["exp_avg"].copy_(exp_avg)
+        root = exp_avg_sq.sqrt_().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+        quotient, largest = exp_avg.div_(root), largest_quotient(beta1, beta2, step)
+        correction = 1 - beta1**step
+        quotient.clamp_(-largest * correction, largest * correction)
+        parameter.add_(quotient, alpha=-group["lr"] / correction)
+
+
+def largest_quotient(beta1: float, beta2: float, step: float) -> float:
+    """The most that |m̂| / √v̂ can be after so many steps of Adam, whatever the gradients.
+
+        m̂ = Σ w_i g_i, v̂ = Σ u_i g_i²  ⇒  m̂² ≤ v̂ Σ w_i² / u_i        by Cauchy and Schwarz
+
+    >>> largest_quotient(0.9, 0.999, 1)
+    1.0
+    >>> round(largest_quotient(0.9, 0.999, 1_000_000), 1)
+    7.3
+    """
+    if beta1**2 >= beta2:  # the sum may grow without end
+        return 1.0 if step == 1 else math.inf
+    ratio = beta1**2 / beta2
+    weights = ((1 - beta1) / (1 - beta1**step)) ** 2 * (1 - beta2**step) / (1 - beta2)
+    return math.sqrt(weights * (1 - ratio**step) / (1 - ratio))
 
 
 class SharedSGD(SharedOptimizer):

@@ -145,7 +145,7 @@ def size_in_bytes(capacity: int, B: int, interface: Interface) -> int:
     seen, chosen = interface.observations, interface.actions
     observation = math.prod(seen.shape) * np.dtype(seen.dtype).itemsize
     others = 4 * math.prod(chosen.shape) + 4 + 1 + 8
-    return _rows(capacity, B) * B * (observation + others)
+    return _rows(capacity, B) * (B * (observation + others) + 8)
 
 
 def _rows(capacity: int, B: int) -> int:

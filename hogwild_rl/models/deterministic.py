@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar, cast
 
+import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
@@ -54,12 +55,8 @@ class DeterministicActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         codec = ObservationCodec.of(observation_space)
-        actions = ActionCodec.of(action_space).shape  # refuses other spaces
-        if not isinstance(action_space, spaces.Box) or not action_space.is_bounded():
-            raise UserError(
-                f"action space {one_line(action_space)} is not supported: a deterministic policy "
-                "wants a Box of floats with finite bounds; a3c and a2c take others"
-            )
+        _check(action_space)
+        actions = ActionCodec.of(action_space).shape
         generator = generator or torch.Generator()
         self.actor = Tracked(_Actor(codec, math.prod(actions), architecture, generator))
         self.critics = Tracked(
@@ -71,6 +68,16 @@ class DeterministicActorCritic(nn.Module):
     ) -> tuple[distributions.Point, Tensor | None]:
         """μ(s) over [B] for observations [B, *O], and the state that was given."""
         return distributions.Point(self.actor(observations)), state
+
+
+def _check(action_space: Space[Any]) -> None:
+    bounded = isinstance(action_space, spaces.Box) and action_space.is_bounded()
+    if bounded and np.issubdtype(action_space.dtype, np.floating):
+        return
+    raise UserError(
+        f"action space {one_line(action_space)} is not supported: a deterministic policy wants a "
+        "Box of floats with finite bounds; a3c and a2c take others"
+    )
 
 
 class Tracked(nn.Module, Generic[M]):
@@ -88,6 +95,7 @@ class Tracked(nn.Module, Generic[M]):
 
     def __init__(self, module: M) -> None:
         super().__init__()
+        assert all(parameter.requires_grad for parameter in module.parameters())
         self.online = module
         self.target = copy.deepcopy(module).requires_grad_(False)
 
@@ -197,7 +205,12 @@ def _front(
     if isinstance(network, str):
         return vision.front(codec, network, generator)
     body, size = networks.own(network, codec, generator)
-    return _Rows(body), size
+    if not all(parameter.requires_grad for parameter in body.parameters()):
+        raise UserError(
+            "network has parameters that need no gradient, which slow copies cannot follow: "
+            "compute with them in the environment, or let them learn"
+        )
+    return _Rows(copy.deepcopy(body)), size  # actor and critics must not share one
 
 
 class _Rows(nn.Module):

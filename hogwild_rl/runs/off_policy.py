@@ -76,6 +76,7 @@ class OffPolicySettings(NetworkSettings):
         settings.between("noise_std", self.noise_std, 0, 1e9)
         for name in ("ou_theta", "ou_dt"):
             settings.above(name, getattr(self, name), 0)
+        settings.between("ou_theta times ou_dt", self.ou_theta * self.ou_dt, 0, 1)
         if self.workers > 1 and self.device == "cuda":
             raise UserError(
                 f"device cuda is for one worker, got workers {self.workers}: several share a model "

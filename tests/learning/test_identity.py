@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import Space, spaces
 
-from hogwild_rl import a2c, a3c
+from hogwild_rl import a2c, a3c, ddpg, td3
 from hogwild_rl.runs.agent import Agent
 
 LENGTH = 20
@@ -87,6 +87,26 @@ def trained(algorithm: str, name: str, folder: pathlib.Path) -> Agent:
 def test_identity_is_learnt(algorithm: str, name: str, tmp_path: pathlib.Path) -> None:
     agent = trained(algorithm, name, tmp_path)
     assert agent.evaluate(20, seed=1).mean() > ENOUGH[name] > BLIND[name]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("program", [ddpg, td3], ids=["ddpg", "td3"])
+def test_identity_is_learnt_from_a_replay(
+    program: Any, workers: int, tmp_path: pathlib.Path
+) -> None:
+    config = program.Config(
+        env=functools.partial(Identity, SPACES["box"]),
+        workers=workers,
+        total_timesteps=2_000,
+        learning_starts=200,
+        hidden=(64, 64),
+        batch_size=64,
+        gamma=0.0,
+        run_dir=str(tmp_path / "run"),
+        quiet=True,
+    )
+    agent = program.train(config)
+    assert agent.evaluate(20, seed=1).mean() > ENOUGH["box"] > BLIND["box"]
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -21,6 +22,7 @@ from hogwild_rl.hogwild.optim import (
     SharedOptimizer,
     SharedRMSprop,
     SharedSGD,
+    largest_quotient,
 )
 
 STEPS = 50
@@ -403,3 +405,58 @@ def test_statistics_of_another_optimizer_are_refused_and_change_nothing() -> Non
     smaller = SharedRMSprop(SharedModel(nn.Linear(1, 1))).state_dict()
     with pytest.raises(ValueError, match=r"saved state has {'square_avg': \[2\]}"):
         optimizer.load_state_dict(smaller)
+
+
+# Workers that interleave: what others do to the statistics between two operations of a step.
+
+
+def largest_step_while_others_forget(optimizer: Any, statistic: str, steps: int) -> float:
+    """The largest step that any parameter took, while a thread sets a statistic to 0 all along."""
+    state, parameter = optimizer.state[optimizer.parameter], optimizer.parameter
+    generator, stop, largest = torch.Generator().manual_seed(0), threading.Event(), 0.0
+
+    def forget() -> None:
+        while not stop.is_set():
+            state[statistic].zero_()
+
+    other = threading.Thread(target=forget)
+    other.start()
+    try:
+        for _ in range(steps):
+            before = parameter.detach().clone()
+            optimizer.apply(torch.randn(parameter.shape, generator=generator))
+            largest = max(largest, float((parameter.detach() - before).abs().max()))
+    finally:
+        stop.set()
+        other.join()
+    return largest
+
+
+@pytest.mark.parametrize(
+    ("make", "statistic", "bound"),
+    [
+        (lambda m: SharedRMSprop(m, lr=1.0, eps=1e-20), "square_avg", 10.0),
+        (lambda m: SharedRMSprop(m, lr=1.0, eps=1e-20, eps_inside_root=False), "square_avg", 10.0),
+        (lambda m: SharedAdam(m, lr=1.0, eps=1e-20), "exp_avg_sq", 7.3),
+    ],
+    ids=["RMSprop", "RMSprop, eps outside", "Adam"],
+)
+def test_no_race_makes_a_step_larger_than_one_worker_could(
+    make: Any, statistic: str, bound: float
+) -> None:
+    optimizer = make(SharedModel(nn.Linear(300, 300)))
+    assert 0 < largest_step_while_others_forget(optimizer, statistic, steps=150) <= bound * 1.001
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9), (0.0, 0.99), (0.9, 0.82)])
+def test_adams_quotient_has_a_largest_value(betas: tuple[float, float]) -> None:
+    """It is reached by the gradients that Cauchy and Schwarz name, and exceeded by no others."""
+    rng = np.random.default_rng(0)
+    for steps in (1, 2, 5, 30):
+        w, u = ((1 - b) * b ** np.arange(steps)[::-1] / (1 - b**steps) for b in betas)
+        bound = largest_quotient(*betas, steps)
+        worst = w / u
+        assert abs(w @ worst) / math.sqrt(u @ worst**2) == pytest.approx(bound, rel=1e-9)
+        for _ in range(200):
+            drawn = rng.standard_cauchy(steps)
+            assert abs(w @ drawn) / math.sqrt(u @ drawn**2) <= bound * (1 + 1e-12)
