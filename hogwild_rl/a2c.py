@@ -35,6 +35,7 @@ from hogwild_rl import UserError
 from hogwild_rl.envs import backends, vector
 from hogwild_rl.envs.processes import EnvironmentFailedError
 from hogwild_rl.hogwild import memory, workers
+from hogwild_rl.hogwild.failure import Failure
 from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
 from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
@@ -189,7 +190,7 @@ def train(config: Config) -> Agent:
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
     normalization = config.normalization(session.facts, ranks.count)
     slots = Slots(1)
-    failure: workers.Failure | None = None
+    failure: Failure | None = None
     finished = False
     with (
         devices.few_threads(model, config.num_envs),
@@ -205,9 +206,7 @@ def train(config: Config) -> Agent:
             learn(config, session, shared, optimizer, normalization, slots, ranks, backend)
             finished = True
         except EnvironmentFailedError as error:
-            failure = workers.Failure(
-                error.environment, error.exit_code, error.traceback, "environment"
-            )
+            failure = Failure(error.environment, error.exit_code, error.traceback, "environment")
         finally:
             agent = session.close(slots, failed=not finished)
     if failure is not None:

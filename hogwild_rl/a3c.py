@@ -44,7 +44,7 @@ from hogwild_rl.runs.session import Session
 
 @settings.completed("a3c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ActorCriticSettings):
+class Config(ActorCriticSettings, settings.CrewSettings):
     """Settings of A3C. What is not given comes from the environment's preset."""
 
     workers: int = dataclasses.field(default_factory=settings.usable_cores)
@@ -137,7 +137,7 @@ def train(config: Config) -> Agent:
         slots,
         session.before.steps,
     )
-    return crew.in_processes(session, slots, work, arguments, config.seed)
+    return crew.in_processes(session, slots, work, arguments, config)
 
 
 def main() -> None:

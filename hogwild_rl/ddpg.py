@@ -31,8 +31,8 @@ from hogwild_rl.learning import losses, returns
 from hogwild_rl.learning.replay import Batch
 from hogwild_rl.runs import cli, replaying, settings
 from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.learner import Learner
 from hogwild_rl.runs.off_policy import OffPolicySettings
-from hogwild_rl.runs.replaying import Learner
 
 
 @settings.completed("ddpg")

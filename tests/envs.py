@@ -154,6 +154,7 @@ gymnasium.register("Pictures-v0", entry_point=Pictures)
 gymnasium.register("Words-v0", entry_point=Words)
 gymnasium.register("Choosy-v0", entry_point=Choosy)
 gymnasium.register("Sleepy-v0", entry_point=Sleepy)
+gymnasium.register("DiesInAChild-v0", entry_point=DiesInAChild)
 gymnasium.register("Steered-v0", entry_point=steered, kwargs={"fault": ""}, max_episode_steps=20)
 for _fault in ("raise", "exit", "segv", "hang", "nan"):
     gymnasium.register(f"Faulty{_fault.title()}-v0", entry_point=Faulty, kwargs={"fault": _fault})

@@ -5,6 +5,7 @@
 ``slots``    one row of counts and timings per worker, each with a single writer
 ``moments``  running mean and variance of vectors, one row per worker
 ``workers``  start, watch and stop the processes
+``supervisor``  replaces those that fail or hang
 ``worker``   the inside of one
 ``memory``   shared tensors
 

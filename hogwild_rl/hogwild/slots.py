@@ -140,7 +140,8 @@ class SlotWriter:
         self._seconds = self._row["seconds"]
         self._staleness = self._row["staleness"]
         self._updates = slots.rows["updates"]
-        self._row["heartbeat_s"] = time.monotonic()
+        self._heartbeats, self._worker = slots.rows["heartbeat_s"], worker
+        self._heartbeats[worker] = time.monotonic()
         self._lap_s = time.perf_counter()
 
     def add_update(self, updates_at_pull: int) -> None:
@@ -162,7 +163,6 @@ class SlotWriter:
     def add_rollout(self, steps: int, episodes: Sequence[tuple[float, int]]) -> None:
         """Counts steps and the (return, length) of the episodes that ended in them."""
         self._row["steps"] += steps
-        self._row["heartbeat_s"] = time.monotonic()
         for episode_return, length in episodes:
             self._add_episode(episode_return, length)
 
@@ -177,10 +177,11 @@ class SlotWriter:
         self._row["episode_count"] = count + 1  # last, so that readers find it whole
 
     def lap(self, phase: str) -> None:
-        """Adds the time since the last lap to a phase."""
+        """Adds the time since the last lap to a phase: a sign of life."""
         now_s = time.perf_counter()
         self._seconds[_PHASE[phase]] += now_s - self._lap_s
         self._lap_s = now_s
+        self._heartbeats[self._worker] = time.monotonic()
 
     def total_updates(self) -> int:
         """Updates of all workers so far."""

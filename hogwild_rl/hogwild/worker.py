@@ -64,6 +64,8 @@ def live(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     faulthandler.enable()
+    if hasattr(faulthandler, "register"):  # asked by the parent where it hangs, it answers there
+        faulthandler.register(signal.SIGUSR1, file=tracebacks.fileno())
     torch.set_num_threads(1)
     memory.keep_freed()
     torch.set_flush_denormal(True)  # averages of dead units decay into denormals, which are slow

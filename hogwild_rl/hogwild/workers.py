@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from hogwild_rl.hogwild.failure import Failure
 from hogwild_rl.hogwild.worker import Worker, live
 
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+_MOST_REPLACEMENTS = 1 << 20  # of one worker in one run
+_ANSWER_WITHIN_S, _ANSWER_BYTES = 0.5, 65_536
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -42,32 +45,6 @@ def preload(module: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
-    """A worker, or another numbered process, that ended otherwise than by returning."""
-
-    worker: int
-    exit_code: int
-    traceback: str
-    kind: str = "worker"
-
-    def __str__(self) -> str:
-        if self.exit_code < 0:
-            how = f"was killed by {_signal_name(-self.exit_code)}"
-        else:
-            how = f"failed with exit code {self.exit_code}"
-        return f"{self.kind} {self.worker} {how}" + (
-            f":\n{self.traceback}" if self.traceback else ""
-        )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no name
-        return f"signal {number}"
-
-
-@dataclasses.dataclass(frozen=True)
 class _Life:
     process: Any  # multiprocessing's process classes share no public base
     tracebacks: Connection
@@ -83,7 +60,8 @@ class Workers:
         arguments: picklable; tensors in shared memory stay shared.
         count: number of workers, at least 1.
         seed: from which each worker's seeds are drawn.
-        incarnation: of the first life of each worker; a resumed run gives a fresh one.
+        incarnation: number of this life of the run, from 0; workers of another are given others'
+            seeds.
     """
 
     def __init__(
@@ -101,7 +79,9 @@ class Workers:
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         self._target, self._arguments = target, tuple(arguments)
-        self._count, self._seed, self._incarnation = count, seed, incarnation
+        self._count, self._seed = count, seed
+        # Of every worker, how often it was started, counted from a number that no other run has.
+        self._incarnations = [incarnation * _MOST_REPLACEMENTS] * count
         self._stop = memory.zeros(1, dtype=torch.uint8)
         self._lives: dict[int, _Life] = {}
 
@@ -123,10 +103,15 @@ class Workers:
         """How many workers have not ended."""
         return len(self._lives)
 
+    @property
+    def alive(self) -> list[int]:
+        """Numbers of those that have not ended."""
+        return list(self._lives)
+
     def _start(self, index: int) -> None:
         context: Any = multiprocessing.get_context(_METHOD)
         tracebacks, child_end = context.Pipe(duplex=False)
-        worker = Worker(index, self._incarnation, self._seed, self._stop.item)
+        worker = Worker(index, self._incarnations[index], self._seed, self._stop.item)
         process = context.Process(
             target=live,
             args=(worker, self._target, self._arguments, child_end),
@@ -137,6 +122,21 @@ class Workers:
             process.start()
         child_end.close()
         self._lives[index] = _Life(process, tracebacks)
+
+    def replace(self, index: int) -> None:
+        """Starts a worker that has ended once more, with seeds of its own."""
+        assert index not in self._lives, f"worker {index} has not ended"
+        self._incarnations[index] += 1
+        self._start(index)
+
+    def put_down(self, index: int, silent_s: float) -> Failure:
+        """Kills a worker that hangs, after asking where; one that is stopped cannot tell."""
+        life = self._lives[index]
+        stack = _stack(life)
+        life.process.kill()
+        life.process.join()
+        failure = self._bury_one(index)
+        return dataclasses.replace(failure, traceback=stack, silent_s=silent_s)
 
     def wait(self, timeout_s: float) -> list[Failure]:
         """Waits until a worker ends or the time is over.
@@ -187,6 +187,17 @@ class Workers:
         for life in self._lives.values():
             life.process.join()
         self._bury(list(self._lives))
+
+
+def _stack(life: _Life) -> str:
+    """Where a process is, by faulthandler, which needs no word of Python for it."""
+    answer = b""
+    if hasattr(signal, "SIGUSR1"):
+        with contextlib.suppress(OSError):
+            os.kill(life.process.pid, signal.SIGUSR1)
+            while life.tracebacks.poll(_ANSWER_WITHIN_S) and len(answer) < _ANSWER_BYTES:
+                answer += os.read(life.tracebacks.fileno(), _ANSWER_BYTES)  # it comes in pieces
+    return answer.decode(errors="replace")
 
 
 @contextlib.contextmanager

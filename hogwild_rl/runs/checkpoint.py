@@ -163,3 +163,12 @@ def _space(description: dict[str, Any]) -> gymnasium.Space[Any]:
         # As pairs: a dict would be sorted, and the network's inputs stand in this order.
         return spaces.Dict([(name, _space(part)) for name, part in description["spaces"]])
     return spaces.Tuple([_space(part) for part in description["spaces"]])
+
+
+def copied(value: Any) -> Any:
+    """The same nest of dicts and lists with tensors copied, out of shared memory or a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value

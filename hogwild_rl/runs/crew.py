@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hogwild_rl.hogwild import workers
 from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.hogwild.supervisor import Supervisor
 from hogwild_rl.hogwild.worker import Worker
-from hogwild_rl.runs import cli
+from hogwild_rl.hogwild.workers import Workers
+from hogwild_rl.runs import cli, settings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.session import Session
 
@@ -20,35 +21,41 @@ def in_processes(
     slots: Slots,
     work: Callable[..., None],
     arguments: tuple[Any, ...],
-    seed: int,
+    config: settings.CrewSettings,
 ) -> Agent:
     """Lets as many workers as there are slots do ``work(worker, *arguments)``, and watches them.
+
+    Workers that fail or hang are told and replaced.
 
     Args:
         session: opened.
         slots: that they count in.
         work: a function at the top level of a module.
         arguments: picklable; tensors in shared memory stay shared.
-        seed: of the run.
+        config: of the run.
 
     Raises:
-        WorkersFailedError: one of them failed; the others were stopped and a checkpoint was
-            written.
+        WorkersFailedError: they failed too often, or all at once; a checkpoint was written.
         KeyboardInterrupt, SystemExit: the run was interrupted, likewise.
     """
-    crew = workers.Workers(work, arguments, len(slots), seed, session.before.lives)
-    failures: list[workers.Failure] = []
+    crew = Workers(work, arguments, len(slots), config.seed, session.before.lives)
+    verdict = "the run was broken off"
     with session.interruptible():
         try:
             with crew:
-                while crew.running and not failures and not session.ending:
-                    failures = crew.wait(_OBSERVE_EVERY_S)
+                restarts = (config.max_restarts, config.step_timeout)
+                supervisor = Supervisor(crew, slots, *restarts)
+                while supervisor.running and not supervisor.verdict and not session.ending:
+                    for failure in supervisor.watch(_OBSERVE_EVERY_S):
+                        session.warn(str(failure), told=bool(supervisor.verdict))
                     session.observe(slots)
-                failures += crew.stop(_STOP_TIMEOUT_S)
+                for failure in crew.stop(_STOP_TIMEOUT_S):
+                    session.warn(str(failure))
+                verdict = supervisor.verdict
         finally:
-            agent = session.close(slots, failed=bool(failures))
-    if failures:
-        raise cli.WorkersFailedError("\n".join(map(str, failures)))
+            agent = session.close(slots, failed=bool(verdict))
+    if verdict:
+        raise cli.WorkersFailedError(verdict)
     return agent
 
 
@@ -57,7 +64,7 @@ def here(
     slots: Slots,
     work: Callable[..., None],
     arguments: tuple[Any, ...],
-    seed: int,
+    config: settings.CrewSettings,
 ) -> Agent:
     """Does ``work(worker, *arguments)`` in this process, which watches itself meanwhile.
 
@@ -65,7 +72,7 @@ def here(
         KeyboardInterrupt, SystemExit: the run was interrupted; a checkpoint was written.
     """
     finished = False
-    worker = Worker(0, session.before.lives, seed, _watch(session, slots))
+    worker = Worker(0, session.before.lives, config.seed, _watch(session, slots))
     with session.interruptible():
         try:
             work(worker, *arguments)

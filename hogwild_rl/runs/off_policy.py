@@ -25,7 +25,7 @@ _ALL = -1  # gradient_steps: as many as there were transitions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OffPolicySettings(NetworkSettings):
+class OffPolicySettings(NetworkSettings, settings.CrewSettings):
     """A deterministic policy that is learnt from a replay."""
 
     env: Annotated[vector.EnvSource, settings.ENV_FLAG] = "Pendulum-v1"

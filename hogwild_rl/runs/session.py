@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Protocol
 
-import torch
-
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.slots import Slots
@@ -22,7 +20,7 @@ from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.deterministic import DeterministicActorCritic
 from hogwild_rl.runs import folder, metrics, resuming, settings
 from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE, Agent
-from hogwild_rl.runs.checkpoint import Checkpoint, Counters
+from hogwild_rl.runs.checkpoint import Checkpoint, Counters, copied
 from hogwild_rl.runs.normalize import Normalization
 
 
@@ -61,6 +59,7 @@ class Session:
         self.before = self._resumed.counters if self._resumed else Counters()
         self.solved = False
         self._signal: int | None = None
+        self._failures = 0
         metrics.check(config)
         registered = self.facts.reward_threshold
         self._target = registered if config.target_return is None else config.target_return
@@ -101,6 +100,14 @@ class Session:
         if self._reports and not self._config.quiet:
             with contextlib.suppress(OSError):  # nobody reads on; training does not depend on it
                 print(line, flush=True)
+
+    def warn(self, failure: str, told: bool = False) -> None:
+        """Notes a worker's failure in the run's folder, and says it if nobody else will."""
+        self._failures += 1
+        with contextlib.suppress(OSError), (self.folder / FAILURES_FILE).open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure}\n")
+        if not (told or self._config.quiet):
+            print(failure, file=sys.stderr, flush=True)
 
     def observe(self, slots: Slots, final: bool = False) -> None:
         """Looks at how the run goes: reports it, saves it when due, notes when it is solved."""
@@ -188,8 +195,8 @@ class Session:
             settings=self._config.to_json(),
             observation_space=self.facts.observation_space,
             action_space=self.facts.action_space,
-            parameters=_copied(dict(self._model.state_dict())),
-            optimizer=_copied(self._optimizer.state_dict()),
+            parameters=copied(dict(self._model.state_dict())),
+            optimizer=copied(self._optimizer.state_dict()),
             normalization=self._normalization.state(),
             counters=Counters(
                 steps=snapshot.steps,
@@ -216,6 +223,8 @@ class Session:
             f"trained {s.steps:,} steps{frames}, {s.updates:,} updates in {s.time_s:.1f} s, "
             f"{s.episodes:,} episodes, mean return {s.return_mean:.1f} at the end"
         )
+        if self._failures:
+            yield f"{self._failures:,} failures of workers: {self.folder / FAILURES_FILE}"
         if s.dropped:
             yield f"dropped {s.dropped:,} gradients that were not finite"
         yield f"run: {self.folder}"
@@ -226,16 +235,8 @@ class Session:
             yield f"next: {_python()} -m hogwild_rl.{self._algorithm} --resume {place}"
 
 
+FAILURES_FILE = "failures.log"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _copied(value: Any) -> Any:
-    """The same nest of dicts and lists with tensors copied, out of shared memory or a device."""
-    if isinstance(value, torch.Tensor):
-        return value.to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _python() -> str:

@@ -70,6 +70,21 @@ class RunSettings:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrewSettings(RunSettings):
+    """When worker processes are replaced."""
+
+    max_restarts: int = 100
+    """How often in an hour a worker that fails or hangs is replaced; 0 ends the run instead."""
+    step_timeout: float = 60.0
+    """Seconds without a sign of life after which a worker hangs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("max_restarts", self.max_restarts, 0)
+        above("step_timeout", self.step_timeout, 0)
+
+
 def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
     """A class decorator: settings not given by hand come from the resumed run, or from a preset.
 

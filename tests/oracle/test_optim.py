@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
 from hogwild_rl.hogwild.optim import (
     SharedAdam,
-    SharedOptimizer,
     SharedRMSprop,
     SharedSGD,
     largest_quotient,
 )
+from hogwild_rl.hogwild.optimizer import SharedOptimizer
 
 STEPS = 50
 Make = Callable[[SharedModel[Any]], SharedOptimizer]

@@ -23,7 +23,7 @@ from hogwild_rl.learning.rollout import Interface
 from hogwild_rl.models.actor_critic import Architecture
 from hogwild_rl.models.deterministic import DeterministicActorCritic, Perceptrons
 from hogwild_rl.runs.checkpoint import Checkpoint
-from hogwild_rl.runs.replaying import Learner, Part
+from hogwild_rl.runs.learner import Learner, Part
 from tests.td3_in_numpy import Floats, Layers, Paper, Settings, Transitions
 
 Notes = list[tuple[Tensor, Tensor]]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.hogwild.optim import SharedOptimizer
+from hogwild_rl.hogwild.optimizer import SharedOptimizer
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.worker import Worker
 
@@ -74,3 +74,30 @@ def fail(worker: Worker, how: str) -> None:
 def never_end(worker: Worker) -> None:
     while True:
         time.sleep(1)
+
+
+def stumble(worker: Worker, slots: Slots, how: str, goal: int) -> None:
+    """Counts steps until all have counted enough; worker 1 stumbles after every thousand."""
+    slot = slots.writer(worker.index)
+    began = int(slots.rows["steps"][worker.index])
+    while not worker.stopping and slots.total("steps") < goal:
+        slot.add_rollout(1, [])
+        slot.lap("env")
+        time.sleep(1e-4)
+        stumbles = worker.index == 1 and slots.rows["steps"][1] - began == 1000
+        if stumbles and how == "hang":
+            time.sleep(3600)
+        elif stumbles and how == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif stumbles:
+            fail(worker, how)
+
+
+def fail_at_once(worker: Worker, slots: Slots, who: int) -> None:
+    """Some workers fail before their first step, always; the others wait."""
+    slots.writer(worker.index)
+    if worker.index < who:
+        raise RuntimeError("the gearbox is on fire")
+    while not worker.stopping:
+        slots.rows["heartbeat_s"][worker.index] = time.monotonic()
+        time.sleep(0.01)

@@ -103,12 +103,50 @@ def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, told
         f"tests.envs:Faulty{fault}-v0",
         "--total-timesteps",
         "1000000",
+        "--max-restarts",
+        "0",
     )
     code, _, err = run.end()
     assert code == 1
     assert told in err
     assert ("the gearbox is on fire" in err) == (fault == "Raise")
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
+
+
+@pytest.mark.parametrize("fault", ["Raise", "Exit", "Segv", "Hang"])
+def test_workers_that_fail_are_replaced_and_the_run_reaches_its_end(start, fault: str) -> None:
+    run = start(
+        *("a3c", "--workers", "2", "--env", f"tests.envs:Faulty{fault}-v0"),
+        *("--total-timesteps", "40000", "--step-timeout", "2"),
+    )
+    code, out, err = run.end()
+    assert code == 0, err
+    counters = hogwild_rl.load(run.folder).checkpoint.counters
+    assert 40_000 <= counters.steps < 40_000 + 2 * 16 * 16
+    told = err.count("worker 0 ") + err.count("worker 1 ")
+    assert told >= 2
+    assert f"{told} failures of workers: {run.folder / 'failures.log'}" in out
+    assert ("in step" in err) == (fault != "Exit")
+
+
+def test_a_killed_worker_is_replaced_within_two_seconds(start) -> None:
+    run = start("a3c", "--workers", "2", "--total-timesteps", "1000000000")
+    run.until(run.trains, 60)
+    before = set(run.alive())
+    victim = max(before)  # the youngest process: a worker
+    os.kill(victim, signal.SIGKILL)
+    run.until(lambda: len(set(run.alive()) - {victim}) == len(before), timeout_s=2)
+    run.process.terminate()
+    code, _, err = run.end()
+    assert code == 143
+    assert err.count("was killed by SIGKILL") == 1
+
+
+def test_an_environment_that_no_worker_can_run_ends_the_run(start) -> None:
+    run = start("a3c", "--workers", "2", "--env", "tests.envs:DiesInAChild-v0")
+    code, _, err = run.end()
+    assert code == 1
+    assert "every worker failed 2 times in a row before it had counted a step" in err
 
 
 def test_gradients_that_are_not_finite_are_dropped_and_counted(start) -> None:

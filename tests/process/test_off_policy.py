@@ -138,7 +138,7 @@ def test_ctrl_c_saves_and_ends_cleanly(workers: str, start) -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_environment_that_raises_ends_the_run_saved(workers: str, start) -> None:
     flags = ("--env", "tests.envs:SteeredRaise-v0", "--workers", workers, *FLAGS)
-    run = start("td3", *flags)
+    run = start("td3", *flags, "--max-restarts", "0")
     code, out, err = run.end()
     assert code == 1
     assert "the gearbox is on fire" in err

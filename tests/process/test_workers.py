@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from hogwild_rl.hogwild import memory
+from hogwild_rl.hogwild.failure import Failure
 from hogwild_rl.hogwild.model import SharedModel
 from hogwild_rl.hogwild.optim import SharedAdam, SharedRMSprop, SharedSGD
 from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.hogwild.workers import Failure, Workers
+from hogwild_rl.hogwild.workers import Workers
 from tests.process import jobs
 
 

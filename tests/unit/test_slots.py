@@ -52,13 +52,13 @@ def test_a_new_writer_goes_on_in_its_row() -> None:
     assert slots.total("episode_count") == 2
 
 
-def test_a_rollout_is_a_heartbeat() -> None:
-    """heartbeat_s is the time of the newest rollout, or of the start before there is one."""
+def test_a_lap_is_a_heartbeat() -> None:
+    """heartbeat_s is the time of the newest lap, or of the start before there is one."""
     slots = Slots(1)
     times = [time.monotonic()]
     writer = slots.writer(0)
     times += [float(slots.rows["heartbeat_s"][0]), time.monotonic()]
-    writer.add_rollout(1, [])
+    writer.lap("env")
     times += [float(slots.rows["heartbeat_s"][0]), time.monotonic()]
     assert times == sorted(times)
 

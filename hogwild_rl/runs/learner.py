@@ -1,0 +1,92 @@
+"""What a learner from a replay learns with: policy, critics, slow copies and optimizers."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
+from hogwild_rl.hogwild.optim import SharedAdam
+from hogwild_rl.learning.replay import Batch
+from hogwild_rl.models.deterministic import Tracked, follow_
+
+
+class Part:
+    """The policy or the critics of all workers, with their slow copy and their optimizer.
+
+    Args:
+        tracked: in place; from now on a view of one flat tensor.
+        learning_rate: η of Adam.
+        device: where the tensor lies.
+
+    Attributes:
+        optimizer: of what is trained.
+    """
+
+    def __init__(self, tracked: Tracked[Any], learning_rate: float, device: torch.device) -> None:
+        self._shared = SharedModel(tracked, device)
+        self.optimizer = SharedAdam(self._shared, learning_rate)
+
+    @property
+    def online(self) -> Any:
+        """The module that is trained."""
+        return self._shared.module.online
+
+    @property
+    def target(self) -> Any:
+        """Its slow copy."""
+        return self._shared.module.target
+
+    def descend(self, loss: Tensor) -> bool:
+        """One step against the gradient of a loss. False where it is not finite: no step."""
+        gradient = self._shared.gradient(loss)
+        if not math.isfinite(clip_by_global_norm_(gradient, math.inf)):
+            return False
+        self.optimizer.apply(gradient)
+        return True
+
+    def follow(self, tau: float) -> None:
+        """Lets the slow copy follow by a share τ."""
+        follow_(self._shared.flat, tau)
+
+
+@dataclasses.dataclass
+class Learner:
+    """What one worker learns with. Workers read and write the same parameters, without a lock.
+
+    Attributes:
+        actor: μ.
+        critics: the Q_i.
+        generator: for what an update draws.
+        updates: that this worker has taken.
+    """
+
+    actor: Part
+    critics: Part
+    generator: torch.Generator
+    updates: int = 0
+
+
+Update: TypeAlias = Callable[[Learner, Batch, Any], bool]
+"""One update with a batch, under the algorithm's settings; False where it was dropped."""
+
+
+class Optimizers:
+    """Both parts' optimizers as one, for checkpoints."""
+
+    def __init__(self, actor: Part, critics: Part) -> None:
+        self._each = {"actor": actor.optimizer, "critics": critics.optimizer}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, by part."""
+        return {name: optimizer.state_dict() for name, optimizer in self._each.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, by part."""
+        for name, optimizer in self._each.items():
+            learning_rate = optimizer.learning_rate
+            optimizer.load_state_dict(state_dict[name])
+            optimizer.learning_rate = learning_rate  # settings decide, not the checkpoint
