@@ -23,7 +23,7 @@ from gymnasium.wrappers import RecordVideo
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
-from hogwild_rl.runs import agent, cli, settings
+from hogwild_rl.runs import agent, checkpoint, cli, settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def evaluate(config: Config) -> agent.Episodes:
     """
     path = pathlib.Path(config.run)
     if config.best:
-        path = path / agent.BEST_FILE
+        path = path / checkpoint.BEST_FILE
     player = agent.load(path)
     with _environment(player, config) as env:
         return player.play(

@@ -15,9 +15,7 @@ from hogwild_rl.envs.actions import ActionCodec, one_line
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.models import networks
 from hogwild_rl.runs import off_policy, policy
-from hogwild_rl.runs.checkpoint import Checkpoint
-
-CHECKPOINT_FILE, BEST_FILE = "checkpoint.pt", "best.pt"
+from hogwild_rl.runs.checkpoint import Checkpoint, newest
 
 _DETERMINISTIC = ("ddpg", "td3")  # algorithms of a policy that names one action
 
@@ -222,6 +220,4 @@ def load(path: str | os.PathLike[str], network: networks.BodyMaker | None = None
     path = pathlib.Path(path)
     if not path.is_dir():
         return Agent(Checkpoint.load(path), network=network)
-    if not (path / CHECKPOINT_FILE).exists():
-        raise UserError(f"{path} holds no checkpoint: give the folder of a run, or a saved agent")
-    return Agent(Checkpoint.load(path / CHECKPOINT_FILE), run_dir=path, network=network)
+    return Agent(newest(path)[0], run_dir=path, network=network)

@@ -1,8 +1,9 @@
 """Everything a run needs to go on, in one file that is either whole or not there."""
 
+import contextlib
 import dataclasses
+import io
 import pathlib
-import warnings
 from typing import Any
 
 import gymnasium
@@ -14,7 +15,8 @@ from torch import Tensor
 from hogwild_rl import UserError
 from hogwild_rl.runs import files
 
-FORMAT = "hogwild_rl-2"
+FORMAT = "hogwild_rl-3"
+CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,16 @@ class Checkpoint:
     normalization: dict[str, Any]
     counters: Counters
 
-    def save(self, path: pathlib.Path) -> None:
-        """Writes the file; it is there whole, or as before."""
+    def save(self, path: pathlib.Path, previous: pathlib.Path | None = None) -> None:
+        """Writes the file; it is there whole, or as before.
+
+        Args:
+            path: of the file.
+            previous: where what was there is kept.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         document = {
             "format": FORMAT,
             "algorithm": self.algorithm,
@@ -76,8 +86,9 @@ class Checkpoint:
             "normalization": self.normalization,
             "counters": dataclasses.asdict(self.counters),
         }
-        with files.replacing(path) as file:
-            torch.save(document, file)
+        stream = io.BytesIO()
+        torch.save(document, stream)
+        files.write_sealed(path, stream.getbuffer(), previous)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Checkpoint":
@@ -88,9 +99,8 @@ class Checkpoint:
         """
         foreign = f"{path} is not a checkpoint of hogwild_rl, or it is damaged"
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of foreign files before refusing them
-                document = torch.load(path, weights_only=True, map_location="cpu")
+            content = io.BytesIO(files.read_sealed(path))
+            document = torch.load(content, weights_only=True, map_location="cpu")
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist: give a run or a saved agent") from error
         except OSError as error:
@@ -112,6 +122,25 @@ class Checkpoint:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(foreign) from error
+
+
+def newest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path]:
+    """The newest whole checkpoint in a run's folder, and its file.
+
+    Raises:
+        UserError: there is none.
+    """
+    paths = [folder / name for name in (CHECKPOINT_FILE, PREVIOUS_FILE)]
+    there = [path for path in paths if path.exists()]
+    if not there:
+        raise UserError(f"{folder} holds no checkpoint: give the folder of a run, or a saved agent")
+    for path in there[:-1]:
+        with contextlib.suppress(UserError):
+            return Checkpoint.load(path), path
+    try:
+        return Checkpoint.load(there[-1]), there[-1]
+    except UserError:
+        return Checkpoint.load(there[0]), there[0]  # to complain of the newest
 
 
 # A space of a caller's own class is kept as the one that it is a kind of.

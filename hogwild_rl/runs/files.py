@@ -1,15 +1,27 @@
-"""Files that are either whole or as they were before."""
+"""Files that are either whole or as they were before, and that can tell whether they are whole."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+_SEAL = b"hogwild_rl sha256 "
+_SEAL_BYTES = len(_SEAL) + 64 + 1
+
+
+class DamagedError(ValueError):
+    """A sealed file is not what was written, or was never sealed."""
+
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+def replacing(path: pathlib.Path, previous: pathlib.Path | None = None) -> Iterator[BinaryIO]:
     """Opens a file beside `path` to write; at the end it is flushed to disk and takes that name.
+
+    Args:
+        path: of the file.
+        previous: the name that what was at `path` is kept under.
 
     Raises:
         OSError: it cannot be written; what was at `path` is still there.
@@ -20,12 +32,56 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to be told
+            temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: pathlib.Path) -> None:
+    """Makes names last through a loss of power, where folders can be opened."""
+    with contextlib.suppress(PermissionError, IsADirectoryError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Removes what processes that were killed while they wrote left behind."""
+    for path in folder.glob(".*.*"):
+        if path.suffix[1:].isdigit():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file whole."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_sealed(
+    path: pathlib.Path, content: bytes | memoryview, previous: pathlib.Path | None = None
+) -> None:
+    """Writes a file whole, with a digest of its content in front; see `replacing`."""
+    with replacing(path, previous) as file:
+        file.write(_SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n")
+        file.write(content)
+
+
+def read_sealed(path: pathlib.Path) -> bytes:
+    """The content of a sealed file.
+
+    Raises:
+        OSError: it cannot be read.
+        DamagedError: it is not whole.
+    """
+    whole = path.read_bytes()
+    seal, content = whole[:_SEAL_BYTES], whole[_SEAL_BYTES:]
+    if seal != _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n":
+        raise DamagedError(str(path))
+    return content

@@ -5,7 +5,7 @@ import pathlib
 import time
 
 from hogwild_rl import UserError
-from hogwild_rl.runs import settings
+from hogwild_rl.runs import files, settings
 
 
 def prepare(algorithm: str, config: settings.RunSettings, env: str) -> pathlib.Path:
@@ -22,6 +22,7 @@ def prepare(algorithm: str, config: settings.RunSettings, env: str) -> pathlib.P
     try:
         if config.resume is not None:
             folder = pathlib.Path(config.resume)
+            files.sweep(folder)
         elif config.run_dir is not None:
             folder = pathlib.Path(config.run_dir)
             folder.mkdir(parents=True, exist_ok=True)

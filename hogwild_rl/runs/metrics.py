@@ -126,8 +126,9 @@ class Reporter:
         if not ((final and not told) or (due and begun)):
             return False
         self._written_s = snapshot.time_s
-        self._rows.writerow(dataclasses.astuple(snapshot))
-        self._file.flush()
+        with contextlib.suppress(OSError):  # a full disk: what is not written yet comes later
+            self._rows.writerow(dataclasses.astuple(snapshot))
+            self._file.flush()
         if self._events is not None:
             for name, value in dataclasses.asdict(snapshot).items():
                 self._events.add_scalar(f"run/{name}", value, snapshot.steps)
@@ -154,7 +155,8 @@ class Reporter:
         """Ends the bar and closes the files."""
         if self._bar is not None:
             self._bar.close()
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

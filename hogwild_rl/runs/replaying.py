@@ -1,5 +1,6 @@
 """The life of a learner from a replay: act, keep, draw, learn. What it learns is the caller's."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -118,7 +119,7 @@ class _Kept:
         """Writes the file; it is there whole, or as before."""
         self._saved_s = time.monotonic()
         if self._on:
-            with files.replacing(self._path) as file:
+            with contextlib.suppress(OSError), files.replacing(self._path) as file:
                 torch.save(self._replay.state(), file)
 
 

@@ -1,14 +1,14 @@
 """Going on with a run: what of it is taken up, and when that is refused."""
 
 import pathlib
+import sys
 from typing import Any
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import one_line
 from hogwild_rl.runs import settings
-from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE
-from hogwild_rl.runs.checkpoint import Checkpoint, Counters
+from hogwild_rl.runs.checkpoint import BEST_FILE, PREVIOUS_FILE, Checkpoint, Counters, newest
 
 # Settings that say what the saved parameters mean: a resumed run cannot change them.
 _FIXED = {
@@ -33,7 +33,9 @@ def checkpoint(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoi
     """
     if config.resume is None:
         return None
-    saved = Checkpoint.load(pathlib.Path(config.resume) / CHECKPOINT_FILE)
+    saved, path = newest(pathlib.Path(config.resume))
+    if path.name == PREVIOUS_FILE and not config.quiet:
+        print(f"the newest checkpoint is damaged or missing: going on from {path}", file=sys.stderr)
     wanted = config.to_json()
     for name in _FIXED & wanted.keys():
         before, now = (_plain(values[name]) for values in (saved.settings, wanted))

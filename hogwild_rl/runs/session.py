@@ -1,7 +1,6 @@
 """One life of a run: its folder, its log, its checkpoints, and when it ends."""
 
 import contextlib
-import math
 import os
 import pathlib
 import shlex
@@ -11,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, Protocol
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
@@ -19,19 +17,10 @@ from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.deterministic import DeterministicActorCritic
 from hogwild_rl.runs import folder, metrics, resuming, settings
-from hogwild_rl.runs.agent import BEST_FILE, CHECKPOINT_FILE, Agent
-from hogwild_rl.runs.checkpoint import Checkpoint, Counters, copied
+from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.checkpoint import Counters
+from hogwild_rl.runs.keeper import Keeper, Stateful
 from hogwild_rl.runs.normalize import Normalization
-
-
-class Stateful(Protocol):
-    """What a checkpoint keeps the state of."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
 
 
 class Session:
@@ -82,18 +71,18 @@ class Session:
             optimizer: in place, likewise.
             normalization: in place, likewise.
         """
-        self._model, self._optimizer, self._normalization = model, optimizer, normalization
+        plain, life = self._config.to_json(), self.before.lives + 1
+        parts = (model, optimizer, normalization)
+        self._keeper = Keeper(self._algorithm, plain, self.facts, *parts, life)
         if self._resumed is not None:
-            model.load_state_dict(self._resumed.parameters)
-            optimizer.load_state_dict(self._resumed.optimizer)
-            normalization.restore(self._resumed.normalization)
-        self._best = self.before.best_return
+            self._keeper.restore(self._resumed)
+        self._keeper.best = self.before.best_return
         if self._reports:
             self.folder = folder.prepare(self._algorithm, self._config, self.facts.name)
-            self._best = resuming.best_return(self.folder, self.before)
-            settings.write(self.folder, self._algorithm, self._config.to_json())
+            self._keeper.best = resuming.best_return(self.folder, self.before)
+            settings.write(self.folder, self._algorithm, plain)
             self._reporter = metrics.Reporter(self.folder, self._config, self.before)
-        self._began_s = self._saved_s = time.monotonic()
+        self._began_s = time.monotonic()
 
     def tell(self, line: str) -> None:
         """Says something about the run on the terminal."""
@@ -122,13 +111,10 @@ class Session:
             self.solved = True
             self._solved_at = snapshot
         reported = self._reporter.report(snapshot, final)
-        best = -math.inf if self._best is None else self._best
-        if reported and full and best < snapshot.return_mean < math.inf:
-            self._best = snapshot.return_mean
-            self._checkpoint().save(self.folder / BEST_FILE)
-        if final or now_s - self._saved_s >= self._config.checkpoint_every_s:
-            self._saved_s = now_s
-            self._checkpoint().save(self.folder / CHECKPOINT_FILE)
+        if reported and full:
+            self._keeper.keep_best(self.folder, snapshot)
+        every_s = 0.0 if final else self._config.checkpoint_every_s
+        self._keeper.keep_newest(self.folder, snapshot, every_s)
 
     def close(self, slots: Slots, failed: bool) -> Agent:
         """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
@@ -138,7 +124,8 @@ class Session:
             return self._agent(None)
         self.observe(slots, final=True)
         self._reporter.close()
-        metrics.write_staleness(self.folder, slots)
+        with contextlib.suppress(OSError):
+            metrics.write_staleness(self.folder, slots)
         for line in self._summary(failed):
             self.tell(line)
         return self._agent(self.folder)
@@ -181,32 +168,10 @@ class Session:
     def _agent(self, folder: pathlib.Path | None) -> Agent:
         network = getattr(self._config, "network", None)
         return Agent(
-            self._checkpoint(),
+            self._keeper.checkpoint(self._snapshot),
             env=self._config.env,
             run_dir=folder,
             network=None if isinstance(network, str) else network,
-        )
-
-    def _checkpoint(self) -> Checkpoint:
-        snapshot = self._snapshot
-        self._normalization.freeze(self._model)
-        return Checkpoint(
-            algorithm=self._algorithm,
-            settings=self._config.to_json(),
-            observation_space=self.facts.observation_space,
-            action_space=self.facts.action_space,
-            parameters=copied(dict(self._model.state_dict())),
-            optimizer=copied(self._optimizer.state_dict()),
-            normalization=self._normalization.state(),
-            counters=Counters(
-                steps=snapshot.steps,
-                updates=snapshot.updates,
-                episodes=snapshot.episodes,
-                dropped=snapshot.dropped,
-                elapsed_s=snapshot.time_s,
-                best_return=self._best,
-                lives=self.before.lives + 1,
-            ),
         )
 
     def _summary(self, failed: bool) -> Iterator[str]:

@@ -1,0 +1,120 @@
+"""Writes a run's checkpoints; where it cannot, that is told, and training goes on."""
+
+import math
+import pathlib
+import sys
+import time
+from typing import Any, Protocol
+
+from hogwild_rl.envs.vector import EnvFacts
+from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.models.deterministic import DeterministicActorCritic
+from hogwild_rl.runs.checkpoint import (
+    BEST_FILE,
+    CHECKPOINT_FILE,
+    PREVIOUS_FILE,
+    Checkpoint,
+    Counters,
+    copied,
+)
+from hogwild_rl.runs.metrics import Snapshot
+from hogwild_rl.runs.normalize import Normalization
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps the state of."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+
+
+class Keeper:
+    """What a run is made of, and the files it is kept in.
+
+    Args:
+        algorithm: name of the module that trains.
+        settings: of the run, plain values.
+        facts: of the environment.
+        model, optimizer, normalization: as they are at any moment.
+        life: number of this life of the run, from 1.
+
+    Attributes:
+        best: highest mean return so far, or None.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        settings: dict[str, Any],
+        facts: EnvFacts,
+        model: ActorCritic | DeterministicActorCritic,
+        optimizer: Stateful,
+        normalization: Normalization,
+        life: int,
+    ) -> None:
+        self._algorithm, self._settings, self._facts = algorithm, settings, facts
+        self._model, self._optimizer, self._normalization = model, optimizer, normalization
+        self._life = life
+        self.best: float | None = None
+        self._failing = False
+        self._saved_s = time.monotonic()
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Goes on from a checkpoint: parameters and statistics, in place."""
+        self._model.load_state_dict(saved.parameters)
+        self._optimizer.load_state_dict(saved.optimizer)
+        self._normalization.restore(saved.normalization)
+
+    def checkpoint(self, snapshot: Snapshot) -> Checkpoint:
+        """The run at this moment."""
+        self._normalization.freeze(self._model)
+        return Checkpoint(
+            algorithm=self._algorithm,
+            settings=self._settings,
+            observation_space=self._facts.observation_space,
+            action_space=self._facts.action_space,
+            parameters=copied(dict(self._model.state_dict())),
+            optimizer=copied(self._optimizer.state_dict()),
+            normalization=self._normalization.state(),
+            counters=Counters(
+                steps=snapshot.steps,
+                updates=snapshot.updates,
+                episodes=snapshot.episodes,
+                dropped=snapshot.dropped,
+                elapsed_s=snapshot.time_s,
+                best_return=self.best,
+                lives=self._life,
+            ),
+        )
+
+    def keep_best(self, folder: pathlib.Path, snapshot: Snapshot) -> None:
+        """Keeps the run as the best so far, if it is."""
+        best = -math.inf if self.best is None else self.best
+        if best < snapshot.return_mean < math.inf:
+            self.best = snapshot.return_mean
+            self._write(self.checkpoint(snapshot), folder / BEST_FILE)
+
+    def keep_newest(self, folder: pathlib.Path, snapshot: Snapshot, every_s: float) -> None:
+        """Keeps the run as it is, if the last time is so long ago; that one stays beside it."""
+        if time.monotonic() - self._saved_s >= every_s:
+            self._saved_s = time.monotonic()
+            names = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
+            self._write(self.checkpoint(snapshot), *names)
+
+    def _write(self, checkpoint: Checkpoint, *paths: pathlib.Path) -> None:
+        try:
+            checkpoint.save(*paths)
+            self._failing = False
+        except OSError as error:
+            if not self._failing:  # once, until it works again
+                reason = error.strerror or error
+                print(
+                    f"{paths[0]} cannot be written ({reason}): what was there is kept, and "
+                    "training goes on",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._failing = True
