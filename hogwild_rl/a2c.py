@@ -122,6 +122,7 @@ def learn(
                 gradient, collector.steps, collector.episodes, session.ending
             )
             slot.add_rollout(steps, episodes)
+            slot.add_broken(collector.broken)
             norm = clip_by_global_norm_(gradient, config.max_grad_norm)
             slot.lap("learn")
             if math.isfinite(norm):
@@ -165,7 +166,7 @@ def train(config: Config) -> Agent:
 
     Raises:
         UserError: a setting, the environment or the folder cannot be used; nothing was changed.
-        WorkersFailedError: an environment's process failed; a checkpoint was written.
+        RunFailedError: an environment's process failed; a checkpoint was written.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM, likewise.
     """
@@ -210,7 +211,7 @@ def train(config: Config) -> Agent:
         finally:
             agent = session.close(slots, failed=not finished)
     if failure is not None:
-        raise cli.WorkersFailedError(str(failure))
+        raise cli.RunFailedError(str(failure))
     return agent
 
 

@@ -91,6 +91,7 @@ def work(
         rollout = collector.collect(act)
         normalizer.add(rollout)
         slot.add_rollout(collector.steps, collector.episodes)
+        slot.add_broken(collector.broken)
         gradient = local.gradient(losses.of_rollout(local.module, rollout, config))
         norm = clip_by_global_norm_(gradient, config.max_grad_norm)
         slot.lap("learn")
@@ -109,7 +110,7 @@ def train(config: Config) -> Agent:
 
     Raises:
         UserError: a setting, the environment or the folder cannot be used; nothing was changed.
-        WorkersFailedError: a worker failed; the others were stopped and a checkpoint was written.
+        RunFailedError: a worker failed; the others were stopped and a checkpoint was written.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM, likewise.
     """

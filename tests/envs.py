@@ -86,7 +86,11 @@ class Faulty(Chain):
             if self._fault == "hang":
                 time.sleep(3600)
         observation, reward, terminated, truncated, info = super().step(action)
-        return observation, np.nan if self._fault == "nan" else reward, terminated, truncated, info
+        if self._fault == "nan" or (self._fault == "blip" and self._taken % 1000 == 0):
+            reward = np.nan
+        if self._fault == "blur" and self._taken % 1000 == 0:
+            observation = np.full_like(observation, np.inf)
+        return observation, reward, terminated, truncated, info
 
 
 class Sleepy(Chain):
@@ -156,7 +160,7 @@ gymnasium.register("Choosy-v0", entry_point=Choosy)
 gymnasium.register("Sleepy-v0", entry_point=Sleepy)
 gymnasium.register("DiesInAChild-v0", entry_point=DiesInAChild)
 gymnasium.register("Steered-v0", entry_point=steered, kwargs={"fault": ""}, max_episode_steps=20)
-for _fault in ("raise", "exit", "segv", "hang", "nan"):
+for _fault in ("raise", "exit", "segv", "hang", "nan", "blip", "blur"):
     gymnasium.register(f"Faulty{_fault.title()}-v0", entry_point=Faulty, kwargs={"fault": _fault})
     gymnasium.register(
         f"Steered{_fault.title()}-v0",

@@ -194,6 +194,20 @@ def halves(
     return sent.append, lambda: envs.step(sent.pop())
 
 
+def reset_next(envs: VectorEnv[Any, Any, Any], b: int) -> bool:
+    """Has one environment begin anew with the next step, as if its episode had ended.
+
+    Returns:
+        Whether that could be arranged: gymnasium has no public way to ask for it.
+    """
+    for flags in ("_autoreset_envs", "prev_done"):  # of SyncVectorEnv and of native ones
+        resetting = getattr(envs, flags, None)
+        if isinstance(resetting, np.ndarray):
+            resetting[b] = True
+            return True
+    return False
+
+
 def spec(name: str) -> EnvSpec:
     """What is registered under an id; `module:Id` imports the module first.
 

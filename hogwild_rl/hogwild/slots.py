@@ -27,6 +27,9 @@ _ROW = np.dtype(
             "steps",
             "updates",
             "dropped",
+            "dropped_in_a_row",
+            "broken",
+            "broken_source",
             "heartbeat_s",
             "seconds",
             "staleness_sum",
@@ -36,6 +39,9 @@ _ROW = np.dtype(
             "episodes",
         ],
         "formats": [
+            "i8",
+            "i8",
+            "i8",
             "i8",
             "i8",
             "i8",
@@ -155,10 +161,18 @@ class SlotWriter:
         self._row["staleness_sum"] += staleness
         self._row["staleness_max"] = max(self._row["staleness_max"], staleness)
         self._row["updates"] += 1
+        self._row["dropped_in_a_row"] = 0
 
     def add_dropped(self) -> None:
         """Counts a gradient that was not finite and not applied."""
         self._row["dropped"] += 1
+        self._row["dropped_in_a_row"] += 1
+
+    def add_broken(self, sources: Sequence[int]) -> None:
+        """Counts sources of data that gave numbers that are not finite, by their numbers."""
+        for source in sources:
+            self._row["broken_source"] = source
+            self._row["broken"] += 1
 
     def add_rollout(self, steps: int, episodes: Sequence[tuple[float, int]]) -> None:
         """Counts steps and the (return, length) of the episodes that ended in them."""

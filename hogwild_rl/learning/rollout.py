@@ -101,6 +101,8 @@ class Collector:
         rollout: the buffers, overwritten by each `collect`.
         episodes: (undiscounted return, length) of the episodes that ended in the last `collect`.
         steps: valid transitions in the last `collect`.
+        broken: environments that gave a reward or observation that is not finite in it; their
+            episodes are given up.
 
     Args:
         groups: vector environments with NEXT_STEP autoreset, side by side in the rollout.
@@ -129,6 +131,7 @@ class Collector:
         )
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
+        self.broken: list[int] = []
         self._interface, self._lap, self._staged = interface, lap, device is not None
         # The host's buffers as arrays: the environments' side of them.
         self._arrays = {
@@ -161,6 +164,7 @@ class Collector:
                 self._send(group, t, act)
         for group in self._groups:
             self._receive(group, T - 1)
+        self._mend()
         if self._interface.rewards is not None:
             arrays = self._arrays
             self._interface.rewards(arrays["rewards"], self._ended, arrays["valid"])
@@ -209,6 +213,23 @@ class Collector:
             self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
             self._returns[b] = self._lengths[b] = 0
         self._lap("env")
+
+    def _mend(self) -> None:
+        """Has environments that gave numbers that are not finite begin anew."""
+        arrays = self._arrays
+        seen = arrays["observations"][1:]
+        broken = ~np.isfinite(arrays["rewards"]).all(axis=0)
+        if seen.dtype.kind == "f" and not np.isfinite(seen.min() + seen.max()):
+            broken |= ~np.isfinite(seen).all(axis=(0, *range(2, seen.ndim)))
+        self.broken = np.flatnonzero(broken).tolist()
+        for group in self._groups:
+            start, stop = group.columns.start, group.columns.stop
+            for b in (b for b in self.broken if start <= b < stop):
+                if vector.reset_next(group.envs, b - start):
+                    self._resetting[b] = True
+                self._ended[-1, b] = True
+                self._returns[b] = self._lengths[b] = 0
+                self.rollout.observations[-1, b] = 0  # the next rollout begins with it
 
     def _observe(self, columns: slice, row: int, observation: Any) -> None:
         self._arrays["observations"][row, columns] = self._interface.observations.rows(observation)

@@ -92,8 +92,8 @@ def _one_line(box: str) -> str:
     return message + (f"; did you mean {similar[0]}?" if similar else "")
 
 
-class WorkersFailedError(RuntimeError):
-    """A run ended because workers failed; the message holds their tracebacks."""
+class RunFailedError(RuntimeError):
+    """A run was given up; the message says why, with the traceback of a worker if one failed."""
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -104,7 +104,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except (UserError, memory.NoSharedMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except WorkersFailedError as error:
+    except RunFailedError as error:
         print(error, file=sys.stderr)
         code = 1
     except KeyboardInterrupt:

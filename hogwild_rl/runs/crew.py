@@ -35,7 +35,7 @@ def in_processes(
         config: of the run.
 
     Raises:
-        WorkersFailedError: they failed too often, or all at once; a checkpoint was written.
+        RunFailedError: they failed too often, or all at once; a checkpoint was written.
         KeyboardInterrupt, SystemExit: the run was interrupted, likewise.
     """
     crew = Workers(work, arguments, len(slots), config.seed, session.before.lives)
@@ -55,7 +55,7 @@ def in_processes(
         finally:
             agent = session.close(slots, failed=bool(verdict))
     if verdict:
-        raise cli.WorkersFailedError(verdict)
+        raise cli.RunFailedError(verdict)
     return agent
 
 

@@ -59,6 +59,7 @@ class Keeper:
         self._model, self._optimizer, self._normalization = model, optimizer, normalization
         self._life = life
         self.best: float | None = None
+        self._good: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._failing = False
         self._saved_s = time.monotonic()
 
@@ -89,6 +90,22 @@ class Keeper:
                 lives=self._life,
             ),
         )
+
+    def guard(self) -> bool:
+        """Puts parameters that are not finite back to what they were when last looked at.
+
+        Returns:
+            Whether that had to be done.
+        """
+        parameters = dict(self._model.state_dict())
+        if all(bool(tensor.isfinite().all()) for tensor in parameters.values()):
+            self._good = copied(parameters), copied(self._optimizer.state_dict())
+            return False
+        if self._good is None:
+            return False
+        self._model.load_state_dict(self._good[0])
+        self._optimizer.load_state_dict(self._good[1])
+        return True
 
     def keep_best(self, folder: pathlib.Path, snapshot: Snapshot) -> None:
         """Keeps the run as the best so far, if it is."""

@@ -56,6 +56,32 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "normalize_observations": True,
         "normalize_rewards": True,
     },
+    "Pendulum-v1": {
+        "num_envs": 32,
+        "total_timesteps": 1_000_000,
+        "n_steps": 32,
+        "learning_rate": 2e-3,
+        "gamma": 0.95,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.0,
+        "rms_eps": 1e-10,
+        "log_std_init": -1.0,
+        "activation": "relu",
+        "normalize_observations": True,
+        "normalize_rewards": True,
+    },
+    "MountainCarContinuous-v0": {
+        "num_envs": 16,
+        "total_timesteps": 400_000,
+        "n_steps": 64,
+        "learning_rate": 4e-3,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "ent_coef": 0.003,
+        "rms_eps": 1e-10,
+        "normalize_observations": True,
+        "normalize_rewards": True,
+    },
     # Any Atari game, by the name of its family. What counts is that pictures are seen against their
     # mean, and that the value's gradient, which all but drowns the policy's, is weighed down.
     "ALE": {

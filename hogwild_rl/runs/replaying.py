@@ -134,7 +134,7 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
 
     Raises:
         UserError: a setting, the environment or the folder cannot be used; nothing was changed.
-        WorkersFailedError: a worker failed; the others were stopped and a checkpoint was written.
+        RunFailedError: a worker failed; the others were stopped and a checkpoint was written.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM, likewise.
     """

@@ -16,9 +16,9 @@ from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.deterministic import DeterministicActorCritic
-from hogwild_rl.runs import folder, metrics, resuming, settings
+from hogwild_rl.runs import cli, folder, metrics, resuming, settings
 from hogwild_rl.runs.agent import Agent
-from hogwild_rl.runs.checkpoint import Counters
+from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Counters
 from hogwild_rl.runs.keeper import Keeper, Stateful
 from hogwild_rl.runs.normalize import Normalization
 
@@ -48,7 +48,7 @@ class Session:
         self.before = self._resumed.counters if self._resumed else Counters()
         self.solved = False
         self._signal: int | None = None
-        self._failures = 0
+        self._failures = self._broken = 0
         metrics.check(config)
         registered = self.facts.reward_threshold
         self._target = registered if config.target_return is None else config.target_return
@@ -111,10 +111,35 @@ class Session:
             self.solved = True
             self._solved_at = snapshot
         reported = self._reporter.report(snapshot, final)
+        if reported:
+            self._tell_bad_numbers(slots, final)
         if reported and full:
             self._keeper.keep_best(self.folder, snapshot)
         every_s = 0.0 if final else self._config.checkpoint_every_s
         self._keeper.keep_newest(self.folder, snapshot, every_s)
+
+    def _tell_bad_numbers(self, slots: Slots, final: bool) -> None:
+        """Says where numbers were not finite; ends the run where there are no others."""
+        if self._keeper.guard():
+            self.warn(
+                "the parameters were not finite: put back to what they were at the last report"
+            )
+        rows, broken = slots.rows, slots.total("broken")
+        if broken > self._broken:
+            worker = int(rows["broken"].argmax())
+            where = f"worker {worker}, environment {rows['broken_source'][worker]}"
+            self.warn(
+                f"{where} and {broken - 1:,} times before it: a reward or observation was not "
+                "finite; the update is dropped, the episode given up"
+            )
+            self._broken = broken
+        row = int(rows["dropped_in_a_row"].max())
+        if row >= self._config.max_bad_updates and not final:
+            raise cli.RunFailedError(
+                f"{row} updates of worker {int(rows['dropped_in_a_row'].argmax())} in a row were "
+                f"not finite, which is more than max_bad_updates allows; last good checkpoint: "
+                f"{self.folder / CHECKPOINT_FILE}"
+            )
 
     def close(self, slots: Slots, failed: bool) -> Agent:
         """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
@@ -189,7 +214,7 @@ class Session:
             f"{s.episodes:,} episodes, mean return {s.return_mean:.1f} at the end"
         )
         if self._failures:
-            yield f"{self._failures:,} failures of workers: {self.folder / FAILURES_FILE}"
+            yield f"{self._failures:,} failures: {self.folder / FAILURES_FILE}"
         if s.dropped:
             yield f"dropped {s.dropped:,} gradients that were not finite"
         yield f"run: {self.folder}"

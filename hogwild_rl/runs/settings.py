@@ -49,6 +49,8 @@ class RunSettings:
     """Folder of an earlier run to go on with: its settings hold but for flags given here."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints."""
+    max_bad_updates: int = 100
+    """How many updates of a worker in a row may be dropped as not finite before the run ends."""
     tensorboard: bool = False
     """Write TensorBoard events into the run's folder too."""
     quiet: bool = False
@@ -60,6 +62,7 @@ class RunSettings:
         at_least("total_timesteps", self.total_timesteps, 1)
         between("seed", self.seed, 0, 2**63 - 1)
         above("checkpoint_every_s", self.checkpoint_every_s, 0)
+        at_least("max_bad_updates", self.max_bad_updates, 1)
         if self.resume is not None and self.run_dir is not None:
             raise UserError("resume goes on in the run's own folder: leave out run_dir")
 

@@ -125,7 +125,7 @@ def test_workers_that_fail_are_replaced_and_the_run_reaches_its_end(start, fault
     assert 40_000 <= counters.steps < 40_000 + 2 * 16 * 16
     told = err.count("worker 0 ") + err.count("worker 1 ")
     assert told >= 2
-    assert f"{told} failures of workers: {run.folder / 'failures.log'}" in out
+    assert f"{told} failures: {run.folder / 'failures.log'}" in out
     assert ("in step" in err) == (fault != "Exit")
 
 

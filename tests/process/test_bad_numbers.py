@@ -1,0 +1,99 @@
+"""Numbers that are not finite are told and left out; they never reach the parameters."""
+
+import functools
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hogwild_rl
+from hogwild_rl import a2c
+from hogwild_rl.envs import vector
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.hogwild.model import SharedModel
+from hogwild_rl.hogwild.optim import SharedRMSprop
+from hogwild_rl.learning.rollout import Collector, Interface
+from hogwild_rl.runs.keeper import Keeper
+from hogwild_rl.runs.normalize import Normalization
+from tests import envs
+
+
+@pytest.mark.parametrize("program", ["a3c", "a2c"])
+@pytest.mark.parametrize("fault", ["Blip", "Blur"])
+def test_a_rollout_with_bad_numbers_is_dropped_and_the_rest_is_learnt_from(
+    program: str, fault: str, start
+) -> None:
+    few = ("--workers", "1", "--envs-per-worker") if program == "a3c" else ("--num-envs",)
+    flags = (*few, "2", "--env", f"tests.envs:Faulty{fault}-v0", "--total-timesteps", "12000")
+    run = start(program, *flags, "--n-steps", "16")
+    code, _, err = run.end()
+    assert code == 0, err
+    counters = hogwild_rl.load(run.folder).checkpoint.counters
+    assert 8 <= counters.dropped <= 24  # each environment every thousand steps, resets among them
+    assert counters.updates > 300
+    found = re.findall(r"worker 0, environment ([01]) and [\d,]+ times before it: a reward", err)
+    assert found
+    parameters = hogwild_rl.load(run.folder).checkpoint.parameters
+    assert all(bool(tensor.isfinite().all()) for tensor in parameters.values())
+
+
+def test_nothing_but_bad_numbers_ends_the_run(start) -> None:
+    flags = ("--workers", "1", "--env", "tests.envs:FaultyNan-v0", "--max-bad-updates", "7")
+    run = start("a3c", *flags)
+    code, _, err = run.end()
+    assert code == 1
+    assert "in a row were not finite, which is more than max_bad_updates allows" in err
+    assert str(run.folder / "checkpoint.pt") in err
+    assert hogwild_rl.load(run.folder).checkpoint.counters.dropped >= 7
+
+
+@pytest.mark.parametrize("fault", ["blip", "blur"])
+def test_only_the_environment_that_broke_begins_anew(fault: str) -> None:
+    made = vector.in_turn(functools.partial(envs.Faulty, fault), 3)
+    for b, single in enumerate(made.envs):
+        single.unwrapped._taken = 100 * b  # so that they do not break together
+    interface = Interface(
+        ObservationCodec.of(made.single_observation_space),
+        ActionCodec.of(made.single_action_space),
+    )
+    collector = Collector([made], interface, 50, 0, lambda _: None)
+    right = torch.ones(3, dtype=torch.int64)
+    broken: list[int] = []
+    for _ in range(80):
+        rollout = collector.collect(lambda _, __: (right, None))
+        for b in broken:  # in the rollout before
+            assert not rollout.valid[0, b]
+            assert rollout.observations[0].isfinite().all()
+            assert rollout.observations[1, b].tolist() == [1, 0, 0, 0, 0]
+        # A step right costs nothing, the fourth pays 1, the next one only resets.
+        whole = [b for b in range(3) if b not in broken + collector.broken]
+        assert rollout.rewards[:, whole].sum(0).eq(10).all()
+        broken = list(collector.broken)
+        assert len(broken) <= 1
+    assert all(np.isfinite(episode).all() for episode in collector.episodes)
+
+
+def test_parameters_that_went_bad_are_put_back(tmp_path: pathlib.Path) -> None:
+    """Poisoned from outside, as by a worker's stray write, between two reports."""
+    settings: dict[str, Any] = {"total_timesteps": 1_000, "hidden": (8,), "quiet": True}
+    agent = a2c.train(a2c.Config(num_envs=2, run_dir=str(tmp_path / "run"), **settings))
+    shared = SharedModel(agent.model.requires_grad_(True))
+    optimizer = SharedRMSprop(shared)
+    optimizer.load_state_dict(agent.checkpoint.optimizer)
+    facts = vector.inspect("CartPole-v1")
+    none = Normalization(
+        1, ObservationCodec.of(facts.observation_space), observations=False, rewards=False
+    )
+    keeper = Keeper("a2c", agent.checkpoint.settings, facts, shared.module, optimizer, none, 1)
+    assert not keeper.guard()
+    good, statistics = shared.flat.clone(), optimizer.state[shared.parameter]["square_avg"].clone()
+    shared.flat[7] = torch.nan
+    optimizer.state[shared.parameter]["square_avg"].fill_(torch.inf)
+    assert keeper.guard()
+    assert torch.equal(shared.flat, good)
+    assert torch.equal(optimizer.state[shared.parameter]["square_avg"], statistics)
+    assert not keeper.guard()
