@@ -10,6 +10,7 @@ with as many as there are cores; each is judged by its faster median.
 """
 
 import dataclasses
+import os
 import statistics
 import subprocess
 import sys
@@ -117,8 +118,14 @@ def visit(config: Config, side: str, threads: int) -> float:
     flags = ["--env", config.env, "--steps", str(config.steps), "--side", side]
     flags += ["--batch-size", str(config.batch_size), "--threads", str(threads)]
     flags += ["--hidden", *map(str, config.hidden)]
+    # What `python -m hogwild_rl.td3` sets for itself: threads that wait without spinning.
+    waiting = {"OMP_WAIT_POLICY": "passive"} if side == "hogwild_rl" else {}
     ended = subprocess.run(
-        [sys.executable, __file__, *flags], capture_output=True, text=True, check=True
+        [sys.executable, __file__, *flags],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **waiting},
     )
     return float(ended.stdout.split()[-1])
 

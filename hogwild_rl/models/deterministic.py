@@ -19,6 +19,7 @@ from hogwild_rl.models.actor_critic import Architecture
 
 M = TypeVar("M", bound=nn.Module)
 
+_IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_}
 _LAST = 3e-3  # bound of a last layer's weights: Lillicrap et al. 2016, section 7
 
 
@@ -179,7 +180,7 @@ class Perceptrons(nn.Module):
         self, N: int, sizes: Sequence[int], activation: str, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self._activation = networks.ACTIVATIONS[activation]()
+        self._activation_ = _IN_PLACE[activation]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         pairs = list(itertools.pairwise(sizes))
         for layer, (inputs, outputs) in enumerate(pairs):
@@ -191,11 +192,13 @@ class Perceptrons(nn.Module):
     def forward(self, inputs: Tensor, only: int | None = None) -> Tensor:
         """What they give, [N, B, O]; with `only` that of the first so many."""
         layers = list(zip(self.weights, self.biases, strict=True))
-        hidden = inputs.expand(len(layers[0][0][:only]), *inputs.shape)
+        if only is not None:
+            layers = [(weight[:only], bias[:only]) for weight, bias in layers]
+        hidden = inputs.expand(len(layers[0][0]), *inputs.shape)
         for weight, bias in layers[:-1]:
-            hidden = self._activation(torch.baddbmm(bias[:only], hidden, weight[:only]))
+            hidden = self._activation_(torch.baddbmm(bias, hidden, weight))
         weight, bias = layers[-1]
-        return torch.baddbmm(bias[:only], hidden, weight[:only])
+        return torch.baddbmm(bias, hidden, weight)
 
 
 def _front(

@@ -17,7 +17,7 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 # Below this a GPU spends its time on launching kernels. Two layers of 64 have 10 thousand.
 _GPU_FROM_PARAMETERS = 500_000
 
-# Parameters times environments from which the threads of a CPU do not just wait for each other:
+# Parameters times rows in a batch, or environments, from which the threads of a CPU do not just wait for each other:
 # with 16 environments and two layers of 64, on two busy cores, 100,000 steps of CartPole-v1 took
 # 19 s with two threads and 0.5 s with one.
 _THREADS_FROM = 5_000_000
@@ -61,10 +61,10 @@ def choose(wanted: DeviceName, model: torch.nn.Module, local_rank: int = 0) -> D
 
 
 @contextlib.contextmanager
-def few_threads(model: torch.nn.Module, num_envs: int) -> Iterator[None]:
+def few_threads(model: torch.nn.Module, rows: int) -> Iterator[None]:
     """Inside, torch computes on one thread if a step is little work; afterwards as before."""
     before = torch.get_num_threads()
-    if _size(model) * num_envs < _THREADS_FROM:
+    if _size(model) * rows < _THREADS_FROM:
         torch.set_num_threads(1)
     try:
         yield

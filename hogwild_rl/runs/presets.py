@@ -11,6 +11,19 @@ from typing import Any
 
 _WORKERS_TUNED_FOR = 2
 
+# Found for HalfCheetah-v5; short rollouts, and actions that do not spread widely, are what counts.
+_WALKING: dict[str, Any] = {
+    "num_envs": 16,
+    "n_steps": 8,
+    "learning_rate": 1e-3,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "ent_coef": 0.0,
+    "rms_eps": 1e-10,
+    "log_std_init": -0.5,
+    "normalize_observations": True,
+    "normalize_rewards": True,
+}
 # num_envs is the total number of environments, which A3C shares out over its workers.
 _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
@@ -82,6 +95,11 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "normalize_observations": True,
         "normalize_rewards": True,
     },
+    "HalfCheetah-v5": {"total_timesteps": 1_000_000, **_WALKING},
+    "Hopper-v5": {"total_timesteps": 1_000_000, **_WALKING},
+    "Walker2d-v5": {"total_timesteps": 1_000_000, **_WALKING},
+    "Ant-v5": {"total_timesteps": 1_000_000, **_WALKING},
+    "BipedalWalker-v3": {"total_timesteps": 3_000_000, **_WALKING},
     # Any Atari game, by the name of its family. What counts is that pictures are seen against their
     # mean, and that the value's gradient, which all but drowns the policy's, is weighed down.
     "ALE": {

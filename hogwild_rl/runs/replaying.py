@@ -167,5 +167,5 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
         return crew.in_processes(session, slots, work, (job,), config)
     torch.set_flush_denormal(True)
     memory.keep_freed()
-    with devices.few_threads(model, config.envs_per_worker):
+    with devices.few_threads(model, config.batch_size):
         return crew.here(session, slots, work, (job,), config)
