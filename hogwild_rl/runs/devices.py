@@ -17,9 +17,9 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 # Below this a GPU spends its time on launching kernels. Two layers of 64 have 10 thousand.
 _GPU_FROM_PARAMETERS = 500_000
 
-# Parameters times rows of a batch, or environments, from which the threads of a CPU do not just wait
-# for each other: with 16 environments and two layers of 64, on two busy cores, 100,000 steps of
-# CartPole-v1 took 19 s with two threads and 0.5 s with one.
+# Parameters times rows of a batch, or environments, from which the threads of a CPU do not just
+# wait for each other: with 16 environments and two layers of 64, on two busy cores, 100,000 steps
+# of CartPole-v1 took 19 s with two threads and 0.5 s with one.
 _THREADS_FROM = 5_000_000
 
 
