@@ -118,8 +118,8 @@ def visit(config: Config, side: str, threads: int) -> float:
     flags = ["--env", config.env, "--steps", str(config.steps), "--side", side]
     flags += ["--batch-size", str(config.batch_size), "--threads", str(threads)]
     flags += ["--hidden", *map(str, config.hidden)]
-    # What `python -m hogwild_rl.td3` sets for itself: threads that wait without spinning.
-    waiting = {"OMP_WAIT_POLICY": "passive"} if side == "hogwild_rl" else {}
+    # What `python -m hogwild_rl.td3` sets for itself; the other side's threads wait as they like.
+    waiting = {"GOMP_SPINCOUNT": "100000"} if side == "hogwild_rl" else {}
     ended = subprocess.run(
         [sys.executable, __file__, *flags],
         capture_output=True,

@@ -17,7 +17,7 @@ import signal
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's threads give way to others
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # torch's threads wait, but not for ever
 
 import contextlib
 import dataclasses
