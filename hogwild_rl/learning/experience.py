@@ -8,6 +8,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
+from hogwild_rl.envs import vector
 from hogwild_rl.learning.replay import Replay
 from hogwild_rl.learning.rollout import Interface
 
@@ -20,6 +21,8 @@ class Experience:
         ended: where an episode ended with the last step, [B] bool.
         episodes: (undiscounted return, length) of the episodes that did.
         steps: valid transitions of the last step.
+        broken: environments that gave a reward or observation that is not finite in it; what they
+            gave is not kept, their episodes are given up.
 
     Args:
         envs: vector environments with NEXT_STEP autoreset.
@@ -44,6 +47,7 @@ class Experience:
         self.ended = torch.zeros(B, dtype=torch.bool)
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
+        self.broken: list[int] = []
         self.observations = self._rows(envs.reset(seed=seed)[0])
         replay.begin(self.observations)
 
@@ -55,17 +59,32 @@ class Experience:
         )
         valid = ~self._resetting
         self.observations = self._rows(observation)
-        self._replay.add(actions, reward, self.observations, terminated, valid)
+        broken = self._mend(reward)
+        self._replay.add(actions, reward, self.observations, terminated, valid & ~broken)
         self._returns += reward
         self._lengths += valid
+        self._returns[broken] = self._lengths[broken] = 0
         self.steps = int(valid.sum())
-        self._resetting = terminated | truncated
+        self._resetting = (terminated | truncated) & ~broken
         self.ended = torch.from_numpy(self._resetting)
         self.episodes.clear()
         for b in np.flatnonzero(self._resetting):
             self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
             self._returns[b] = self._lengths[b] = 0
+        for number in self.broken:
+            self._resetting[number] = vector.reset_next(self._envs, number)
         self._lap("env")
+
+    def _mend(self, reward: Any) -> Any:
+        """Where numbers are not finite, [B] bool; observations that are not are shown as 0."""
+        broken = ~np.isfinite(reward)
+        seen = self.observations
+        if seen.is_floating_point():
+            broken |= ~seen.flatten(1).isfinite().all(1).numpy()
+        self.broken = np.flatnonzero(broken).tolist()
+        if self.broken:
+            seen[self.broken] = 0
+        return broken
 
     def _rows(self, observation: Any) -> Tensor:
         seen = self._interface.observations

@@ -63,9 +63,10 @@ def work(worker: Worker, job: Job) -> None:
     kept.restore()
     envs = backends.make(job.facts.source, job.backend, config.envs_per_worker, cores=1)
     experience = Experience(envs, interface, replay, env_seed, slot.lap)
-    random_until = 0 if job.before else -(-config.learning_starts // config.workers)
-    learn_from = max(config.batch_size, -(-config.learning_starts // config.workers))
-
+    learn_from = -(-config.learning_starts // config.workers)
+    begun = job.before or int(job.slots.rows["steps"][worker.index])  # by whom this one replaces
+    random_until = 0 if begun else learn_from
+    learn_from = max(config.batch_size, learn_from)
     lived = len(replay)  # transitions, those that were kept by an earlier life of the run included
 
     def choose() -> Tensor:
@@ -80,10 +81,13 @@ def work(worker: Worker, job: Job) -> None:
         experience.step(choose())
         noise.forget(experience.ended)
         slot.add_rollout(experience.steps, experience.episodes)
+        slot.add_broken(experience.broken)
+        if experience.broken:
+            slot.add_dropped()
         new, lived = new + experience.steps, lived + experience.steps
         # A step that only reset an environment is none to learn after.
         if new >= config.train_every * config.envs_per_worker:
-            for _ in range(config.updates_after(new) if lived >= learn_from else 0):
+            for _ in range(config.updates_after(new) if len(replay) and lived >= learn_from else 0):
                 updates_before = slot.total_updates()
                 batch = replay.sample(config.batch_size, drawing).to(job.device)
                 learner.updates += 1

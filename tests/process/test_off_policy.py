@@ -146,14 +146,18 @@ def test_an_environment_that_raises_ends_the_run_saved(workers: str, start) -> N
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
 
 
-def test_updates_that_are_not_finite_are_dropped_and_told(start) -> None:
-    flags = ("--env", "tests.envs:SteeredNan-v0", *FLAGS, "--total-timesteps", "2000")
-    run = start("td3", *flags)
-    code, out, err = run.end()
+@pytest.mark.parametrize("fault", ["Blip", "Blur"])
+def test_what_is_not_finite_is_not_kept_and_told(fault: str, start) -> None:
+    flags = ("--env", f"tests.envs:Steered{fault}-v0", "--save-replay", *FLAGS)
+    run = start("td3", *flags, "--total-timesteps", "3500", "--buffer-size", "20000")
+    code, _, err = run.end()
     assert code == 0, err
     saved = hogwild_rl.load(run.folder).checkpoint
-    assert saved.counters.dropped >= 1
-    assert "dropped" in out
+    assert saved.counters.dropped == 3  # every thousandth step
+    assert "worker 0, environment 0 and 0 times before it: a reward or observation" in err
+    kept = torch.load(run.folder / "replay_0.pt", weights_only=True)
+    assert all(bool(kept[name].isfinite().all()) for name in ("_observations", "_actions"))
+    assert kept["_kept"] == saved.counters.steps - 3
     assert all(bool(tensor.isfinite().all()) for tensor in saved.parameters.values())
 
 
