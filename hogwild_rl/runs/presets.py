@@ -99,7 +99,7 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
     "Hopper-v5": {"total_timesteps": 1_000_000, **_WALKING},
     "Walker2d-v5": {"total_timesteps": 1_000_000, **_WALKING},
     "Ant-v5": {"total_timesteps": 1_000_000, **_WALKING},
-    "BipedalWalker-v3": {"total_timesteps": 3_000_000, **_WALKING},
+    "BipedalWalker-v3": {"total_timesteps": 4_000_000, **_WALKING},
     # Any Atari game, by the name of its family. What counts is that pictures are seen against their
     # mean, and that the value's gradient, which all but drowns the policy's, is weighed down.
     "ALE": {
