@@ -230,6 +230,7 @@ class Collector:
                 self._ended[-1, b] = True
                 self._returns[b] = self._lengths[b] = 0
                 self.rollout.observations[-1, b] = 0  # the next rollout begins with it
+                self._state[:, b] = 0
 
     def _observe(self, columns: slice, row: int, observation: Any) -> None:
         self._arrays["observations"][row, columns] = self._interface.observations.rows(observation)
