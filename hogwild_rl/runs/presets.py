@@ -71,7 +71,7 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
     },
     "Pendulum-v1": {
         "num_envs": 32,
-        "total_timesteps": 2_000_000,
+        "total_timesteps": 1_000_000,
         "n_steps": 32,
         "learning_rate": 2e-3,
         "gamma": 0.95,
