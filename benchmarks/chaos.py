@@ -25,8 +25,10 @@ from typing import Any, Literal
 
 import machine
 import tyro
+from solve import flag
 
 import hogwild_rl
+from hogwild_rl.runs import presets
 
 HERE = pathlib.Path(__file__).parent
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
@@ -103,9 +105,9 @@ def trial(config: Config, trouble: Trouble, seed: int) -> dict[str, Any]:
             "max_restarts": 100_000,
             "run_dir": f"{folder}/run",
         }
-        command = [sys.executable, "-m", "hogwild_rl.a3c", *_preset(config)]
-        for name, value in flags.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+        command = [sys.executable, "-m", "hogwild_rl.a3c"]
+        for name, value in {**_preset(config), **flags}.items():
+            command += flag(name, value)
         run = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
@@ -135,21 +137,9 @@ def trial(config: Config, trouble: Trouble, seed: int) -> dict[str, Any]:
         }
 
 
-def _preset(config: Config) -> list[str]:
+def _preset(config: Config) -> dict[str, Any]:
     """The preset's settings by hand: an environment with trouble has a name of its own."""
-    from hogwild_rl.runs import presets
-
-    settings = presets.settings("a3c", config.env, {"workers": config.workers})
-    settings.pop("total_timesteps")
-    return [
-        word
-        for name, value in settings.items()
-        for word in (
-            [f"--{'' if value else 'no-'}{name.replace('_', '-')}"]
-            if isinstance(value, bool)
-            else [f"--{name.replace('_', '-')}", str(value)]
-        )
-    ]
+    return presets.settings("a3c", config.env, {"workers": config.workers})
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def train(
     """
     command = [sys.executable, "-m", f"hogwild_rl.{algorithm}"]
     for name, value in {**flags, "run_dir": run}.items():
-        command += _flag(name.replace("_", "-"), value)
+        command += flag(name, value)
     start_s = time.perf_counter()
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout_s)
     wall_s = time.perf_counter() - start_s
@@ -101,7 +101,9 @@ def curve(run: pathlib.Path, seed: int) -> list[dict[str, Any]]:
     return [{"seed": seed, **{name: row[name] for name in _CURVE}} for row in rows]
 
 
-def _flag(name: str, value: Any) -> list[str]:
+def flag(name: str, value: Any) -> list[str]:
+    """A setting as the command line wants it."""
+    name = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     return [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
