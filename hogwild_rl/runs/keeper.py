@@ -1,5 +1,6 @@
 """Writes a run's checkpoints; where it cannot, that is told, and training goes on."""
 
+import contextlib
 import math
 import pathlib
 import sys
@@ -128,10 +129,11 @@ class Keeper:
         except OSError as error:
             if not self._failing:  # once, until it works again
                 reason = error.strerror or error
-                print(
-                    f"{paths[0]} cannot be written ({reason}): what was there is kept, and "
-                    "training goes on",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                with contextlib.suppress(OSError):
+                    print(
+                        f"{paths[0]} cannot be written ({reason}): what was there is kept, and "
+                        "training goes on",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             self._failing = True

@@ -96,7 +96,8 @@ class Session:
         with contextlib.suppress(OSError), (self.folder / FAILURES_FILE).open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure}\n")
         if not (told or self._config.quiet):
-            print(failure, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(failure, file=sys.stderr, flush=True)
 
     def observe(self, slots: Slots, final: bool = False) -> None:
         """Looks at how the run goes: reports it, saves it when due, notes when it is solved."""
