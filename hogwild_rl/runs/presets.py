@@ -128,7 +128,34 @@ _REINFORCE: dict[str, dict[str, Any]] = {
     },
 }
 _OFF_POLICY: dict[str, dict[str, Any]] = {
-    "Pendulum-v1": {"total_timesteps": 20_000},
+    "Pendulum-v1": {
+        "total_timesteps": 20_000,
+        "learning_rate": 1e-3,
+        "gamma": 0.98,
+        "buffer_size": 200_000,
+    },
+    # Without pushes that last it never reaches the flag, and learns to save its fuel.
+    "MountainCarContinuous-v0": {
+        "total_timesteps": 50_000,
+        "learning_rate": 1e-3,
+        "noise": "ou",
+        "noise_std": 0.5,
+        "buffer_size": 200_000,
+    },
+    "LunarLanderContinuous-v3": {
+        "total_timesteps": 300_000,
+        "learning_rate": 1e-3,
+        "gamma": 0.98,
+        "batch_size": 100,
+        "buffer_size": 200_000,
+        "learning_starts": 10_000,
+    },
+    "HalfCheetah-v5": {
+        "total_timesteps": 1_000_000,
+        "learning_rate": 1e-3,
+        "batch_size": 100,
+        "learning_starts": 10_000,
+    },
 }
 _PRESETS = {"a3c": _ACTOR_CRITIC, "a2c": _ACTOR_CRITIC}
 _UNSCALED = {"reinforce": _REINFORCE, "ddpg": _OFF_POLICY, "td3": _OFF_POLICY}

@@ -142,6 +142,8 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM, likewise.
     """
+    torch.set_flush_denormal(True)  # before torch has started threads, which inherit it
+    memory.keep_freed()
     session = Session(algorithm, config)
     backend = backends.choose(session.facts.source, "auto", config.envs_per_worker, cores=1)
     room = config.check_memory(config.interface(session.facts))
@@ -169,7 +171,5 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
     if config.workers > 1:
         config.check_sendable(model)
         return crew.in_processes(session, slots, work, (job,), config)
-    torch.set_flush_denormal(True)
-    memory.keep_freed()
     with devices.few_threads(model, config.batch_size):
         return crew.here(session, slots, work, (job,), config)
