@@ -48,6 +48,7 @@ from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.normalize import Normalization
 from hogwild_rl.runs.ranks import Ranks
+from hogwild_rl.runs.recall import Recall
 from hogwild_rl.runs.session import Session
 
 _OBSERVE_EVERY_S = 0.05
@@ -89,8 +90,12 @@ def learn(
     slots: Slots,
     ranks: Ranks,
     backend: backends.Backend,
-) -> None:
-    """Act, learn, step, until the steps of all ranks add up to the total."""
+) -> dict[str, Any]:
+    """Act, learn, step, until the steps of all ranks add up to the total.
+
+    Returns:
+        What it was in the middle of then.
+    """
     device, slot, observed_s = shared.flat.device, slots.writer(0), 0.0
     env_seed, action_seed = random_seeds(config.seed, ranks.index, session.before.lives, 2)
     generator = torch.Generator(device).manual_seed(action_seed)
@@ -100,6 +105,8 @@ def learn(
         normalizer = config.normalizer(normalization, ranks.index)
         interface = config.interface(session.facts, normalizer)
         collector = Collector(envs, interface, config.n_steps, env_seed, slot.lap, copied_to)
+        recall = Recall(generator, envs, collector, normalizer)
+        recall.restore(session.recalled, env_seed)
         act: Act = functools.partial(shared.module.act, generator=generator)
 
         def gradient_of_rollout() -> Tensor:
@@ -134,7 +141,8 @@ def learn(
             slot.lap("share")
             if time.monotonic() - observed_s >= _OBSERVE_EVERY_S:
                 observed_s = time.monotonic()
-                session.observe(slots)
+                session.observe(slots, recall.state)
+        return recall.state()
 
 
 def group_size(config: Config, ranks: Ranks) -> int:
@@ -192,7 +200,7 @@ def train(config: Config) -> Agent:
     normalization = config.normalization(session.facts, ranks.count)
     slots = Slots(1)
     failure: Failure | None = None
-    finished = False
+    left: dict[str, Any] | None = None
     with (
         devices.few_threads(model, config.num_envs),
         ranks.joined(device.device),
@@ -204,12 +212,11 @@ def train(config: Config) -> Agent:
         if bfloat16.reason:
             session.tell(f"precision float32: {bfloat16.reason}")
         try:
-            learn(config, session, shared, optimizer, normalization, slots, ranks, backend)
-            finished = True
+            left = learn(config, session, shared, optimizer, normalization, slots, ranks, backend)
         except EnvironmentFailedError as error:
             failure = Failure(error.environment, error.exit_code, error.traceback, "environment")
         finally:
-            agent = session.close(slots, failed=not finished)
+            agent = session.close(slots, left is None, lambda: left)
     if failure is not None:
         raise cli.RunFailedError(str(failure))
     return agent

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import dataclasses
 import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -39,7 +39,9 @@ from hogwild_rl.runs import cli, crew, devices, settings
 from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.normalize import Normalization
+from hogwild_rl.runs.recall import Recall
 from hogwild_rl.runs.session import Session
+from hogwild_rl.runs.standstill import Standstill
 
 
 @settings.completed("a3c")
@@ -70,6 +72,8 @@ def work(
     normalization: Normalization,
     slots: Slots,
     steps_before: int,
+    recalled: dict[str, Any] | None,
+    standstill: Standstill | None,
 ) -> None:
     """One worker's life: pull, act, learn, step, until the steps of all add up to the total."""
     env_seed, action_seed = worker.random_seeds(2)
@@ -80,6 +84,11 @@ def work(
     interface = config.interface(facts, normalizer)
     collector = Collector([envs], interface, config.n_steps, env_seed, slot.lap)
     act = functools.partial(local.module.act, generator=generator)
+    recall = Recall(generator, [envs], collector, normalizer)
+    if standstill is not None:
+        standstill.begin()
+        if slots.rows["steps"][worker.index] == 0:  # not in the place of one that had gone on
+            recall.restore(recalled, env_seed)
     while not worker.stopping:
         progress = (steps_before + slots.total("steps")) / config.total_timesteps
         if progress >= 1:
@@ -102,6 +111,10 @@ def work(
         else:
             slot.add_dropped()
         slot.lap("share")
+        if standstill is not None:
+            standstill.pause(worker, recall.state)
+    if standstill is not None:
+        standstill.leave(recall.state())
     envs.close()
 
 
@@ -128,6 +141,8 @@ def train(config: Config) -> Agent:
     session.open(shared.module, optimizer, normalization)
     if bfloat16.reason:
         session.tell(f"precision float32: {bfloat16.reason}")
+    # Of several workers no two runs are equal: none is worth stopping for.
+    standstill = Standstill(session.folder) if config.workers == 1 else None
     arguments = (
         session.facts,
         backend,
@@ -137,8 +152,10 @@ def train(config: Config) -> Agent:
         normalization,
         slots,
         session.before.steps,
+        session.recalled,
+        standstill,
     )
-    return crew.in_processes(session, slots, work, arguments, config)
+    return crew.in_processes(session, slots, work, arguments, config, standstill)
 
 
 def main() -> None:

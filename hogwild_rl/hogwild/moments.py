@@ -151,9 +151,13 @@ class Moments:
         self._write(self._row_of(worker), float(values[0]), mean, m2)
 
     def state(self) -> dict[str, Tensor]:
-        """All that is known, for a checkpoint: count [], mean [size] and m2 [size]."""
+        """All that is known, for a checkpoint: count [], mean [size] and m2 [size].
+
+        And the rows that it is the sum of, [1 + workers, 1 + 2 size].
+        """
         count, mean, m2 = self._sums()
         return {
+            "rows": torch.from_numpy(self._read(np.arange(len(self._sequences)))),
             "count": torch.tensor(count, dtype=torch.float64),
             "mean": torch.from_numpy(mean),
             "m2": torch.from_numpy(m2),
@@ -162,7 +166,8 @@ class Moments:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Goes back to a `state`, of any number of workers, before the workers start.
 
-        It goes into the row of no worker; the rows of the workers are empty afterwards.
+        Of as many as there are now, every row is as it was. Of others, all of it goes into the row
+        of no worker, and the rows of the workers are empty afterwards.
 
         Raises:
             ValueError: it is of another size.
@@ -170,10 +175,13 @@ class Moments:
         mean, m2 = state["mean"].numpy(), state["m2"].numpy()
         if mean.shape != (self.size,) or m2.shape != (self.size,):
             raise ValueError(f"mean and m2 must have size {self.size}, got {mean.size}, {m2.size}")
-        self._write(0, float(state["count"]), mean, m2)
-        nothing = np.zeros(self.size)
-        for worker in range(len(self)):
-            self._write(1 + worker, 0.0, nothing, nothing)
+        rows = np.zeros((1 + len(self), 1 + 2 * self.size))
+        if state["rows"].shape == rows.shape:
+            rows = state["rows"].numpy()
+        else:
+            rows[0] = np.concatenate([[float(state["count"])], mean, m2])
+        for row, values in enumerate(rows):
+            self._write(row, values[0], *np.split(values[1:], 2))
 
 
 class MomentsWriter:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from hogwild_rl.learning.rollout import Act, Interface, Rollout
+from hogwild_rl.learning.interface import Interface
+from hogwild_rl.learning.rollout import Act, Rollout
 
 
 class EpisodeCollector:

@@ -9,8 +9,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from hogwild_rl.envs import vector
+from hogwild_rl.learning.interface import Interface
 from hogwild_rl.learning.replay import Replay
-from hogwild_rl.learning.rollout import Interface
 
 
 class Experience:

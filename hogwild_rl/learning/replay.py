@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hogwild_rl.learning.rollout import Interface
+from hogwild_rl.learning.interface import Interface
 
 
 @dataclasses.dataclass(frozen=True)

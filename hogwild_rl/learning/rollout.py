@@ -10,33 +10,12 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.learning.interface import Interface
 
 Act: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """Gives actions [B, *A] and the next state for observations [B, *O] and a state [2, B, H]."""
 
 _FLAGS = ("rewards", "terminated", "truncated", "valid")
-
-
-@dataclasses.dataclass(frozen=True)
-class Interface:
-    """How a policy and its environments talk to each other.
-
-    Attributes:
-        observations: what the policy is shown.
-        actions: what it does.
-        state_size: H, how much it remembers.
-        lives: a life lost ends the values, though not the episode.
-        rewards: what the learner is paid for what the environment pays, [T, B], in place, given
-            where episodes ended and what was valid, [T, B] each.
-    """
-
-    observations: ObservationCodec
-    actions: ActionCodec
-    state_size: int = 0
-    lives: bool = False
-    rewards: Callable[["vector.Array", "vector.Array", "vector.Array"], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +127,21 @@ class Collector:
             start = sum(group.envs.num_envs for group in self._groups)
             columns = slice(start, start + envs.num_envs)
             self._groups.append(_Group(envs, columns, self.rollout, self._state))
-            self._observe(columns, -1, envs.reset(seed=seed + start)[0])
+        self.begin(seed)
+
+    def begin(self, seed: int) -> None:
+        """Begins an episode in every environment."""
+        for group in self._groups:
+            observation, _ = group.envs.reset(seed=seed + group.columns.start)
+            self._observe(group.columns, -1, observation)
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """What goes from one rollout into the next, to be read and to be written, by name."""
+        arrays = (self._resetting, self._lives, self._returns, self._lengths)
+        names = ("resetting", "lives", "returns", "lengths")
+        tensors = {"observations": self.rollout.observations[-1], "state": self._state}
+        return tensors | {n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}
 
     @torch.inference_mode()
     def collect(self, act: Act) -> Rollout:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from hogwild_rl.envs.vector import EnvFacts
-from hogwild_rl.learning.rollout import Interface
+from hogwild_rl.learning.interface import Interface
 from hogwild_rl.runs import settings
 from hogwild_rl.runs.normalize import Normalizer
 from hogwild_rl.runs.policy import PolicySettings

@@ -15,7 +15,7 @@ from torch import Tensor
 from hogwild_rl import UserError
 from hogwild_rl.runs import files
 
-FORMAT = "hogwild_rl-3"
+FORMAT = "hogwild_rl-4"
 CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
 
 
@@ -54,6 +54,7 @@ class Checkpoint:
         optimizer: its state_dict.
         normalization: running moments by name.
         counters: how far the run had come.
+        recall: what its only worker was in the middle of; None where there were others, or it was.
     """
 
     algorithm: str
@@ -64,6 +65,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     normalization: dict[str, Any]
     counters: Counters
+    recall: dict[str, Any] | None = None
 
     def save(self, path: pathlib.Path, previous: pathlib.Path | None = None) -> None:
         """Writes the file; it is there whole, or as before.
@@ -85,6 +87,7 @@ class Checkpoint:
             "optimizer": self.optimizer,
             "normalization": self.normalization,
             "counters": dataclasses.asdict(self.counters),
+            "recall": self.recall,
         }
         stream = io.BytesIO()
         torch.save(document, stream)
@@ -119,6 +122,7 @@ class Checkpoint:
                 optimizer=document["optimizer"],
                 normalization=document["normalization"],
                 counters=Counters(**document["counters"]),
+                recall=document["recall"],
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(foreign) from error

@@ -11,6 +11,7 @@ from hogwild_rl.hogwild.workers import Workers
 from hogwild_rl.runs import cli, settings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.session import Session
+from hogwild_rl.runs.standstill import Standstill
 
 _OBSERVE_EVERY_S = 0.05
 _STOP_TIMEOUT_S = 10.0
@@ -22,6 +23,7 @@ def in_processes(
     work: Callable[..., None],
     arguments: tuple[Any, ...],
     config: settings.CrewSettings,
+    standstill: Standstill | None = None,
 ) -> Agent:
     """Lets as many workers as there are slots do ``work(worker, *arguments)``, and watches them.
 
@@ -33,6 +35,7 @@ def in_processes(
         work: a function at the top level of a module.
         arguments: picklable; tensors in shared memory stay shared.
         config: of the run.
+        standstill: where the only worker says what it is in the middle of.
 
     Raises:
         RunFailedError: they failed too often, or all at once; a checkpoint was written.
@@ -48,12 +51,19 @@ def in_processes(
                 while supervisor.running and not supervisor.verdict and not session.ending:
                     for failure in supervisor.watch(_OBSERVE_EVERY_S):
                         session.warn(str(failure), told=bool(supervisor.verdict))
-                    session.observe(slots)
+                    if standstill is None or not session.due:
+                        session.observe(slots)
+                    elif standstill.reached():
+                        session.observe(slots, standstill.state)
+                        standstill.release()
                 for failure in crew.stop(_STOP_TIMEOUT_S):
                     session.warn(str(failure))
                 verdict = supervisor.verdict
         finally:
-            agent = session.close(slots, failed=bool(verdict))
+            left = None if standstill is None else standstill.state
+            agent = session.close(slots, bool(verdict), left)
+            if standstill is not None:
+                standstill.remove()
     if verdict:
         raise cli.RunFailedError(verdict)
     return agent

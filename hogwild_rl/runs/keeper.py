@@ -70,8 +70,8 @@ class Keeper:
         self._optimizer.load_state_dict(saved.optimizer)
         self._normalization.restore(saved.normalization)
 
-    def checkpoint(self, snapshot: Snapshot) -> Checkpoint:
-        """The run at this moment."""
+    def checkpoint(self, snapshot: Snapshot, recall: dict[str, Any] | None = None) -> Checkpoint:
+        """The run at this moment, and what its only worker is in the middle of."""
         self._normalization.freeze(self._model)
         return Checkpoint(
             algorithm=self._algorithm,
@@ -90,6 +90,7 @@ class Keeper:
                 best_return=self.best,
                 lives=self._life,
             ),
+            recall=recall,
         )
 
     def guard(self) -> bool:
@@ -115,12 +116,18 @@ class Keeper:
             self.best = snapshot.return_mean
             self._write(self.checkpoint(snapshot), folder / BEST_FILE)
 
-    def keep_newest(self, folder: pathlib.Path, snapshot: Snapshot, every_s: float) -> None:
-        """Keeps the run as it is, if the last time is so long ago; that one stays beside it."""
-        if time.monotonic() - self._saved_s >= every_s:
-            self._saved_s = time.monotonic()
-            names = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
-            self._write(self.checkpoint(snapshot), *names)
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the newest was kept."""
+        return time.monotonic() - self._saved_s
+
+    def keep_newest(
+        self, folder: pathlib.Path, snapshot: Snapshot, recall: dict[str, Any] | None
+    ) -> None:
+        """Keeps the run as it is; what was the newest stays beside it."""
+        self._saved_s = time.monotonic()
+        names = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
+        self._write(self.checkpoint(snapshot, recall), *names)
 
     def _write(self, checkpoint: Checkpoint, *paths: pathlib.Path) -> None:
         try:

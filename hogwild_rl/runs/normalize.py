@@ -85,6 +85,9 @@ class Normalization:
 class Normalizer:
     """One worker's part in the moments of a run.
 
+    Attributes:
+        discounted: return of every environment up to now, [B]; None before the first rollout.
+
     Args:
         normalization: of the run.
         worker: its number.
@@ -101,7 +104,7 @@ class Normalizer:
         }
         self._normalization = normalization
         self._gamma, self._clip, self._factor = gamma, clip, factor
-        self._returns: Array | None = None  # discounted, up to now, of every environment
+        self.discounted: Array | None = None
 
     def add(self, rollout: Rollout) -> None:
         """Adds a rollout's observations."""
@@ -137,11 +140,11 @@ class Normalizer:
 
     def _discounted(self, rewards: Array, ended: Array) -> Array:
         returns = np.zeros(rewards.shape)
-        running = np.zeros(rewards.shape[1]) if self._returns is None else self._returns
+        running = np.zeros(rewards.shape[1]) if self.discounted is None else self.discounted
         for t, reward in enumerate(rewards):
             returns[t] = running = reward + self._gamma * running
             running = np.where(ended[t], 0.0, running)  # also where it is not finite
-        self._returns = running
+        self.discounted = running
         return returns
 
 

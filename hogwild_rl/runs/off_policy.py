@@ -13,7 +13,7 @@ from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.hogwild import memory
 from hogwild_rl.learning import exploration, replay
-from hogwild_rl.learning.rollout import Interface
+from hogwild_rl.learning.interface import Interface
 from hogwild_rl.models import networks
 from hogwild_rl.models.actor_critic import Architecture
 from hogwild_rl.models.deterministic import DeterministicActorCritic

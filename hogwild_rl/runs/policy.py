@@ -10,7 +10,7 @@ from gymnasium import Space
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.envs.vector import EnvFacts
-from hogwild_rl.learning.rollout import Interface
+from hogwild_rl.learning.interface import Interface
 from hogwild_rl.models import networks
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from hogwild_rl.runs import normalize, settings

@@ -58,6 +58,13 @@ def checkpoint(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoi
     return saved
 
 
+def recalled(saved: Checkpoint | None, config: settings.RunSettings) -> dict[str, Any] | None:
+    """What the run's only worker was in the middle of, unless another seed is asked for."""
+    if saved is None or saved.settings["seed"] != config.seed:
+        return None
+    return saved.recall
+
+
 def best_return(folder: pathlib.Path, before: Counters) -> float | None:
     """The best mean return on record; best.pt may be newer than the checkpoint that is resumed."""
     if not (folder / BEST_FILE).exists():

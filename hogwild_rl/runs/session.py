@@ -1,22 +1,21 @@
 """One life of a run: its folder, its log, its checkpoints, and when it ends."""
 
 import contextlib
-import os
 import pathlib
-import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.deterministic import DeterministicActorCritic
-from hogwild_rl.runs import cli, folder, metrics, resuming, settings
+from hogwild_rl.runs import cli, folder, metrics, resuming, settings, summary
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Counters
 from hogwild_rl.runs.keeper import Keeper, Stateful
@@ -35,7 +34,7 @@ class Session:
         facts: of the environment.
         folder: of the run.
         before: where the run stood when this life of it began.
-        solved: whether the environment's reward threshold has been reached.
+        recalled: what its only worker was in the middle of then; None where that is not known.
 
     Raises:
         UserError: the environment, the folder or the checkpoint cannot be used.
@@ -46,7 +45,8 @@ class Session:
         self._algorithm, self._config, self._reports = algorithm, config, reports
         self._resumed = resuming.checkpoint(config, self.facts)
         self.before = self._resumed.counters if self._resumed else Counters()
-        self.solved = False
+        self.recalled = resuming.recalled(self._resumed, config)
+        self._solved_at: metrics.Snapshot | None = None
         self._signal: int | None = None
         self._failures = self._broken = 0
         metrics.check(config)
@@ -76,6 +76,9 @@ class Session:
         self._keeper = Keeper(self._algorithm, plain, self.facts, *parts, life)
         if self._resumed is not None:
             self._keeper.restore(self._resumed)
+            lacking = (self.recalled or {}).get("lacking")
+            if lacking is not None:
+                self.tell(f"episodes begin anew: {lacking}, which no checkpoint can hold")
         self._keeper.best = self.before.best_return
         if self._reports:
             self.folder = folder.prepare(self._algorithm, self._config, self.facts.name)
@@ -99,8 +102,17 @@ class Session:
             with contextlib.suppress(OSError):
                 print(failure, file=sys.stderr, flush=True)
 
-    def observe(self, slots: Slots, final: bool = False) -> None:
-        """Looks at how the run goes: reports it, saves it when due, notes when it is solved."""
+    def observe(
+        self, slots: Slots, recall: Callable[[], Any] | None = None, *, final: bool = False
+    ) -> None:
+        """Looks at how the run goes: reports it, saves it when due, notes when it is solved.
+
+        Args:
+            slots: of its workers.
+            recall: gives what the only worker is in the middle of, where it stands between two
+                updates.
+            final: for the last time.
+        """
         if not self._reports:
             return
         now_s = time.monotonic()
@@ -109,15 +121,19 @@ class Session:
         full = slots.total("episode_count") >= metrics.EPISODES_AVERAGED
         target = self._target
         if full and target is not None and snapshot.return_mean >= target and not self.solved:
-            self.solved = True
             self._solved_at = snapshot
         reported = self._reporter.report(snapshot, final)
         if reported:
             self._tell_bad_numbers(slots, final)
         if reported and full:
             self._keeper.keep_best(self.folder, snapshot)
-        every_s = 0.0 if final else self._config.checkpoint_every_s
-        self._keeper.keep_newest(self.folder, snapshot, every_s)
+        if final or self.due:
+            self._keeper.keep_newest(self.folder, snapshot, recall() if recall else None)
+
+    @property
+    def due(self) -> bool:
+        """Whether the next look at the run will save it."""
+        return self._reports and self._keeper.silent_s >= self._config.checkpoint_every_s
 
     def _tell_bad_numbers(self, slots: Slots, final: bool) -> None:
         """Says where numbers were not finite; ends the run where there are no others."""
@@ -142,19 +158,30 @@ class Session:
                 f"{self.folder / CHECKPOINT_FILE}"
             )
 
-    def close(self, slots: Slots, failed: bool) -> Agent:
+    def close(self, slots: Slots, failed: bool, recall: Callable[[], Any] | None = None) -> Agent:
         """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
         if not self._reports:
             elapsed_s = time.monotonic() - self._began_s
             self._snapshot = metrics.take(slots, self.before, elapsed_s, None)
             return self._agent(None)
-        self.observe(slots, final=True)
+        self.observe(slots, recall, final=True)
         self._reporter.close()
         with contextlib.suppress(OSError):
             metrics.write_staleness(self.folder, slots)
-        for line in self._summary(failed):
+        lines = summary.of(self._snapshot, self.facts.frames_per_step, self._solved_at)
+        for line in lines:
+            self.tell(line)
+        if self._failures:
+            self.tell(f"{self._failures:,} failures: {self.folder / FAILURES_FILE}")
+        resume = self._algorithm if failed or self._signal is not None else None
+        for line in summary.next_steps(self.folder, resume):
             self.tell(line)
         return self._agent(self.folder)
+
+    @property
+    def solved(self) -> bool:
+        """Whether the environment's reward threshold has been reached."""
+        return self._solved_at is not None
 
     @property
     def ending(self) -> bool:
@@ -200,41 +227,6 @@ class Session:
             network=None if isinstance(network, str) else network,
         )
 
-    def _summary(self, failed: bool) -> Iterator[str]:
-        s = self._snapshot
-        if self.solved:
-            at = self._solved_at
-            yield (
-                f"solved: mean return {at.return_mean:.1f} over the last 100 episodes "
-                f"after {at.steps:,} steps, {at.time_s:.1f} s"
-            )
-        each = self.facts.frames_per_step
-        frames = f" ({each * s.steps:,} frames)" if each > 1 else ""
-        yield (
-            f"trained {s.steps:,} steps{frames}, {s.updates:,} updates in {s.time_s:.1f} s, "
-            f"{s.episodes:,} episodes, mean return {s.return_mean:.1f} at the end"
-        )
-        if self._failures:
-            yield f"{self._failures:,} failures: {self.folder / FAILURES_FILE}"
-        if s.dropped:
-            yield f"dropped {s.dropped:,} gradients that were not finite"
-        yield f"run: {self.folder}"
-        place = shlex.quote(str(self.folder))
-        if self._signal is None and not failed:
-            yield f"next: {_python()} -m hogwild_rl.evaluate {place} --episodes 20"
-        else:
-            yield f"next: {_python()} -m hogwild_rl.{self._algorithm} --resume {place}"
-
 
 FAILURES_FILE = "failures.log"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _python() -> str:
-    """How the person running this starts the same Python again."""
-    executable = pathlib.Path(sys.executable)
-    if str(executable.parent) in os.environ.get("PATH", "").split(os.pathsep):
-        return executable.name
-    with contextlib.suppress(ValueError):
-        return str(executable.relative_to(pathlib.Path.cwd()))
-    return str(executable)

@@ -15,7 +15,8 @@ from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.learning.episodes import EpisodeCollector
-from hogwild_rl.learning.rollout import Interface, Rollout
+from hogwild_rl.learning.interface import Interface
+from hogwild_rl.learning.rollout import Rollout
 from hogwild_rl.models.actor_critic import ActorCritic
 from tests import mdp
 

@@ -18,8 +18,8 @@ from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.learning import losses, returns
 from hogwild_rl.learning.experience import Experience
+from hogwild_rl.learning.interface import Interface
 from hogwild_rl.learning.replay import Batch, Replay
-from hogwild_rl.learning.rollout import Interface
 from hogwild_rl.models.actor_critic import Architecture
 from hogwild_rl.models.deterministic import DeterministicActorCritic, Perceptrons
 from hogwild_rl.runs.checkpoint import Checkpoint

@@ -16,7 +16,8 @@ from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.hogwild.model import SharedModel
 from hogwild_rl.hogwild.optim import SharedRMSprop
-from hogwild_rl.learning.rollout import Collector, Interface
+from hogwild_rl.learning.interface import Interface
+from hogwild_rl.learning.rollout import Collector
 from hogwild_rl.runs.keeper import Keeper
 from hogwild_rl.runs.normalize import Normalization
 from tests import envs

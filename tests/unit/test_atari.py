@@ -13,7 +13,8 @@ from gymnasium.vector import VectorEnv
 from hogwild_rl.envs import atari, backends, vector
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.rollout import Collector, Interface, Rollout
+from hogwild_rl.learning.interface import Interface
+from hogwild_rl.learning.rollout import Collector, Rollout
 from hogwild_rl.runs.normalize import Clip, Normalization, Normalizer
 
 pytest.importorskip("ale_py")

@@ -16,7 +16,8 @@ from hogwild_rl.envs import backends, vector
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.envs.processes import EnvironmentFailedError, ProcessVectorEnv
-from hogwild_rl.learning.rollout import Act, Collector, Interface, Rollout
+from hogwild_rl.learning.interface import Interface
+from hogwild_rl.learning.rollout import Act, Collector, Rollout
 from tests import envs as faulty
 
 SEED, STEPS = 17, 120

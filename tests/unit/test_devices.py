@@ -14,7 +14,8 @@ from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.hogwild.model import SharedModel
 from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.learning import graphs, losses
-from hogwild_rl.learning.rollout import Collector, Interface, Rollout
+from hogwild_rl.learning.interface import Interface
+from hogwild_rl.learning.rollout import Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from hogwild_rl.runs import devices
 

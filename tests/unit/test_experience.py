@@ -16,8 +16,8 @@ from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.learning.experience import Experience
+from hogwild_rl.learning.interface import Interface
 from hogwild_rl.learning.replay import Replay
-from hogwild_rl.learning.rollout import Interface
 from tests import envs as small
 
 SEED = 11

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.learning.interface import Interface
 from hogwild_rl.learning.replay import Batch, Replay, size_in_bytes
-from hogwild_rl.learning.rollout import Interface
 
 VECTOR = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 PICTURE = spaces.Box(0, 255, (5, 4, 3), np.uint8)

@@ -16,7 +16,8 @@ from torch import Tensor
 from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.rollout import Collector, Interface, Rollout
+from hogwild_rl.learning.interface import Interface
+from hogwild_rl.learning.rollout import Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
 SEED = 11
