@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hogwild_rl import a2c, a3c
+from hogwild_rl.runs import resuming
 from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Checkpoint
 
 PLAIN = {
@@ -135,12 +136,16 @@ def test_another_seed_or_number_of_environments_begins_new_episodes(tmp_path) ->
     for number, other in enumerate([{"seed": 6}, {"num_envs": 8}]):
         run = tmp_path / str(number)
         a2c.train(a2c.Config(run_dir=str(run), **settings))
-        agent = a2c.train(a2c.Config(resume=str(run), total_timesteps=900, **other))
-        assert agent.checkpoint.counters.steps >= 900
-        assert agent.checkpoint.recall["generator"].shape == end_of(run).recall["generator"].shape
+        config = a2c.Config(resume=str(run), total_timesteps=900, **other)
+        assert (resuming.recalled(end_of(run), config) is None) == ("seed" in other)
+        a2c.train(config)
+        assert end_of(run).counters.steps >= 900
+        assert len(end_of(run).recall["carried"]["returns"]) == config.num_envs
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Box2D's own
 def test_environments_outside_python_are_named_and_begun_anew(tmp_path, capsys) -> None:
+    pytest.importorskip("Box2D")
     settings = {"env": "LunarLander-v3", "num_envs": 2, "vectorization": "sync", "n_steps": 8}
     run = tmp_path / "run"
     a2c.train(a2c.Config(run_dir=str(run), total_timesteps=64, **settings))
@@ -151,7 +156,7 @@ def test_environments_outside_python_are_named_and_begun_anew(tmp_path, capsys) 
     assert "Swig" in told
 
 
-def test_many_workers_go_on_with_counts_statistics_and_schedule(tmp_path) -> None:
+def test_many_workers_go_on_with_counts_and_statistics(tmp_path) -> None:
     settings = {"workers": 2, "envs_per_worker": 4, "normalize_observations": True, "quiet": True}
     run = tmp_path / "run"
     a3c.train(a3c.Config(run_dir=str(run), total_timesteps=2_000, **settings))
@@ -163,5 +168,3 @@ def test_many_workers_go_on_with_counts_statistics_and_schedule(tmp_path) -> Non
     assert (
         after.normalization["observations"]["count"] > before.normalization["observations"]["count"]
     )
-    rate = after.optimizer["param_groups"][0]["lr"]
-    assert rate < before.optimizer["param_groups"][0]["lr"] or rate == pytest.approx(0, abs=1e-3)
