@@ -1,4 +1,4 @@
-"""Snapshots of environments: what is put into others makes them go on alike; nothing can run code."""
+"""Snapshots of environments make others go on alike, and cannot run code."""
 
 import collections
 import io
