@@ -1,5 +1,6 @@
 """Every source of environments behind one contract, and one line for what cannot be made."""
 
+import copy
 import functools
 import importlib.util
 import threading
@@ -148,7 +149,7 @@ def test_the_step_that_resets_ignores_its_action(num_envs: int) -> None:
 @native_and_sync
 def test_a_time_limit_truncates(num_envs: int) -> None:
     """A spec's step limit cuts every episode there, and does not terminate it."""
-    spec = gymnasium.spec("CartPole-v1")
+    spec = copy.deepcopy(gymnasium.spec("CartPole-v1"))  # the registry keeps its own
     spec.max_episode_steps = 6
     envs = vector.make_vector_env(spec, num_envs)
     envs.reset(seed=0)
@@ -175,7 +176,7 @@ def test_a_specs_wrappers_are_applied(num_envs: int) -> None:
 @native_and_sync
 def test_a_specs_arguments_are_applied(num_envs: int) -> None:
     """What a spec gives its environment arrives in all of them."""
-    spec = gymnasium.spec("CartPole-v1")
+    spec = copy.deepcopy(gymnasium.spec("CartPole-v1"))  # the registry keeps its own
     spec.kwargs = {"sutton_barto_reward": True}
     envs = vector.make_vector_env(spec, num_envs)
     envs.reset(seed=0)
