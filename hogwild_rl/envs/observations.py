@@ -74,7 +74,7 @@ class ObservationCodec:
         picture = as_image(space)
         if picture is not None:
             return cls(space, picture.shape, np.uint8, 0, (picture,))
-        parts = list(_leaves(space))
+        parts = list(leaves(space))
         pictures = [as_image(part) for part in parts]
         images = tuple(picture for picture in pictures if picture is not None)
         vector = sum(
@@ -141,13 +141,13 @@ def batch_of_one(space: Space[Any], observation: Any) -> Any:
     return np.asarray(observation)[None]
 
 
-def _leaves(space: Space[Any]) -> Iterator[Space[Any]]:
+def leaves(space: Space[Any]) -> Iterator[Space[Any]]:
     """The spaces that a space is composed of, in gymnasium's order."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         composed: Mapping[str, Space[Any]] | Sequence[Space[Any]] = space.spaces
         parts = composed.values() if isinstance(composed, Mapping) else composed
         for part in parts:
-            yield from _leaves(part)
+            yield from leaves(part)
     else:
         yield space
 

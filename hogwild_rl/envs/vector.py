@@ -3,6 +3,7 @@
 The step after an episode's end ignores its action, pays nothing and returns the reset observation.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -16,7 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from hogwild_rl import UserError
-from hogwild_rl.envs import atari, complaints
+from hogwild_rl.envs import atari, complaints, contract
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvSource: TypeAlias = str | EnvSpec | Callable[..., Env]
@@ -59,25 +60,31 @@ class EnvFacts:
 
 
 def inspect(env: EnvSource) -> EnvFacts:
-    """Makes an environment once and notes its facts.
+    """Makes an environment once, tries a few steps of it, and notes its facts.
 
     Raises:
-        UserError: the id is unknown, an extra is missing, or a callable cannot be sent to a worker.
+        UserError: the id is unknown, an extra is missing, a callable cannot be sent to a worker, or
+            the environment breaks gymnasium's contract.
     """
-    source = spec(env) if isinstance(env, str) else env
+    source, name = spec(env) if isinstance(env, str) else env, name_of(env)
     _check_picklable(source)
-    instance = make_env(source)
+    instance = contract.called(name, "making it", lambda: make_env(source))
     try:
-        return EnvFacts(
+        contract.check(instance, name, played=not contract.tested_by_others(source))
+        facts = EnvFacts(
             source=source,
-            name=name_of(env),
+            name=name,
             observation_space=instance.observation_space,
             action_space=instance.action_space,
             reward_threshold=instance.spec.reward_threshold if instance.spec else None,
             frames_per_step=atari.FRAMESKIP if atari.is_game(source) else 1,
         )
-    finally:
-        instance.close()
+    except UserError:
+        with contextlib.suppress(Exception):  # the first complaint is the one to be told
+            instance.close()
+        raise
+    contract.called(name, "close()", instance.close)
+    return facts
 
 
 def name_of(env: EnvSource) -> str:
@@ -217,11 +224,13 @@ def spec(name: str) -> EnvSpec:
     module, _, registered = name.rpartition(":")
     try:
         if module:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise gymnasium.error.NameNotFound(module)
             importlib.import_module(module)  # it registers the id
         elif registered not in gymnasium.registry:
             atari.register()
         return gymnasium.spec(registered)
-    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module does
         raise UserError(complaints.unusable(name, error)) from error
 
 

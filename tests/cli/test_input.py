@@ -4,62 +4,17 @@ import importlib.util
 import json
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
 
-from hogwild_rl import a2c, a3c, ddpg, evaluate, plot, reinforce, td3
+from hogwild_rl import a3c
 from hogwild_rl.hogwild import memory
 from hogwild_rl.runs import checkpoint, cli
 from tests import envs
-
-PROGRAMS = {
-    "a2c": a2c.main,
-    "a3c": a3c.main,
-    "ddpg": ddpg.main,
-    "evaluate": evaluate.main,
-    "plot": plot.main,
-    "reinforce": reinforce.main,
-    "td3": td3.main,
-}
-
-Command = Callable[..., str]
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a program that must refuse its flags, and returns the one line it says."""
-
-    def refused(program: str, *flags: str) -> str:
-        monkeypatch.setattr(sys, "argv", [program, *flags])
-        with pytest.raises(SystemExit) as ending:
-            cli.run(PROGRAMS[program])
-        captured = capsys.readouterr()
-        assert ending.value.code == 2, captured
-        assert captured.out == ""
-        assert captured.err.count("\n") == 1, captured.err
-        assert captured.err.startswith("error: ")
-        return captured.err
-
-    return refused
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder of a short run on CartPole-v1."""
-    folder = tmp_path_factory.mktemp("runs") / "trained"
-    a3c.train(a3c.Config(workers=1, total_timesteps=3000, run_dir=str(folder)))
-    return folder
-
-
-@pytest.fixture
-def run(trained: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of that run, to be damaged."""
-    return pathlib.Path(shutil.copytree(trained, tmp_path / "run"))
+from tests.cli.conftest import Command
 
 
 @pytest.mark.parametrize(
