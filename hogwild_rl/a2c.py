@@ -43,7 +43,7 @@ from hogwild_rl.hogwild.worker import random_seeds
 from hogwild_rl.learning import graphs, losses
 from hogwild_rl.learning.rollout import Act, Collector
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.runs import cli, devices, settings
+from hogwild_rl.runs import cli, devices, machine, settings
 from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.normalize import Normalization
@@ -195,6 +195,9 @@ def train(config: Config) -> Agent:
         group_size(config, ranks),
         settings.usable_cores(),
     )
+    config.check_rollouts(session.facts, config.num_envs // ranks.count)
+    if backend.name == "async":
+        machine.check_environments(config.num_envs // ranks.count)
     shared = SharedModel(model, device.device)
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
     normalization = config.normalization(session.facts, ranks.count)

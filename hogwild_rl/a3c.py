@@ -35,7 +35,7 @@ from hogwild_rl.hogwild.worker import Worker
 from hogwild_rl.learning import losses
 from hogwild_rl.learning.rollout import Collector
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.runs import cli, crew, devices, settings
+from hogwild_rl.runs import cli, crew, devices, machine, settings
 from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.normalize import Normalization
@@ -128,6 +128,8 @@ def train(config: Config) -> Agent:
         SystemExit: SIGTERM, likewise.
     """
     session = Session("a3c", config)
+    machine.check_workers(config.workers)
+    config.check_rollouts(session.facts, config.workers * config.envs_per_worker)
     bfloat16 = devices.bfloat16(config.precision, session.facts)
     backend = backends.choose(
         session.facts.source, config.vectorization, config.envs_per_worker, cores=1

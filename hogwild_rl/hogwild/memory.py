@@ -44,9 +44,11 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         space = os.statvfs(_SHARED_MEMORY)
         free = space.f_bavail * space.f_frsize
         if wanted > free:
+            # Twice as much: what follows is no larger than the first, which is the parameters.
+            enough = (space.f_blocks * space.f_frsize - free + 2 * wanted) >> 20
             raise NoSharedMemoryError(
-                f"{_SHARED_MEMORY} has {free:,} bytes free, {wanted:,} are needed: "
-                "make it larger (docker run --shm-size=1g)"
+                f"{_SHARED_MEMORY} has {free:,} bytes free, {wanted:,} are needed: make it larger "
+                f"(docker run --shm-size={1 << enough.bit_length()}m), or give smaller layers"
             )
     shared: Tensor = torch.zeros(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
     return shared

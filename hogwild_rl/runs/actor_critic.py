@@ -1,11 +1,15 @@
 """What every actor-critic is told, however its updates are taken."""
 
 import dataclasses
+import math
 from typing import Literal
 
+import numpy as np
+
+from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.envs.vector import EnvFacts
 from hogwild_rl.learning.interface import Interface
-from hogwild_rl.runs import settings
+from hogwild_rl.runs import machine, settings
 from hogwild_rl.runs.normalize import Normalizer
 from hogwild_rl.runs.policy import PolicySettings
 
@@ -36,6 +40,20 @@ class ActorCriticSettings(PolicySettings):
         settings.above("rms_eps", self.rms_eps, 0)
         settings.between("rms_alpha", self.rms_alpha, 0, 0.999_999)
         settings.at_least("lstm", self.lstm, 0)
+
+    def check_rollouts(self, facts: EnvFacts, num_envs: int) -> None:
+        """Makes sure that the observations of so many environments' rollouts fit into memory.
+
+        Raises:
+            UserError: they do not.
+        """
+        seen = ObservationCodec.of(facts.observation_space)
+        row = math.prod(seen.shape) * np.dtype(seen.dtype).itemsize
+        machine.check_memory(
+            f"what {num_envs:,} environments show in n_steps {self.n_steps:,}",
+            (self.n_steps + 1) * num_envs * row,
+            "give a smaller n_steps, or fewer environments",
+        )
 
     def interface(self, facts: EnvFacts, normalizer: Normalizer) -> Interface:
         """Between the network and its environments."""

@@ -41,6 +41,9 @@ def in_processes(
         RunFailedError: they failed too often, or all at once; a checkpoint was written.
         KeyboardInterrupt, SystemExit: the run was interrupted, likewise.
     """
+    cores = settings.usable_cores()
+    if len(slots) > cores:
+        session.tell(f"workers {len(slots)} on {cores} usable cores: they take turns")
     crew = Workers(work, arguments, len(slots), config.seed, session.before.lives)
     verdict = "the run was broken off"
     with session.interruptible():

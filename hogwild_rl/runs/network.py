@@ -1,6 +1,7 @@
 """Which network a run trains, whatever its algorithm."""
 
 import dataclasses
+import itertools
 import pickle
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -9,8 +10,10 @@ import torch
 import tyro
 
 from hogwild_rl import UserError
+from hogwild_rl.envs import vector
+from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.models import networks, vision
-from hogwild_rl.runs import settings
+from hogwild_rl.runs import machine, settings
 
 _NETWORKS = ("auto", "mlp", *vision.CNNS)
 
@@ -56,6 +59,26 @@ class NetworkSettings(settings.RunSettings):
     def to_json(self) -> dict[str, Any]:
         """Plain values; a callable network by its name."""
         return {**super().to_json(), "network": name_of(self.network)}
+
+    def check_size(self, facts: vector.EnvFacts) -> None:
+        """Makes sure that the parameters of these layers, pictures aside, fit into memory.
+
+        Raises:
+            UserError: they do not.
+        """
+        if not isinstance(self.network, str):
+            return  # its sizes are the caller's
+        vector_size = ObservationCodec.of(facts.observation_space).vector
+        layers = itertools.pairwise((vector_size, *self.hidden))
+        numbers = sum(inputs * outputs for inputs, outputs in layers)
+        cell = getattr(self, "lstm", 0)
+        numbers += 4 * cell**2
+        remembering = f" and lstm {cell}" if cell else ""
+        machine.check_memory(
+            f"a network of {vector_size:,} inputs, hidden {self.hidden}{remembering}",
+            4 * numbers,
+            "give smaller layers",
+        )
 
     def check_sendable(self, model: torch.nn.Module) -> None:
         """Makes sure that worker processes can be given a network of the caller's own.

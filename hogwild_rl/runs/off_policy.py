@@ -17,7 +17,7 @@ from hogwild_rl.learning.interface import Interface
 from hogwild_rl.models import networks
 from hogwild_rl.models.actor_critic import Architecture
 from hogwild_rl.models.deterministic import DeterministicActorCritic
-from hogwild_rl.runs import devices, settings
+from hogwild_rl.runs import devices, machine, settings
 from hogwild_rl.runs.network import NetworkSettings, body
 from hogwild_rl.runs.normalize import Normalization
 
@@ -91,8 +91,9 @@ class OffPolicySettings(NetworkSettings, settings.CrewSettings):
         """The networks, with the initial weights of this seed.
 
         Raises:
-            UserError: they do not fit the spaces.
+            UserError: they do not fit the spaces, or into memory.
         """
+        self.check_size(facts)
         return DeterministicActorCritic(
             facts.observation_space,
             facts.action_space,
@@ -134,15 +135,11 @@ class OffPolicySettings(NetworkSettings, settings.CrewSettings):
         """
         each = self.buffer_size // self.workers
         wanted = self.workers * replay.size_in_bytes(each, self.envs_per_worker, interface)
+        what, remedy = f"a replay of {self.buffer_size:,} transitions", "give a smaller buffer_size"
+        machine.check_memory(what, wanted, remedy)
+        said = f"{what} takes {wanted / 1e9:.2f} GB"
         free = memory.available()
-        size = f"a replay of {self.buffer_size:,} transitions takes {wanted / 1e9:.2f} GB"
-        if free is None:
-            return size
-        if wanted > free:
-            raise UserError(
-                f"{size}, the machine has {free / 1e9:.2f} GB left: give a smaller buffer_size"
-            )
-        return f"{size} of {free / 1e9:.1f} GB left"
+        return said if free is None else f"{said} of {free / 1e9:.1f} GB left"
 
 
 def rebuilt(

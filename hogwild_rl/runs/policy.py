@@ -65,9 +65,10 @@ class PolicySettings(NetworkSettings):
         """The network, with the initial weights of this seed.
 
         Raises:
-            UserError: it does not fit the spaces, or what the caller's function makes cannot be
-                trained.
+            UserError: it does not fit the spaces or into memory, or what the caller's function
+                makes cannot be trained.
         """
+        self.check_size(facts)
         return ActorCritic(
             facts.observation_space,
             facts.action_space,

@@ -14,7 +14,7 @@ from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.worker import Worker
 from hogwild_rl.learning.experience import Experience
 from hogwild_rl.learning.replay import Replay
-from hogwild_rl.runs import crew, devices, files
+from hogwild_rl.runs import crew, devices, files, machine
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.learner import Learner, Optimizers, Part, Update
 from hogwild_rl.runs.off_policy import OffPolicySettings
@@ -147,6 +147,8 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
     session = Session(algorithm, config)
     backend = backends.choose(session.facts.source, "auto", config.envs_per_worker, cores=1)
     room = config.check_memory(config.interface(session.facts))
+    if config.workers > 1:
+        machine.check_workers(config.workers)
     model = config.model(session.facts, critics)
     chosen = devices.choose("cpu" if config.workers > 1 else config.device, model)
     actor = Part(model.actor, config.learning_rate, chosen.device)

@@ -1,9 +1,12 @@
 """Programs that must refuse what they are given, and a short run to be damaged."""
 
+import os
 import pathlib
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from hogwild_rl import a2c, a3c, ddpg, evaluate, plot, reinforce, td3
 from hogwild_rl.runs import cli
 
+ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = {
     "a2c": a2c.main,
     "a3c": a3c.main,
@@ -52,6 +56,58 @@ def refused(
         return one_line(PROGRAMS[program])
 
     return refused
+
+
+@pytest.fixture
+def public() -> Iterator[pathlib.Path]:
+    """A folder that other users may look into; pytest's own are closed to them."""
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder).chmod(0o755)
+        yield pathlib.Path(folder)
+
+
+# As root everything can be read, and nothing is limited: a program that has imported what it needs
+# becomes a user that nobody else is.
+_UNPRIVILEGED = """
+import os, resource, sys
+from hogwild_rl import a2c, a3c, evaluate, plot, td3
+from hogwild_rl.hogwild import limits
+from hogwild_rl.runs import cli
+
+user, program, name, left, *flags = sys.argv[1:]
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setresgid(int(user), int(user), int(user))
+    os.setresuid(int(user), int(user), int(user))
+if name:
+    total = int(left) + (limits.tasks(os.getuid()) if name == "RLIMIT_NPROC" else 0)
+    resource.setrlimit(getattr(resource, name), (total, total))
+sys.argv = [program, *flags]
+cli.run(vars()[program].main)
+"""
+
+
+@pytest.fixture
+def refused_unprivileged(tmp_path: pathlib.Path) -> Command:
+    """As `refused`, in a process without privileges, and with few of something left."""
+
+    def refused_unprivileged(program: str, *flags: str, name: str = "", left: int = 0) -> str:
+        ended = subprocess.run(
+            [sys.executable, "-c", _UNPRIVILEGED, "64321", program, name, str(left), *flags],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            cwd="/",
+        )
+        assert ended.returncode == 2, ended.stderr
+        assert ended.stdout == ""
+        assert ended.stderr.count("\n") == 1, ended.stderr
+        assert ended.stderr.startswith("error: ")
+        return ended.stderr
+
+    return refused_unprivileged
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,187 @@
+"""What a machine has too little of is told before a worker starts, with the command that helps."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from hogwild_rl import UserError
+from hogwild_rl.hogwild import limits
+from hogwild_rl.runs import machine
+from tests.cli.conftest import ROOT, Command
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits are counted on Linux only")
+
+
+@linux
+@pytest.mark.parametrize(
+    ("program", "flags", "remedy"),
+    [
+        ("a3c", ["--workers", "64"], "or give fewer workers"),
+        ("td3", ["--workers", "64"], "or give fewer workers"),
+        ("a2c", ["--num-envs", "64", "--vectorization", "async"], "or give a smaller num_envs"),
+    ],
+)
+def test_too_few_files_may_be_open(
+    program: str, flags: list[str], remedy: str, refused_unprivileged: Command, public: pathlib.Path
+) -> None:
+    """The limit is a real one, of a process that has 100 or so left."""
+    public.chmod(0o777)
+    flags = [*flags, "--run-dir", str(public / "run")]
+    said = refused_unprivileged(program, *flags, name="RLIMIT_NOFILE", left=128)
+    assert re.search(r"64 .*want 224 open files, 1\d\d are left of the 128 that", said), said
+    assert "ulimit -n 256 as root, " + remedy in said
+    assert not (public / "run").exists()
+
+
+@linux
+def test_too_few_processes_may_be_started(
+    refused_unprivileged: Command, public: pathlib.Path
+) -> None:
+    """The limit is a real one; root is not held to it, so that the process is another's."""
+    public.chmod(0o777)
+    flags = ("--workers", "64", "--run-dir", str(public / "run"))
+    said = refused_unprivileged("a3c", *flags, name="RLIMIT_NPROC", left=50)
+    assert re.search(r"workers 64 want 200 processes and threads, \d+ are left of the \d+", said)
+    assert re.search(r"that user \d+ may have: ulimit -u \d+ as root, or give fewer", said)
+    assert not (public / "run").exists()
+
+
+@linux
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user with no other process")
+def test_as_many_processes_can_be_started_as_are_said_to_be_left() -> None:
+    """The kernel agrees with what is counted."""
+    program = """
+import os, resource, subprocess
+from hogwild_rl.hogwild import limits
+os.setgroups([])
+os.setresuid(64322, 64322, 64322)
+resource.setrlimit(resource.RLIMIT_NPROC, (limits.tasks(64322) + 5,) * 2)
+print(limits.processes()[0].left)
+started = []
+try:
+    while len(started) < 20:
+        started.append(subprocess.Popen(["sleep", "60"]))
+except BlockingIOError:
+    print(len(started), limits.processes()[0].left)
+for process in started:
+    process.kill()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.stdout.split() == ["5", "5", "0"], ended
+
+
+@pytest.mark.parametrize(
+    ("membership", "folders", "expected"),
+    [
+        ("0::/\n", {"": ("100", "40")}, [60]),
+        ("0::/\n", {"": ("max", "40")}, []),
+        ("0::/a/b\n", {"": ("500", "40"), "a": ("100", "30"), "a/b": ("max", "7")}, [70, 460]),
+        ("3:cpu:/x\n2:pids:/x\n0::/\n", {"pids": ("64", "60"), "pids/x": ("32", "30")}, [2, 4]),
+        ("2:pids:/docker/of/another\n", {"pids": ("64", "80")}, [0]),
+        ("2:cpu:/\n", {"pids": ("64", "60")}, []),
+        ("nonsense\n", {"": ("100", "40")}, []),
+    ],
+)
+def test_control_groups_are_read_as_the_kernel_writes_them(
+    membership: str,
+    folders: dict[str, tuple[str, str]],
+    expected: list[int],
+    tmp_path: pathlib.Path,
+) -> None:
+    """Version 1 and 2, nested, without a limit, and with the path of a host seen from within."""
+    (tmp_path / "cgroup").write_text(membership)
+    for name, (total, used) in folders.items():
+        folder = tmp_path / "fs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pids.max").write_text(f"{total}\n")
+        (folder / "pids.current").write_text(f"{used}\n")
+    found = list(limits.groups(tmp_path / "cgroup", tmp_path / "fs"))
+    assert [limit.left for limit in found] == expected
+    for limit in found:
+        told = limit.lacking(1000)
+        enough = re.search(r"docker run --pids-limit (\d+)$", told)
+        assert enough, told
+        assert int(enough[1]) >= limit.used + 1000
+
+
+def test_enough_is_enough() -> None:
+    limit = limits.Limit(total=100, used=40, whose="a process", remedy="ulimit -n {}")
+    assert limit.lacking(60) == ""
+    assert limit.lacking(61) == "60 are left of the 100 that a process may have: ulimit -n 128"
+
+
+def test_a_machine_has_no_endless_memory() -> None:
+    with pytest.raises(UserError, match=r"^that takes 1,000,000\.00 GB, the machine has .*: less$"):
+        machine.check_memory("that", 10**15, "less")
+    machine.check_memory("that", 1, "less")
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "told"),
+    [
+        ("a3c", ["--n-steps", "9" * 12], "what 128 environments show in n_steps 999,"),
+        ("a2c", ["--num-envs", "9" * 12], "give a smaller n_steps, or fewer environments"),
+        ("a3c", ["--envs-per-worker", "9" * 12], "give a smaller n_steps, or fewer environments"),
+        ("a3c", ["--hidden", "9" * 7, "9" * 7], "hidden (9999999, 9999999) takes"),
+        ("a2c", ["--lstm", "9" * 7], "and lstm 9999999 takes"),
+        ("reinforce", ["--hidden", "9" * 7, "9" * 7], "give smaller layers"),
+        ("td3", ["--hidden", "9" * 7, "9" * 7], "give smaller layers"),
+    ],
+)
+def test_what_fits_into_no_memory_is_refused(
+    refused: Command, program: str, flags: list[str], told: str, tmp_path: pathlib.Path
+) -> None:
+    flags = [*flags, "--run-dir", str(tmp_path / "run")]
+    assert told in refused(program, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def _has_small_memories() -> bool:
+    """Whether this process may mount a small /dev/shm that nobody else sees."""
+    if shutil.which("unshare") is None:
+        return False
+    mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+    command = ["unshare", "--mount", "sh", "-c", mount]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _has_small_memories(), reason="only root can make /dev/shm small")
+@pytest.mark.parametrize(
+    "hidden",
+    [("512", "512"), ("300", "300")],
+    ids=["parameters", "statistics"],  # what is the first that does not fit
+)
+def test_too_little_shared_memory_is_told_before_a_worker_starts(
+    hidden: tuple[str, str], tmp_path: pathlib.Path
+) -> None:
+    """As in a container: the whole program, with a /dev/shm of 1 MB."""
+    program = f"{sys.executable} -m hogwild_rl.a3c --workers 2 --hidden {' '.join(hidden)}"
+    mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+    ended = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{mount} && exec {program} --run-dir run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert re.fullmatch(
+        r"error: /dev/shm has [\d,]+ bytes free, [\d,]+ are needed: make it larger "
+        r"\(docker run --shm-size=\dm\), or give smaller layers\n",
+        ended.stderr,
+    ), ended.stderr
+    assert not (tmp_path / "run").exists()
