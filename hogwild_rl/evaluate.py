@@ -14,15 +14,17 @@ import dataclasses
 import importlib.util
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Literal
 
 import gymnasium
+import numpy as np
 import tyro
 from gymnasium.wrappers import RecordVideo
 
 from hogwild_rl import UserError
-from hogwild_rl.envs import vector
+from hogwild_rl.envs import complaints, contract, vector
 from hogwild_rl.runs import agent, checkpoint, cli, settings
 
 
@@ -42,6 +44,8 @@ class Config:
     """Seed of the environment and the sampled actions."""
     env: str | None = None
     """Where to play; by default where the run was trained."""
+    allow_import: bool = False
+    """Let the run name an env module:Id, whose module can run anything."""
     render: Literal["human"] | None = None
     """human: show the episodes in a window."""
     video: str | None = None
@@ -63,7 +67,7 @@ def evaluate(config: Config) -> agent.Episodes:
     path = pathlib.Path(config.run)
     if config.best:
         path = path / checkpoint.BEST_FILE
-    player = agent.load(path)
+    player = agent.load(path, allow_import=config.allow_import)
     with _environment(player, config) as env:
         return player.play(
             config.episodes, deterministic=not config.sample, seed=config.seed, env=env
@@ -75,18 +79,38 @@ def _environment(player: agent.Agent, config: Config) -> Iterator[vector.Env]:
     if config.video is not None:
         _check_video(config.video)
     render_mode = "rgb_array" if config.video is not None else config.render
+    name = config.env or str(player.checkpoint.settings.get("env"))
+    what = "making it" if render_mode is None else f"making it with render_mode {render_mode}"
+    with warnings.catch_warnings():
+        if render_mode is not None:
+            warnings.simplefilter("ignore")  # what cannot be shown is told below, in one line
+        env = contract.called(name, what, lambda: player.make_env(config.env, render_mode))
     try:
-        env = player.make_env(config.env, render_mode)
+        contract.check(env, name, played=False)
+        if render_mode is not None:
+            _check_shown(env, name, config)
         if config.video is not None:
             env = RecordVideo(env, config.video, episode_trigger=lambda _: True)
-    except TypeError as error:
-        raise UserError(f"the environment cannot be rendered ({error})") from error
-    try:
         yield env
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise UserError(f"rendering needs a package that is not installed: {error}") from error
     finally:
         env.close()
+
+
+def _check_shown(env: vector.Env, name: str, config: Config) -> None:
+    """Begins an episode and looks at it, which is to show nothing but that it can be shown."""
+    try:
+        contract.called(name, "showing it", lambda: env.reset(seed=config.seed))
+        picture = contract.called(name, "render()", env.render)
+    except UserError as error:
+        if isinstance(error.__cause__, gymnasium.error.DependencyNotInstalled):
+            told = f"rendering needs a package that is not installed: {error.__cause__}"
+            raise UserError(told) from error
+        raise
+    if config.video is not None and not isinstance(picture, np.ndarray):
+        raise UserError(
+            f"environment {name}: with render_mode rgb_array render() must give an array, got "
+            f"{complaints.kind(picture)}"
+        )
 
 
 def _check_video(folder: str) -> None:

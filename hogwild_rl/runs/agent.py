@@ -14,7 +14,7 @@ from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import ActionCodec, one_line
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.models import networks
-from hogwild_rl.runs import off_policy, policy
+from hogwild_rl.runs import off_policy, policy, trust
 from hogwild_rl.runs.checkpoint import Checkpoint, newest
 
 _DETERMINISTIC = ("ddpg", "td3")  # algorithms of a policy that names one action
@@ -30,13 +30,15 @@ class Agent:
         env: what it was trained on; by default the id in the checkpoint.
         run_dir: the run's folder, where it came from one.
         network: makes the network's body, where a function of the caller's made it in training.
+        allow_import: lets the checkpoint name an environment module:Id, whose module is imported.
 
     Attributes:
         checkpoint: parameters, optimizer statistics, counters and settings.
         run_dir: the run's folder, where it came from one.
 
     Raises:
-        UserError: the network is a function that is not given.
+        UserError: the network is a function that is not given, or the parts of the checkpoint do
+            not fit each other.
     """
 
     def __init__(
@@ -45,12 +47,18 @@ class Agent:
         env: vector.EnvSource | None = None,
         run_dir: pathlib.Path | None = None,
         network: networks.BodyMaker | None = None,
+        allow_import: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.run_dir = run_dir
-        self._env = env
-        settings = checkpoint.settings
+        self._env, self._allow_import = env, allow_import
         self._observations = ObservationCodec.of(checkpoint.observation_space)
+        with checkpoint.fitting():
+            self._rebuild(checkpoint, network)
+        self.model.requires_grad_(False).eval()
+
+    def _rebuild(self, checkpoint: Checkpoint, network: networks.BodyMaker | None) -> None:
+        settings = checkpoint.settings
         deterministic = checkpoint.algorithm in _DETERMINISTIC
         rescale = deterministic or settings["rescale_actions"]
         self._actions = ActionCodec.of(checkpoint.action_space, rescale)
@@ -58,7 +66,6 @@ class Agent:
         spaces = (checkpoint.observation_space, checkpoint.action_space)
         self.model = rebuild(*spaces, settings, network)
         self.model.load_state_dict(checkpoint.parameters)
-        self.model.requires_grad_(False).eval()
         self._generator = torch.Generator().manual_seed(settings["seed"])
 
     def act(self, observation: Any, *, deterministic: bool = True) -> Any:
@@ -179,14 +186,14 @@ class Agent:
         """The environment the agent was trained on, or another one.
 
         Raises:
-            UserError: it cannot be made, or would import a module that only the checkpoint names.
+            UserError: it cannot be made, or a module that only the checkpoint names would be
+                imported, which has to be allowed.
         """
         env = env if env is not None else self._env
         if env is None:
-            env = str(self.checkpoint.settings["env"])
-            if ":" in env:
-                module = env.partition(":")[0]
-                raise UserError(f"{env} imports module {module}: if you trust it, say --env {env}")
+            env = self.checkpoint.settings.get("env")
+            trust.check_import(env, "the checkpoint", self._allow_import)
+            assert env is not None
         return vector.make_env(env, render_mode)
 
     def _check_spaces(self, env: vector.Env) -> None:
@@ -207,17 +214,26 @@ class Episodes:
     lengths: Array
 
 
-def load(path: str | os.PathLike[str], network: networks.BodyMaker | None = None) -> Agent:
+def load(
+    path: str | os.PathLike[str],
+    network: networks.BodyMaker | None = None,
+    *,
+    allow_import: bool = False,
+) -> Agent:
     """The agent in a file that `Agent.save` wrote, or of a run's newest checkpoint.
+
+    Nothing in the file can run code, unless that is allowed.
 
     Args:
         path: a file, or the folder of a run.
         network: makes the network's body, where a function made it in training.
+        allow_import: lets the file name an environment module:Id, whose module is imported when
+            the agent is evaluated where it was trained.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        return Agent(Checkpoint.load(path), network=network)
-    return Agent(newest(path)[0], run_dir=path, network=network)
+        return Agent(Checkpoint.load(path), network=network, allow_import=allow_import)
+    return Agent(newest(path)[0], run_dir=path, network=network, allow_import=allow_import)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -13,6 +14,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from hogwild_rl import UserError
+from hogwild_rl.envs import complaints
 from hogwild_rl.runs import files
 
 FORMAT = "hogwild_rl-4"
@@ -100,7 +102,7 @@ class Checkpoint:
         Raises:
             UserError: there is none, it is torn, or it is not one of ours.
         """
-        foreign = f"{path} is not a checkpoint of hogwild_rl, or it is damaged"
+        foreign = f"{path} is not a checkpoint of hogwild_rl, or it is damaged: give another"
         try:
             content = io.BytesIO(files.read_sealed(path))
             document = torch.load(content, weights_only=True, map_location="cpu")
@@ -110,10 +112,11 @@ class Checkpoint:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
         except Exception as error:  # a foreign file can make the unpickler raise anything
             raise UserError(foreign) from error
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
+        if not isinstance(document, dict):
             raise UserError(foreign)
+        _check_format(path, document.get("format"), foreign)
         try:
-            return cls(
+            loaded = cls(
                 algorithm=document["algorithm"],
                 settings=document["settings"],
                 observation_space=_space(document["observation_space"]),
@@ -124,8 +127,49 @@ class Checkpoint:
                 counters=Counters(**document["counters"]),
                 recall=document["recall"],
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            loaded._check_kinds()
+            return loaded
+        except Exception as error:  # the seal tells that it is whole, not that it means anything
             raise UserError(foreign) from error
+
+    def _check_kinds(self) -> None:
+        for name in ("settings", "parameters", "optimizer", "normalization"):
+            if not isinstance(getattr(self, name), dict):
+                raise TypeError(name)
+        for name, value in dataclasses.asdict(self.counters).items():
+            whole = name in ("steps", "updates", "episodes", "dropped", "lives")
+            allowed = (int,) if whole else (int, float, type(None))
+            if type(value) not in allowed:
+                raise TypeError(name)
+
+    @contextlib.contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Around what puts its parts to use: where that fails, they do not fit each other.
+
+        Raises:
+            UserError: it failed.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # whatever torch makes of it
+            told = complaints.short(f"{type(error).__name__}: {error}")
+            raise UserError(
+                f"the checkpoint's parameters do not fit its settings ({told}): give another"
+            ) from error
+
+
+def _check_format(path: pathlib.Path, found: Any, foreign: str) -> None:
+    if found == FORMAT:
+        return
+    family = FORMAT.rpartition("-")[0]
+    if isinstance(found, str) and found.startswith(f"{family}-"):
+        raise UserError(
+            f"{path} has format {found!r}, this version reads {FORMAT}: read it with the version "
+            "that wrote it"
+        )
+    raise UserError(foreign)
 
 
 def newest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path]:

@@ -25,6 +25,7 @@ _DEFAULTS_DEPEND_ON = {
     "workers": int,
     "envs_per_worker": int,
     "num_envs": int,
+    "allow_import": None,  # a switch
 }
 
 
@@ -69,7 +70,9 @@ def _peek(config: type[settings.RunSettings], arguments: Sequence[str]) -> dict[
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in {field.name for field in dataclasses.fields(config)} & _DEFAULTS_DEPEND_ON.keys():
         flag = f"--{name.replace('_', '-')}"
-        peek.add_argument(flag, type=_DEFAULTS_DEPEND_ON[name], default=argparse.SUPPRESS)
+        kind = _DEFAULTS_DEPEND_ON[name]
+        how: dict[str, Any] = {"type": kind} if kind else {"action": argparse.BooleanOptionalAction}
+        peek.add_argument(flag, default=argparse.SUPPRESS, **how)
     try:
         return vars(peek.parse_known_args(arguments)[0])
     except argparse.ArgumentError:

@@ -64,6 +64,17 @@ def write_text(path: pathlib.Path, text: str) -> None:
         file.write(text.encode())
 
 
+def append_text(path: pathlib.Path, text: str) -> None:
+    """Adds to a text file; a link is not followed: the folder may come from elsewhere.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(path, flags, 0o644), "a") as file:  # noqa: PTH123  paths have no such flag
+        file.write(text)
+
+
 def write_sealed(
     path: pathlib.Path, content: bytes | memoryview, previous: pathlib.Path | None = None
 ) -> None:

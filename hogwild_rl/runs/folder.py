@@ -1,6 +1,7 @@
 """The folder that a run leaves behind: a new one for a new run, the same one for a resumed run."""
 
 import itertools
+import os
 import pathlib
 import time
 
@@ -32,8 +33,8 @@ def prepare(algorithm: str, config: settings.RunSettings, env: str) -> pathlib.P
                 )
         else:
             folder = _fresh(algorithm, env)
-        probe = folder / ".probe"
-        probe.touch()
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch(exist_ok=False)  # a link that lies in a folder of another's is not followed
         probe.unlink()
     except OSError as error:
         raise UserError(

@@ -65,10 +65,15 @@ class Keeper:
         self._saved_s = time.monotonic()
 
     def restore(self, saved: Checkpoint) -> None:
-        """Goes on from a checkpoint: parameters and statistics, in place."""
-        self._model.load_state_dict(saved.parameters)
-        self._optimizer.load_state_dict(saved.optimizer)
-        self._normalization.restore(saved.normalization)
+        """Goes on from a checkpoint: parameters and statistics, in place.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        with saved.fitting():
+            self._model.load_state_dict(saved.parameters)
+            self._optimizer.load_state_dict(saved.optimizer)
+            self._normalization.restore(saved.normalization)
 
     def checkpoint(self, snapshot: Snapshot, recall: dict[str, Any] | None = None) -> Checkpoint:
         """The run at this moment, and what its only worker is in the middle of."""

@@ -54,6 +54,9 @@ class Snapshot:
     share_s: float
 
 
+_HEADER = [field.name for field in dataclasses.fields(Snapshot)]
+
+
 def take(slots: Slots, before: Counters, elapsed_s: float, last: Snapshot | None) -> Snapshot:
     """Adds the workers' rows up.
 
@@ -97,7 +100,7 @@ class Reporter:
         self, folder: pathlib.Path, config: settings.RunSettings, before: Counters
     ) -> None:
         self._events = _event_writer(folder) if config.tensorboard else None
-        self._file = _open_log(folder / PROGRESS_FILE, before.steps)
+        self._file = _open_log(folder, before.steps)
         self._rows = csv.writer(self._file)
         self._total, self._quiet = config.total_timesteps, config.quiet
         self._before = before.steps
@@ -166,26 +169,38 @@ def _row_every_s(time_s: float) -> float:
     return min(max(time_s / 20, 0.1), 1.0)
 
 
-def _open_log(path: pathlib.Path, steps: int) -> TextIO:
-    """progress.csv, ready for the next row: with its header, and no row beyond `steps`."""
-    header = [field.name for field in dataclasses.fields(Snapshot)]
-    rows: list[list[str]] = []
-    if path.exists():
+def read_log(folder: pathlib.Path) -> list[tuple[int, list[str]]]:
+    """The whole rows of a run's progress.csv, each after its number of steps.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    path = folder / PROGRESS_FILE
+    if not path.exists():
+        return []
+    try:
         with path.open(newline="") as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(header)][1:]
-    column = header.index("steps")
-    text = io.StringIO()
-    csv.writer(text).writerows([header, *(row for row in rows if int(row[column]) <= steps)])
+            rows = [row for row in csv.reader(file) if len(row) == len(_HEADER)][1:]
+        return [(int(row[_HEADER.index("steps")]), row) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}): repair or remove it") from error
+
+
+def _open_log(folder: pathlib.Path, steps: int) -> TextIO:
+    """progress.csv, ready for the next row: with its header, and no row beyond `steps`."""
+    path, text = folder / PROGRESS_FILE, io.StringIO()
+    csv.writer(text).writerows([_HEADER, *(row for at, row in read_log(folder) if at <= steps)])
     files.write_text(path, text.getvalue())
     return path.open("a", newline="")
 
 
 def write_staleness(folder: pathlib.Path, slots: Slots) -> None:
     """Writes staleness.csv: how many updates of this life of the run had which staleness."""
-    with (folder / STALENESS_FILE).open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["staleness", "updates"])
-        rows.writerows(enumerate(slots.staleness_histogram().tolist()))
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["staleness", "updates"])
+    rows.writerows(enumerate(slots.staleness_histogram().tolist()))
+    files.write_text(folder / STALENESS_FILE, text.getvalue())
 
 
 def check(config: settings.RunSettings) -> None:

@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor
 
+from hogwild_rl import UserError
 from hogwild_rl.envs import backends, vector
 from hogwild_rl.hogwild import memory
 from hogwild_rl.hogwild.slots import Slots
@@ -127,6 +128,21 @@ class _Kept:
                 torch.save(self._replay.state(), file)
 
 
+def _check_kept(path: pathlib.Path) -> None:
+    """Looks whether a replay that a worker will go on with is whole, before anything starts.
+
+    Raises:
+        UserError: it is not.
+    """
+    broken = f"{path} is not a replay, or it is damaged: remove it to begin with an empty one"
+    try:
+        state = torch.load(path, weights_only=True, mmap=True)  # without reading all of it
+    except Exception as error:  # a foreign file can make the unpickler raise anything
+        raise UserError(broken) from error
+    if not isinstance(state, dict):
+        raise UserError(broken)
+
+
 def train(algorithm: str, config: OffPolicySettings, critics: int, update: Update) -> Agent:
     """Trains until `total_timesteps`, and returns the agent: one worker here, several in processes.
 
@@ -147,6 +163,9 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
     session = Session(algorithm, config)
     backend = backends.choose(session.facts.source, "auto", config.envs_per_worker, cores=1)
     room = config.check_memory(config.interface(session.facts))
+    if config.resume is not None and config.save_replay:
+        for path in sorted(pathlib.Path(config.resume).glob(_REPLAY_FILE.format("*"))):
+            _check_kept(path)
     if config.workers > 1:
         machine.check_workers(config.workers)
     model = config.model(session.facts, critics)

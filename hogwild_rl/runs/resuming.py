@@ -7,7 +7,7 @@ from typing import Any
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import one_line
-from hogwild_rl.runs import settings
+from hogwild_rl.runs import metrics, settings
 from hogwild_rl.runs.checkpoint import BEST_FILE, PREVIOUS_FILE, Checkpoint, Counters, newest
 
 # Settings that say what the saved parameters mean: a resumed run cannot change them.
@@ -33,12 +33,14 @@ def checkpoint(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoi
     """
     if config.resume is None:
         return None
-    saved, path = newest(pathlib.Path(config.resume))
+    folder = pathlib.Path(config.resume)
+    saved, path = newest(folder)
+    metrics.read_log(folder)  # now, when nothing has been changed yet
     if path.name == PREVIOUS_FILE and not config.quiet:
         print(f"the newest checkpoint is damaged or missing: going on from {path}", file=sys.stderr)
     wanted = config.to_json()
     for name in _FIXED & wanted.keys():
-        before, now = (_plain(values[name]) for values in (saved.settings, wanted))
+        before, now = (_plain(values.get(name)) for values in (saved.settings, wanted))
         if now != before:
             raise UserError(
                 f"{name} of run {config.resume} is {before}, got {now}: leave it out, or start a "

@@ -15,7 +15,7 @@ from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.deterministic import DeterministicActorCritic
-from hogwild_rl.runs import cli, folder, metrics, resuming, settings, summary
+from hogwild_rl.runs import cli, files, folder, metrics, resuming, settings, summary
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Counters
 from hogwild_rl.runs.keeper import Keeper, Stateful
@@ -96,8 +96,9 @@ class Session:
     def warn(self, failure: str, told: bool = False) -> None:
         """Notes a worker's failure in the run's folder, and says it if nobody else will."""
         self._failures += 1
-        with contextlib.suppress(OSError), (self.folder / FAILURES_FILE).open("a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure}\n"
+        with contextlib.suppress(OSError):
+            files.append_text(self.folder / FAILURES_FILE, line)
         if not (told or self._config.quiet):
             with contextlib.suppress(OSError):
                 print(failure, file=sys.stderr, flush=True)
@@ -174,7 +175,7 @@ class Session:
         if self._failures:
             self.tell(f"{self._failures:,} failures: {self.folder / FAILURES_FILE}")
         resume = self._algorithm if failed or self._signal is not None else None
-        for line in summary.next_steps(self.folder, resume):
+        for line in summary.next_steps(self.folder, self.facts.name, resume):
             self.tell(line)
         return self._agent(self.folder)
 

@@ -13,7 +13,7 @@ import tyro
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
-from hogwild_rl.runs import files, presets
+from hogwild_rl.runs import files, kinds, presets, trust
 
 SETTINGS_FILE = "settings.json"
 
@@ -25,6 +25,9 @@ ENV_FLAG = tyro.constructors.PrimitiveConstructorSpec[vector.EnvSource](
     is_instance=lambda value: isinstance(value, str) or callable(value),
     str_from_instance=lambda env: [vector.name_of(env)],
 )
+
+# Said anew at every start, and never by a file.
+_OF_THIS_START = {"run_dir", "resume", "allow_import"}
 
 _Config = TypeVar("_Config", bound="RunSettings")
 
@@ -47,6 +50,8 @@ class RunSettings:
     """Folder of this run; by default runs/ALGORITHM_ENV_TIME."""
     resume: str | None = None
     """Folder of an earlier run to go on with: its settings hold but for flags given here."""
+    allow_import: bool = False
+    """Let the run to resume name an env module:Id, whose module can run anything."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints."""
     max_bad_updates: int = 100
@@ -59,6 +64,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             one_of(name, getattr(self, name), hint)
+            object.__setattr__(self, name, kinds.fitting(name, getattr(self, name), hint))
         at_least("total_timesteps", self.total_timesteps, 1)
         between("seed", self.seed, 0, 2**63 - 1)
         above("checkpoint_every_s", self.checkpoint_every_s, 0)
@@ -68,9 +74,8 @@ class RunSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as kept in settings.json and checkpoints; a callable env by its name."""
-        return dataclasses.asdict(
-            dataclasses.replace(self, env=vector.name_of(self.env), run_dir=None, resume=None)
-        )
+        plain = dataclasses.asdict(dataclasses.replace(self, env=vector.name_of(self.env)))
+        return {name: value for name, value in plain.items() if name not in _OF_THIS_START}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,7 @@ def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
     """A class decorator: settings not given by hand come from the resumed run, or from a preset.
 
     The order is: given by hand, the resumed run's settings, the environment's preset, the default.
+    A module that only a resumed run names is not imported, unless that is allowed.
     """
 
     def decorate(config: type[_Config]) -> type[_Config]:
@@ -102,6 +108,9 @@ def completed(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
             resume = given.get("resume")
             if resume is not None:
                 base = saved(pathlib.Path(resume), algorithm)
+                if "env" not in given:
+                    allowed = bool(given.get("allow_import"))
+                    trust.check_import(base.get("env", config.env), f"run {resume}", allowed)
                 unknown = base.keys() - {field.name for field in dataclasses.fields(self)}
                 if unknown:
                     raise UserError(f"{resume}/{SETTINGS_FILE} has unknown {sorted(unknown)}")
@@ -141,9 +150,10 @@ def read(run: pathlib.Path) -> tuple[str, dict[str, Any]]:
         made_by, values = document["algorithm"], dict(document["settings"])
     except FileNotFoundError as error:
         raise UserError(f"{run} holds no run: it has no {SETTINGS_FILE}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run / SETTINGS_FILE} cannot be read ({error})") from error
-    return made_by, {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{run / SETTINGS_FILE} cannot be read ({error}): repair it") from error
+    plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return made_by, {name: v for name, v in plain.items() if name not in _OF_THIS_START}
 
 
 def write(folder: pathlib.Path, algorithm: str, settings: Mapping[str, Any]) -> None:

@@ -26,9 +26,9 @@ def of(last: Snapshot, frames_per_step: int, solved_at: Snapshot | None) -> Iter
         yield f"dropped {last.dropped:,} gradients that were not finite"
 
 
-def next_steps(folder: pathlib.Path, resume: str | None) -> Iterator[str]:
+def next_steps(folder: pathlib.Path, env: str, resume: str | None) -> Iterator[str]:
     """Where the run is, and what to do with it: go on with an algorithm, or see it play."""
-    place = shlex.quote(str(folder))
+    place = shlex.quote(str(folder)) + (" --allow-import" if ":" in env else "")
     yield f"run: {folder}"
     if resume is None:
         yield f"next: {_python()} -m hogwild_rl.evaluate {place} --episodes 20"

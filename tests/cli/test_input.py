@@ -12,7 +12,7 @@ import torch
 
 from hogwild_rl import a3c
 from hogwild_rl.hogwild import memory
-from hogwild_rl.runs import checkpoint, cli
+from hogwild_rl.runs import cli
 from tests import envs
 from tests.cli.conftest import Command
 
@@ -194,20 +194,6 @@ def test_a_gpu_that_is_not_there_is_refused(refused: Command) -> None:
     assert "device cuda needs 1 GPU" in refused("a2c", "--device", "cuda")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"algorithm": "a3c", "settings": 3}'])
-def test_damaged_settings_are_refused(refused: Command, run: pathlib.Path, content: str) -> None:
-    (run / "settings.json").write_text(content)
-    assert "settings.json cannot be read" in refused("a3c", "--resume", str(run))
-
-
-def test_unknown_settings_of_a_run_are_refused(refused: Command, run: pathlib.Path) -> None:
-    path = run / "settings.json"
-    document = json.loads(path.read_text())
-    document["settings"]["colour"] = "red"
-    path.write_text(json.dumps(document))
-    assert "colour" in refused("a3c", "--resume", str(run))
-
-
 @pytest.mark.parametrize("kept", [0, 1, 100, 2000, -1, -1000])
 def test_a_torn_checkpoint_is_refused(refused: Command, run: pathlib.Path, kept: int) -> None:
     path = run / "checkpoint.pt"
@@ -222,20 +208,6 @@ def test_a_foreign_checkpoint_is_refused(refused: Command, tmp_path: pathlib.Pat
     assert "is not a checkpoint of hogwild_rl" in refused("evaluate", str(tmp_path / "foreign.pt"))
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     assert "is not a checkpoint of hogwild_rl" in refused("evaluate", str(tmp_path / "module.pt"))
-
-
-def test_a_checkpoint_cannot_run_code(refused: Command, tmp_path: pathlib.Path) -> None:
-    torch.save({"format": checkpoint.FORMAT, "settings": _Evil(tmp_path)}, tmp_path / "evil.pt")
-    refused("evaluate", str(tmp_path / "evil.pt"))
-    assert not (tmp_path / "owned").exists()
-
-
-class _Evil:
-    def __init__(self, folder: pathlib.Path) -> None:
-        self._folder = folder
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return pathlib.Path.touch, (self._folder / "owned",)
 
 
 def test_evaluate_refuses_what_it_cannot_play(

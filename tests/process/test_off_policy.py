@@ -97,7 +97,7 @@ def test_a_replay_is_kept_on_request(workers: int, start, tmp_path: pathlib.Path
     assert sum(kept) == hogwild_rl.load(run.folder).checkpoint.counters.steps
 
     settings = {"resume": str(run.folder), "total_timesteps": 1_200, "quiet": True}
-    td3.train(td3.Config(**settings))
+    td3.train(td3.Config(allow_import=True, **settings))
     counters = hogwild_rl.load(run.folder).checkpoint.counters
     assert counters.updates == pytest.approx(counters.steps - 100, abs=10)  # no new warm-up
     kept = [torch.load(run.folder / name, weights_only=True)["_kept"] for name in files]
@@ -106,7 +106,8 @@ def test_a_replay_is_kept_on_request(workers: int, start, tmp_path: pathlib.Path
 
 def test_a_replay_that_was_not_kept_is_told(start, tmp_path: pathlib.Path, capsys) -> None:
     trained("ddpg", tmp_path / "run")
-    ddpg.train(ddpg.Config(resume=str(tmp_path / "run"), total_timesteps=1_500, quiet=False))
+    resumed = {"resume": str(tmp_path / "run"), "allow_import": True, "quiet": False}
+    ddpg.train(ddpg.Config(total_timesteps=1_500, **resumed))
     assert "the replay was not kept (--save-replay): it starts empty" in capsys.readouterr().out
     counters = hogwild_rl.load(tmp_path / "run").checkpoint.counters
     assert counters.steps == 1_500
@@ -116,6 +117,7 @@ def test_a_replay_that_was_not_kept_is_told(start, tmp_path: pathlib.Path, capsy
 def test_the_learning_rate_of_a_resumed_run_can_be_changed(tmp_path: pathlib.Path) -> None:
     trained("td3", tmp_path / "run")
     settings = {"total_timesteps": 1_300, "quiet": True, "learning_rate": 0.125}
+    settings["env"] = SMALL["env"]  # given by hand: its module may be imported
     agent = td3.train(td3.Config(resume=str(tmp_path / "run"), **settings))
     for part in ("actor", "critics"):
         assert agent.checkpoint.optimizer[part]["param_groups"][0]["lr"] == 0.125
