@@ -191,6 +191,15 @@ def newest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path]:
         return Checkpoint.load(there[0]), there[0]  # to complain of the newest
 
 
+def forget_torn(folder: pathlib.Path) -> None:
+    """Removes the newest checkpoint where it is not whole and the one before it is.
+
+    The next one to be saved would put it in that one's place, and leave no whole one for a moment.
+    """
+    if newest(folder)[1].name == PREVIOUS_FILE:
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
 # A space of a caller's own class is kept as the one that it is a kind of.
 _KINDS = (
     *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),

@@ -6,7 +6,7 @@ import pathlib
 import time
 
 from hogwild_rl import UserError
-from hogwild_rl.runs import files, settings
+from hogwild_rl.runs import checkpoint, files, settings
 
 
 def prepare(algorithm: str, config: settings.RunSettings, env: str) -> pathlib.Path:
@@ -24,6 +24,7 @@ def prepare(algorithm: str, config: settings.RunSettings, env: str) -> pathlib.P
         if config.resume is not None:
             folder = pathlib.Path(config.resume)
             files.sweep(folder)
+            checkpoint.forget_torn(folder)
         elif config.run_dir is not None:
             folder = pathlib.Path(config.run_dir)
             folder.mkdir(parents=True, exist_ok=True)

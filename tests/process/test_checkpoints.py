@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -19,6 +20,20 @@ SETTINGS: dict[str, Any] = {"total_timesteps": 30_000, "checkpoint_every_s": 0.2
 SMALL_FILES = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+sys.argv = ["a2c", *sys.argv[1:]]
+runpy.run_module("hogwild_rl.a2c", run_name="__main__")
+"""
+
+# Killed as soon as one checkpoint has been renamed to make room for the next.
+KILLED_BETWEEN_TWO_NAMES = """
+import os, pathlib, runpy, signal, sys
+from hogwild_rl.runs import checkpoint
+rename = pathlib.Path.replace
+def replace(path, target):
+    if target.name == checkpoint.CHECKPOINT_FILE:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+pathlib.Path.replace = replace
 sys.argv = ["a2c", *sys.argv[1:]]
 runpy.run_module("hogwild_rl.a2c", run_name="__main__")
 """
@@ -49,6 +64,27 @@ def test_a_torn_checkpoint_is_passed_over(
     rows = (tmp_path / "run" / "progress.csv").read_text().splitlines()[1:]
     counted = [int(row.split(",")[1]) for row in rows]
     assert counted == sorted(set(counted))  # what came after the older checkpoint is struck out
+
+
+def test_there_is_always_a_whole_checkpoint_under_its_name(tmp_path: pathlib.Path) -> None:
+    """Also when the newest is torn and a run that goes on from the one before is killed saving."""
+    trained(tmp_path / "run")
+    newest, previous = (tmp_path / "run" / f"checkpoint{name}.pt" for name in ("", ".previous"))
+    newest.write_bytes(newest.read_bytes()[:50])
+    before = previous.read_bytes()
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-c", KILLED_BETWEEN_TWO_NAMES, "--resume", str(tmp_path / "run")),
+            *("--total-timesteps", "1000000000"),
+        ],
+        check=False,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert previous.read_bytes() == before
+    assert not newest.exists()
+    assert hogwild_rl.load(tmp_path / "run").checkpoint.counters.lives == 1
 
 
 def test_a_disk_that_is_full_is_told_once_and_training_goes_on(tmp_path: pathlib.Path) -> None:
