@@ -7,6 +7,7 @@
 ``workers``  start, watch and stop the processes
 ``supervisor``  replaces those that fail or hang
 ``worker``   the inside of one
+``server``   what they are forked from leaves nothing behind
 ``memory``   shared tensors
 
 Nothing here knows of reinforcement learning, and nothing here takes a lock.

@@ -13,17 +13,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from hogwild_rl.hogwild import server
 from hogwild_rl.hogwild.failure import Failure
 from hogwild_rl.hogwild.worker import Worker, live
 
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _MOST_REPLACEMENTS = 1 << 20  # of one worker in one run
 _ANSWER_WITHIN_S, _ANSWER_BYTES = 0.5, 65_536
-_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def preload(module: str) -> None:
@@ -37,10 +38,11 @@ def preload(module: str) -> None:
     """
     if _METHOD != "forkserver":
         return
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, util
 
-    forkserver.set_forkserver_preload([module])
-    with _one_thread_in_children(), _ctrl_c_ignored_in_children():
+    forkserver.set_forkserver_preload([server.__name__, module])
+    of = {server.VARIABLE: f"{os.getpid()} {util.get_temp_dir()}"}
+    with _in_children(of | _ONE_THREAD), _ctrl_c_ignored_in_children():
         forkserver.ensure_running()
 
 
@@ -118,7 +120,7 @@ class Workers:
             name=f"worker {index}",
             daemon=True,
         )
-        with _one_thread_in_children():
+        with _in_children(_ONE_THREAD):
             process.start()
         child_end.close()
         self._lives[index] = _Life(process, tracebacks)
@@ -201,13 +203,14 @@ def _stack(life: _Life) -> str:
 
 
 @contextlib.contextmanager
-def _one_thread_in_children() -> Iterator[None]:
-    before = {name: os.environ[name] for name in _ONE_THREAD if name in os.environ}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+def _in_children(variables: Mapping[str, str]) -> Iterator[None]:
+    """Processes started meanwhile have these in their environment."""
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name in _ONE_THREAD:
+        for name in variables:
             del os.environ[name]
         os.environ.update(before)
 

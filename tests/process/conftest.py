@@ -17,7 +17,12 @@ class Run:
     """A training process in a session of its own, so that all its descendants can be found."""
 
     def __init__(
-        self, folder: pathlib.Path, program: str, *flags: str, warnings: str = "error"
+        self,
+        folder: pathlib.Path,
+        program: str,
+        *flags: str,
+        warnings: str = "error",
+        **variables: str,
     ) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
@@ -29,7 +34,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         )
 
     def alive(self) -> list[int]:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import tempfile
 import time
 from typing import Any
 
@@ -84,6 +85,28 @@ def test_workers_leave_when_the_parent_is_killed(start) -> None:
     assert len(run.alive()) >= 4  # parent, server, two workers
     run.process.kill()
     run.until(lambda: not run.alive(), timeout_s=2)
+
+
+@pytest.mark.parametrize("moment", ["importing", "training"])
+def test_a_parent_that_is_killed_leaves_no_temporary_file(start, moment: str) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        flags = ("--workers", "2", "--total-timesteps", "1000000000")
+        run = start("a3c", *flags, TMPDIR=temporary)
+
+        def importing() -> bool:
+            servers = {
+                pid
+                for pid in run.alive()
+                if "forkserver" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+            }
+            maps = [pathlib.Path(f"/proc/{pid}/maps").read_text() for pid in servers]
+            return any("torch" in each for each in maps)
+
+        run.until(importing if moment == "importing" else run.trains, 60)
+        assert list(pathlib.Path(temporary).glob("*/listener-*"))
+        run.process.kill()
+        run.until(lambda: not run.alive(), timeout_s=30)
+        assert list(pathlib.Path(temporary).iterdir()) == []
 
 
 @pytest.mark.parametrize(
