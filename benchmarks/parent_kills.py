@@ -170,7 +170,10 @@ class State:
 
 
 class Life:
-    """One life of the run, in a session of its own, so that all its processes can be found."""
+    """One life of the run, in a session of its own, so that all its processes can be found.
+
+    A context manager: whatever happens inside, it does not live on.
+    """
 
     def __init__(self, run: pathlib.Path, flags: dict[str, Any]) -> None:
         self._log = run / PROGRESS_FILE
@@ -190,6 +193,13 @@ class Life:
             env={**os.environ, "TMPDIR": str(self._temporary_folder)},
         )
         self.temporary = run / f".{CHECKPOINT_FILE}.{self.process.pid}"
+
+    def __enter__(self) -> "Life":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def _inode(self) -> int:
         return self._log.stat().st_ino if self._log.exists() else 0
@@ -305,8 +315,8 @@ def look(
 def finish(run: pathlib.Path, config: Config, before: State) -> list[str]:
     """Resumes the run for the last time and lets it end. Returns what is wrong with that."""
     total = before.counters.steps + config.last_steps
-    life = Life(run, {"resume": run, "total_timesteps": total})
-    code = life.process.wait()
+    with Life(run, {"resume": run, "total_timesteps": total}) as life:
+        code = life.process.wait()
     gone_s, stayed = life.leave(config.gone_within_s)
     after = State.read(run)
     problems = [*after.after(before), *after.agrees()]
@@ -338,8 +348,9 @@ def kill_all(config: Config, folder: pathlib.Path) -> tuple[list[dict[str, Any]]
     start_s = 0.0
     for kill in range(1, config.kills + 1):
         moment = config.moments[(kill - 1) % len(config.moments)] if state else "random"
-        before, life = named(), Life(run, flags)
-        start_s = life.kill(moment, draw, start_s)
+        before = named()
+        with Life(run, flags) as life:
+            start_s = life.kill(moment, draw, start_s)
         row, problems = look(life, run, config, before)
         try:
             now = State.read(run)
