@@ -131,6 +131,8 @@ class Collector:
 
     def begin(self, seed: int) -> None:
         """Begins an episode in every environment."""
+        for carried in self.carried.values():
+            carried.zero_()
         for group in self._groups:
             observation, _ = group.envs.reset(seed=seed + group.columns.start)
             self._observe(group.columns, -1, observation)

@@ -57,16 +57,18 @@ class Recall:
         """
         if state is None or "lacking" in state:
             return
+        try:
+            self._restore(state)
+        except Exception:  # of another making; a file can hold anything
+            self._collector.begin(seed)
+
+    def _restore(self, state: dict[str, Any]) -> None:
         saved, now = state["carried"], self._collector.carried
         shapes = [{name: t.shape for name, t in each.items()} for each in (saved, now)]
-        if len(state["envs"]) != len(self._groups) or shapes[0] != shapes[1]:
-            return
-        try:
-            for group, taken in zip(self._groups, state["envs"], strict=True):
-                snapshot.give(group, taken)
-        except snapshot.MisfitError:
-            self._collector.begin(seed)
-            return
+        if shapes[0] != shapes[1]:
+            raise snapshot.MisfitError("another number of environments")
+        for group, taken in zip(self._groups, state["envs"], strict=True):
+            snapshot.give(group, taken)
         for name, tensor in now.items():
             tensor.copy_(saved[name])
         self._generator.set_state(state["generator"])
