@@ -107,6 +107,8 @@ class _Giving:
         """What takes the place of `now`: itself, changed, where it is an object or fits."""
         kind = state["is"]
         if kind == "plain":
+            if type(state["value"]) not in _PLAIN:
+                raise MisfitError(path)
             return state["value"]
         if kind == "as made":
             return now
@@ -134,7 +136,7 @@ class _Giving:
                 key: self.part(there.get(key), item, f"{path}[{key!r}]")
                 for key, (_, item) in zip(keys, state["pairs"], strict=True)
             }
-        if kind != "object" or not hasattr(now, "__dict__"):
+        if kind != "object" or isinstance(now, _AS_MADE) or not hasattr(now, "__dict__"):
             raise MisfitError(path)
         for name, part in state["parts"].items():
             vars(now)[name] = self.part(vars(now).get(name), part, f"{path}.{name}")

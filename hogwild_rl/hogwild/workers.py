@@ -32,6 +32,7 @@ def preload(module: str) -> None:
 
     It returns at once; the import goes on beside whatever the caller does next. The server is the
     one of the whole process: whatever else it forks ignores Ctrl-C and computes on one thread too.
+    Where it cannot be started, nothing is said: starting the first worker will tell.
 
     Args:
         module: dotted name of the module that holds the worker function.
@@ -42,7 +43,11 @@ def preload(module: str) -> None:
 
     forkserver.set_forkserver_preload([server.__name__, module])
     of = {server.VARIABLE: f"{os.getpid()} {util.get_temp_dir()}"}
-    with _in_children(of | _ONE_THREAD), _ctrl_c_ignored_in_children():
+    with (
+        _in_children(of | _ONE_THREAD),
+        _ctrl_c_ignored_in_children(),
+        contextlib.suppress(OSError),
+    ):
         forkserver.ensure_running()
 
 

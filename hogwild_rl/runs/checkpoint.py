@@ -5,7 +5,7 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import gymnasium
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import complaints, plainspaces
-from hogwild_rl.runs import files
+from hogwild_rl.runs import files, kinds
 
 FORMAT = "hogwild_rl-4"
 CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
@@ -131,14 +131,9 @@ class Checkpoint:
             raise UserError(foreign) from error
 
     def _check_kinds(self) -> None:
-        for name in ("settings", "parameters", "optimizer", "normalization"):
-            if not isinstance(getattr(self, name), dict):
-                raise TypeError(name)
-        for name, value in dataclasses.asdict(self.counters).items():
-            whole = name in ("steps", "updates", "episodes", "dropped", "lives")
-            allowed = (int,) if whole else (int, float, type(None))
-            if type(value) not in allowed:
-                raise TypeError(name)
+        for thing in (self, self.counters):
+            for name, hint in get_type_hints(type(thing)).items():
+                kinds.fitting(name, getattr(thing, name), hint)
 
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Who does the work of a run, worker processes or this one, and what happens when it ends."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hogwild_rl.hogwild.slots import Slots
@@ -48,7 +49,7 @@ def in_processes(
     verdict = "the run was broken off"
     with session.interruptible():
         try:
-            with crew:
+            with _started(crew):
                 restarts = (config.max_restarts, config.step_timeout)
                 supervisor = Supervisor(crew, slots, *restarts)
                 while supervisor.running and not supervisor.verdict and not session.ending:
@@ -70,6 +71,17 @@ def in_processes(
     if verdict:
         raise cli.RunFailedError(verdict)
     return agent
+
+
+@contextlib.contextmanager
+def _started(crew: Workers) -> Iterator[None]:
+    """Inside, the workers run."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(crew)
+        except (OSError, EOFError) as error:  # the latter where the server they come from failed
+            raise cli.RunFailedError(f"the workers cannot be started ({error})") from error
+        yield
 
 
 def here(

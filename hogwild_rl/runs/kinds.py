@@ -2,6 +2,7 @@
 
 import numbers
 import types
+from collections import abc
 from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
@@ -49,8 +50,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         each = get_args(kind)[0]
         return isinstance(value, tuple | list) and all(_fits(part, each) for part in value)
-    if isinstance(kind, type):
-        return isinstance(value, kind)
+    if isinstance(get_origin(kind) or kind, type) and get_origin(kind) is not abc.Callable:
+        return isinstance(value, get_origin(kind) or kind)
     return callable(value)
 
 

@@ -62,7 +62,7 @@ def checkpoint(config: settings.RunSettings, facts: vector.EnvFacts) -> Checkpoi
 
 def recalled(saved: Checkpoint | None, config: settings.RunSettings) -> dict[str, Any] | None:
     """What the run's only worker was in the middle of, unless another seed is asked for."""
-    if saved is None or saved.settings["seed"] != config.seed:
+    if saved is None or saved.settings.get("seed") != config.seed:
         return None
     return saved.recall
 

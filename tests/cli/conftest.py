@@ -70,8 +70,9 @@ def public() -> Iterator[pathlib.Path]:
 # becomes a user that nobody else is.
 _UNPRIVILEGED = """
 import os, resource, sys
+import multiprocessing.forkserver, multiprocessing.popen_forkserver
 from hogwild_rl import a2c, a3c, evaluate, plot, td3
-from hogwild_rl.hogwild import limits
+from hogwild_rl.hogwild import limits, workers
 from hogwild_rl.runs import cli
 
 user, program, name, left, *flags = sys.argv[1:]
@@ -82,6 +83,8 @@ if os.getuid() == 0:
 if name:
     total = int(left) + (limits.tasks(os.getuid()) if name == "RLIMIT_NPROC" else 0)
     resource.setrlimit(getattr(resource, name), (total, total))
+if name == "RLIMIT_NPROC" and not int(left):  # as a3c does, run as a program: nothing can start
+    workers.preload("hogwild_rl.runs.session")
 sys.argv = [program, *flags]
 cli.run(vars()[program].main)
 """

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hogwild_rl
-from hogwild_rl import UserError
+from hogwild_rl import UserError, a3c
 from hogwild_rl.runs import files
 from hogwild_rl.runs.checkpoint import FORMAT, Checkpoint
 from tests.cli.conftest import Command
@@ -171,6 +171,7 @@ RUNS: dict[str, tuple[Damage, str]] = {
         "repair or remove it",
     ),
     "optimizer of another": (field("optimizer", {"state": {}}), "do not fit its settings"),
+    "a recall of words": (field("recall", "late"), NO_CHECKPOINT),
     "best.pt torn": (writes("best.pt", "torn"), f"best.pt {NO_CHECKPOINT}"),
     "best.pt a folder": (folder("best.pt"), "best.pt cannot be read"),
 }
@@ -204,6 +205,24 @@ def test_a_damaged_run_gets_one_line(
     before = everything_in(run)
     assert told in refused("a3c", "--resume", str(run), *FURTHER)
     assert everything_in(run) == before
+
+
+@pytest.mark.parametrize(
+    "recall",
+    [
+        {},
+        {"carried": 3, "envs": []},
+        {"carried": {}, "envs": [{}], "generator": "seed", "discounted": None},
+        {"envs": [{"is": "object", "parts": {"envs": {"is": "plain", "value": "none"}}}]},
+    ],
+)
+def test_a_foreign_recall_begins_anew(recall: Any, run: pathlib.Path) -> None:
+    """Where a single worker stood is worth nothing then; the run goes on without it."""
+    kept = document_of(run)["recall"]
+    field("recall", {**kept, **recall} if recall else {})(run)
+    agent = a3c.train(a3c.Config(resume=str(run), total_timesteps=5_000, quiet=True))
+    assert agent.checkpoint.counters.steps >= 5_000
+    assert not (run / "failures.log").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", None])

@@ -39,13 +39,14 @@ def test_too_few_files_may_be_open(
 
 
 @linux
+@pytest.mark.parametrize("left", [0, 50])
 def test_too_few_processes_may_be_started(
-    refused_unprivileged: Command, public: pathlib.Path
+    left: int, refused_unprivileged: Command, public: pathlib.Path
 ) -> None:
     """The limit is a real one; root is not held to it, so that the process is another's."""
     public.chmod(0o777)
     flags = ("--workers", "64", "--run-dir", str(public / "run"))
-    said = refused_unprivileged("a3c", *flags, name="RLIMIT_NPROC", left=50)
+    said = refused_unprivileged("a3c", *flags, name="RLIMIT_NPROC", left=left)
     assert re.search(r"workers 64 want 200 processes and threads, \d+ are left of the \d+", said)
     assert re.search(r"that user \d+ may have: ulimit -u \d+ as root, or give fewer", said)
     assert not (public / "run").exists()

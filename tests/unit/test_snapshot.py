@@ -2,6 +2,8 @@
 
 import collections
 import io
+import pathlib
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -120,3 +122,32 @@ def test_a_forged_generator_is_refused() -> None:
     pairs[0][1]["value"] = "seed"  # of numpy.random, and callable
     with pytest.raises(snapshot.MisfitError):
         snapshot.give(Thing(rng=None), taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("module", pathlib),
+        ("spec", gymnasium.spec("CartPole-v1")),
+        ("space", gymnasium.spaces.Discrete(3)),
+        ("kind", Thing),
+        ("function", through_a_file),
+    ],
+)
+def test_a_forged_object_is_no_way_into_what_stays_as_it_was_made(name: str, there: Any) -> None:
+    """Nothing of a module, a spec or a function that an environment refers to can be changed."""
+    before = dict(vars(there))
+    inside = {"entry_point": {"is": "plain", "value": "os:system"}}
+    forged = {"is": "object", "parts": {name: {"is": "object", "parts": inside}}}
+    with pytest.raises(snapshot.MisfitError):
+        snapshot.give(Thing(**{name: there}), forged)
+    assert dict(vars(there)) == before
+
+
+@pytest.mark.parametrize("value", [print, Thing(), torch.nn.Linear, [1], torch.zeros(1)])
+def test_a_forged_plain_value_is_refused(value: Any) -> None:
+    forged = {"is": "object", "parts": {"step": {"is": "plain", "value": value}}}
+    made = Thing(step=1)
+    with pytest.raises(snapshot.MisfitError):
+        snapshot.give(made, forged)
+    assert made.step == 1
