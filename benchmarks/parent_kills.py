@@ -53,7 +53,7 @@ class Config:
     """Taken in turn; the first life always lasts until it trains."""
     workers: int = 4
     """Worker processes."""
-    checkpoint_every_s: float = 0.02
+    checkpoint_every: float = 0.02
     """Seconds between checkpoints; the run looks every 0.05 s whether one is due."""
     gone_within_s: float = 2.0
     """Seconds in which all processes must have left."""
@@ -338,7 +338,7 @@ def kill_all(config: Config, folder: pathlib.Path) -> tuple[list[dict[str, Any]]
     flags: dict[str, Any] = {
         "env": "CartPole-v1",
         "workers": config.workers,
-        "checkpoint_every_s": config.checkpoint_every_s,
+        "checkpoint_every": config.checkpoint_every,
         "total_timesteps": 10**12,
         "run_dir": run,
     }

@@ -34,7 +34,7 @@ AXES: tuple[Axis, ...] = ("steps", "seconds")
 FORMATS = (".png", ".pdf", ".svg")
 
 # Settings that leave what is learnt as it is, or tell the members of one group apart.
-_ASIDE = {"seed", "stop_when_solved", "checkpoint_every_s", "tensorboard", "quiet"}
+_ASIDE = {"seed", "stop_when_solved", "checkpoint_every", "tensorboard", "quiet"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

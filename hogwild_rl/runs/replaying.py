@@ -108,7 +108,7 @@ class _Kept:
 
     def __init__(self, path: pathlib.Path, replay: Replay, config: OffPolicySettings) -> None:
         self._path, self._replay, self._on = path, replay, config.save_replay
-        self._every_s, self._saved_s = config.checkpoint_every_s, time.monotonic()
+        self._every_s, self._saved_s = config.checkpoint_every, time.monotonic()
 
     def restore(self) -> None:
         """Goes on with what an earlier life of the run kept, if it fits."""

@@ -134,7 +134,7 @@ class Session:
     @property
     def due(self) -> bool:
         """Whether the next look at the run will save it."""
-        return self._reports and self._keeper.silent_s >= self._config.checkpoint_every_s
+        return self._reports and self._keeper.silent_s >= self._config.checkpoint_every
 
     def _tell_bad_numbers(self, slots: Slots, final: bool) -> None:
         """Says where numbers were not finite; ends the run where there are no others."""

@@ -52,7 +52,7 @@ class RunSettings:
     """Folder of an earlier run to go on with: its settings hold but for flags given here."""
     allow_import: bool = False
     """Let the run to resume name an env module:Id, whose module can run anything."""
-    checkpoint_every_s: float = 60.0
+    checkpoint_every: float = 60.0
     """Seconds between checkpoints."""
     max_bad_updates: int = 100
     """How many updates of a worker in a row may be dropped as not finite before the run ends."""
@@ -67,7 +67,7 @@ class RunSettings:
             object.__setattr__(self, name, kinds.fitting(name, getattr(self, name), hint))
         at_least("total_timesteps", self.total_timesteps, 1)
         between("seed", self.seed, 0, 2**63 - 1)
-        above("checkpoint_every_s", self.checkpoint_every_s, 0)
+        above("checkpoint_every", self.checkpoint_every, 0)
         at_least("max_bad_updates", self.max_bad_updates, 1)
         if self.resume is not None and self.run_dir is not None:
             raise UserError("resume goes on in the run's own folder: leave out run_dir")

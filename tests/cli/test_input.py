@@ -40,7 +40,7 @@ from tests.cli.conftest import Command
         (["--env", "tests.envs:Chain-v0", "--stop-when-solved"], "no registered reward threshold"),
         (["--hidden", "64", "0"], "hidden must be at least 1, got 0"),
         (["--activation", "sin"], "sin"),
-        (["--checkpoint-every-s", "0"], "checkpoint_every_s must be above 0, got 0"),
+        (["--checkpoint-every", "0"], "checkpoint_every must be above 0, got 0"),
         (["--wrkers", "3"], "did you mean --workers?"),
         (["more"], "more"),
         (["--env", "CartPol-v1"], "did you mean CartPole-v1"),

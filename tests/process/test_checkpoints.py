@@ -14,7 +14,7 @@ from hogwild_rl import a2c
 from hogwild_rl.runs.agent import Agent
 
 ROOT = pathlib.Path(__file__).parents[2]
-SETTINGS: dict[str, Any] = {"total_timesteps": 30_000, "checkpoint_every_s": 0.2, "hidden": (8,)}
+SETTINGS: dict[str, Any] = {"total_timesteps": 30_000, "checkpoint_every": 0.2, "hidden": (8,)}
 
 # Writes of more than so many bytes to one file fail, as on a full disk.
 SMALL_FILES = """
@@ -88,7 +88,7 @@ def test_there_is_always_a_whole_checkpoint_under_its_name(tmp_path: pathlib.Pat
 
 
 def test_a_disk_that_is_full_is_told_once_and_training_goes_on(tmp_path: pathlib.Path) -> None:
-    flags = ["--num-envs", "16", "--total-timesteps", "60000", "--checkpoint-every-s", "0.1"]
+    flags = ["--num-envs", "16", "--total-timesteps", "60000", "--checkpoint-every", "0.1"]
     ended = subprocess.run(
         [sys.executable, "-c", SMALL_FILES, *flags, "--run-dir", str(tmp_path / "run")],
         capture_output=True,

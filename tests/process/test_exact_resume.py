@@ -22,7 +22,7 @@ PLAIN = {
     "learning_rate": 1e-3,
     "seed": 5,
     "quiet": True,
-    "checkpoint_every_s": 0.1,
+    "checkpoint_every": 0.1,
 }
 A2C = {"num_envs": 4, "vectorization": "sync"}
 A3C = {"workers": 1, "envs_per_worker": 2}
