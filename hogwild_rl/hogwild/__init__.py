@@ -6,6 +6,7 @@
 ``moments``  running mean and variance of vectors, one row per worker
 ``workers``  start, watch and stop the processes
 ``supervisor``  replaces those that fail or hang
+``restarts``    the rules for that
 ``worker``   the inside of one
 ``server``   what they are forked from leaves nothing behind
 ``memory``   shared tensors

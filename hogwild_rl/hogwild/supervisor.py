@@ -1,22 +1,17 @@
 """Keeps a crew of workers going: who fails or hangs is replaced, and the others never wait."""
 
-import collections
 import time
 
 from hogwild_rl.hogwild.failure import Failure
+from hogwild_rl.hogwild.restarts import Restarts
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.workers import Workers
-
-_HOUR_S = 3600.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 60.0
-_HOPELESS = 2  # times in a row that a worker may fail before it has counted a step
 
 
 class Supervisor:
     """Watches workers that have been started, and starts new ones for those that fail or hang.
 
-    A worker that fails again before it has counted a step waits, twice as long each time. If that
-    happens to all of them, it is no accident, and the run is given up.
+    A worker was of use, in the sense of `Restarts`, if it has counted a step.
 
     Args:
         crew: the workers.
@@ -25,7 +20,6 @@ class Supervisor:
         step_timeout_s: seconds without a sign of life after which a worker hangs.
 
     Attributes:
-        verdict: why the run should be given up; empty while it should not.
         replaced: how many workers were started anew.
     """
 
@@ -33,14 +27,18 @@ class Supervisor:
         self, crew: Workers, slots: Slots, max_restarts: int, step_timeout_s: float
     ) -> None:
         self._crew, self._slots = crew, slots
-        self._max_restarts, self._step_timeout_s = max_restarts, step_timeout_s
+        self._step_timeout_s = step_timeout_s
         workers, now_s = range(len(slots)), time.monotonic()
         self._started_s = [now_s for _ in workers]
         self._steps = [self._counted(worker) for worker in workers]  # when it was started
-        self._barren = [0 for _ in workers]  # failures in a row without a step
-        self._restarts_s: list[collections.deque[float]] = [collections.deque() for _ in workers]
+        self._restarts = Restarts(workers, max_restarts)
         self._due_s: dict[int, float] = {}
-        self.verdict, self.replaced = "", 0
+        self.replaced = 0
+
+    @property
+    def verdict(self) -> str:
+        """Why the run should be given up; empty while it should not."""
+        return self._restarts.verdict
 
     @property
     def running(self) -> bool:
@@ -62,38 +60,17 @@ class Supervisor:
             if now_s - alive_s > self._step_timeout_s:
                 failures.append(self._crew.put_down(worker, now_s - alive_s))
         for failure in failures:
-            self._note(failure, now_s)
+            moved = self._counted(failure.worker) > self._steps[failure.worker]
+            self._due_s[failure.worker] = now_s + self._restarts.pause_s(failure, moved)
         for worker, due_s in list(self._due_s.items()):
             if due_s <= now_s and not self.verdict:
                 del self._due_s[worker]
                 self._replace(worker)
         return failures
 
-    def _note(self, failure: Failure, now_s: float) -> None:
-        worker, restarts_s = failure.worker, self._restarts_s[failure.worker]
-        while restarts_s and now_s - restarts_s[0] > _HOUR_S:
-            restarts_s.popleft()
-        moved = self._counted(worker) > self._steps[worker]
-        self._barren[worker] = 0 if moved else self._barren[worker] + 1
-        if self._max_restarts == 0:
-            self.verdict = str(failure)
-        elif len(restarts_s) >= self._max_restarts:
-            self.verdict = (
-                f"{failure}\nworker {worker} was replaced {len(restarts_s)} times within an hour, "
-                "which is all that max_restarts allows"
-            )
-        elif min(self._barren) >= _HOPELESS:
-            self.verdict = (
-                f"{failure}\nevery worker failed {_HOPELESS} times in a row before it had counted "
-                "a step: this is no accident"
-            )
-        pause_s = _FIRST_PAUSE_S * 2.0 ** (self._barren[worker] - 1) if not moved else 0.0
-        self._due_s[worker] = now_s + min(pause_s, _LONGEST_PAUSE_S)
-
     def _replace(self, worker: int) -> None:
         self._crew.replace(worker)
         self._started_s[worker] = time.monotonic()
-        self._restarts_s[worker].append(self._started_s[worker])
         self._steps[worker] = self._counted(worker)
         self.replaced += 1
 
