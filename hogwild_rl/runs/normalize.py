@@ -72,13 +72,13 @@ class Normalization:
     def rows(self, rollout: Rollout) -> Array:
         """What of a rollout counts, [N, size].
 
-        All rows but the last, which is the next one's first; of pictures, which are large and much
-        alike, a few of the first.
+        What the policy acted on in valid steps; of pictures, which are large and much alike, a few
+        of the first.
         """
         if self._vector:
-            seen = rollout.observations[:-1, :, : self._vector].reshape(-1, self._vector)
+            seen = rollout.observations[:-1, :, : self._vector][rollout.valid]
         else:
-            seen = rollout.observations[0, :_PICTURES].flatten(1)
+            seen = rollout.observations[0, :_PICTURES][rollout.valid[0, :_PICTURES]].flatten(1)
         return seen.cpu().numpy()
 
 
