@@ -32,10 +32,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from hogwild_rl import UserError
-from hogwild_rl.envs import backends, vector
-from hogwild_rl.envs.processes import EnvironmentFailedError
+from hogwild_rl.envs import backends
 from hogwild_rl.hogwild import memory, workers
-from hogwild_rl.hogwild.failure import Failure
 from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
 from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
@@ -43,7 +41,7 @@ from hogwild_rl.hogwild.worker import random_seeds
 from hogwild_rl.learning import graphs, losses
 from hogwild_rl.learning.rollout import Act, Collector
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.runs import cli, devices, machine, settings
+from hogwild_rl.runs import cli, crew, devices, machine, settings
 from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.normalize import Normalization
@@ -56,7 +54,7 @@ _OBSERVE_EVERY_S = 0.05
 
 @settings.completed("a2c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ActorCriticSettings):
+class Config(ActorCriticSettings, settings.CrewSettings):
     """Settings of A2C. What is not given comes from the environment's preset."""
 
     num_envs: int = 16
@@ -100,7 +98,7 @@ def learn(
     env_seed, action_seed = random_seeds(config.seed, ranks.index, session.before.lives, 2)
     generator = torch.Generator(device).manual_seed(action_seed)
     size = group_size(config, ranks)
-    with environments(config, session.facts.source, backend, size) as envs:
+    with environments(config, session, backend, size, ranks.index) as envs:
         copied_to = None if device.type == "cpu" else device
         normalizer = config.normalizer(normalization, ranks.index)
         interface = config.interface(session.facts, normalizer)
@@ -152,15 +150,26 @@ def group_size(config: Config, ranks: Ranks) -> int:
 
 @contextlib.contextmanager
 def environments(
-    config: Config, source: vector.EnvSource, backend: backends.Backend, size: int
+    config: Config, session: Session, backend: backends.Backend, size: int, rank: int
 ) -> Iterator[list[VectorEnv[Any, Any, Any]]]:
-    """Groups of `size` environments; closed on leaving."""
+    """This rank's groups of `size` environments; closed on leaving."""
     if backend.name == "async":
         workers.preload("hogwild_rl.runs.session")  # or every process would import torch
+    firsts = [(rank * config.env_groups + group) * size for group in range(config.env_groups)]
+    numbers = range(firsts[0], firsts[-1] + size)
+    failed = crew.replaced(session, numbers, config, config.n_steps)
     with contextlib.ExitStack() as opened:
         groups = []
-        for group in range(config.env_groups):
-            envs = backends.make(source, backend, size, settings.usable_cores(), group * size)
+        for first in firsts:
+            envs = backends.make(
+                session.facts.source,
+                backend,
+                size,
+                settings.usable_cores(),
+                first,
+                failed,
+                config.step_timeout,
+            )
             opened.callback(envs.close)
             groups.append(envs)
         yield groups
@@ -174,7 +183,8 @@ def train(config: Config) -> Agent:
 
     Raises:
         UserError: a setting, the environment or the folder cannot be used; nothing was changed.
-        RunFailedError: an environment's process failed; a checkpoint was written.
+        RunFailedError: environments' processes failed too often, or all at once; a checkpoint was
+            written.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM, likewise.
     """
@@ -202,7 +212,6 @@ def train(config: Config) -> Agent:
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
     normalization = config.normalization(session.facts, ranks.count)
     slots = Slots(1)
-    failure: Failure | None = None
     left: dict[str, Any] | None = None
     with (
         devices.few_threads(model, config.num_envs),
@@ -216,12 +225,8 @@ def train(config: Config) -> Agent:
             session.tell(f"precision float32: {bfloat16.reason}")
         try:
             left = learn(config, session, shared, optimizer, normalization, slots, ranks, backend)
-        except EnvironmentFailedError as error:
-            failure = Failure(error.environment, error.exit_code, error.traceback, "environment")
         finally:
             agent = session.close(slots, left is None, lambda: left)
-    if failure is not None:
-        raise cli.RunFailedError(str(failure))
     return agent
 
 

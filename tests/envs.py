@@ -93,6 +93,79 @@ class Faulty(Chain):
         return observation, reward, terminated, truncated, info
 
 
+class Cursed(Clock):
+    """A clock that raises in its own process whenever it is made, reset or stepped.
+
+    Either wherever it lives in a process of its own, or only as environment 1.
+    """
+
+    def __init__(self, when: str, everywhere: bool) -> None:
+        super().__init__(terminates=True)
+        self._when, self._everywhere = when, everywhere
+        self._meet("made")
+
+    def _meet(self, now: str) -> None:
+        cursed = "environment " if self._everywhere else "environment 1"
+        if now == self._when and multiprocessing.current_process().name.startswith(cursed):
+            raise RuntimeError("the gearbox is on fire")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self._meet("reset")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Step:
+        self._meet("stepped")
+        return super().step(action)
+
+
+class Mortal(Clock):
+    """A clock whose process ends with its 37th step."""
+
+    def __init__(self) -> None:
+        super().__init__(terminates=True)
+        self._taken = 0
+
+    def step(self, action: Any) -> Step:
+        self._taken += 1
+        if self._taken == 37:
+            os._exit(7)
+        return super().step(action)
+
+
+class Superstitious(Clock):
+    """A clock that does not take 13 for a seed, and falls asleep over a large one."""
+
+    def __init__(self, large: float = np.inf) -> None:
+        super().__init__(terminates=True)
+        self.large = large
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        if seed == 13:
+            raise ValueError("13")
+        if seed is not None and seed > self.large:
+            time.sleep(3600)
+        return super().reset(seed=seed, options=options)
+
+
+class Nested(Chain):
+    """A chain whose observations are made of parts of all kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        bits, digits = spaces.MultiBinary(3), spaces.MultiDiscrete([2, 5])
+        pair = spaces.Tuple([spaces.Discrete(5, start=1), bits])
+        self.observation_space = spaces.Dict(box=self.observation_space, digits=digits, pair=pair)
+
+    def _observe(self) -> Any:
+        bits = np.array([self._state >> i & 1 for i in range(3)], np.int8)
+        digits = np.array([self._state % 2, self._state])
+        return {
+            "box": super()._observe(),
+            "digits": digits,
+            "pair": (np.int64(self._state + 1), bits),
+        }
+
+
 class Sleepy(Chain):
     """A chain whose steps take a millisecond."""
 
@@ -159,6 +232,14 @@ gymnasium.register("Words-v0", entry_point=Words)
 gymnasium.register("Choosy-v0", entry_point=Choosy)
 gymnasium.register("Sleepy-v0", entry_point=Sleepy)
 gymnasium.register("DiesInAChild-v0", entry_point=DiesInAChild)
+gymnasium.register("Mortal-v0", entry_point=Mortal)
+for _when in ("made", "reset", "stepped"):
+    for _who, _everywhere in (("Cursed", True), ("OneCursed", False)):
+        gymnasium.register(
+            f"{_who}When{_when.title()}-v0",
+            entry_point=Cursed,
+            kwargs={"when": _when, "everywhere": _everywhere},
+        )
 gymnasium.register("Steered-v0", entry_point=steered, kwargs={"fault": ""}, max_episode_steps=20)
 for _fault in ("raise", "exit", "segv", "hang", "nan", "blip", "blur"):
     gymnasium.register(f"Faulty{_fault.title()}-v0", entry_point=Faulty, kwargs={"fault": _fault})

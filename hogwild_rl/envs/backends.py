@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import gymnasium
@@ -12,6 +13,7 @@ from gymnasium.vector import VectorEnv
 
 from hogwild_rl import UserError
 from hogwild_rl.envs import pool, processes, vector
+from hogwild_rl.envs.host import EnvironmentFailedError
 
 Vectorization: TypeAlias = Literal["auto", "native", "sync", "async", "envpool"]
 
@@ -59,7 +61,13 @@ def choose(
 
 
 def make(
-    source: vector.EnvSource, backend: Backend, num_envs: int, cores: int, first: int = 0
+    source: vector.EnvSource,
+    backend: Backend,
+    num_envs: int,
+    cores: int,
+    first: int = 0,
+    failed: Callable[[EnvironmentFailedError], float] = processes.give_up,
+    step_timeout_s: float = 60.0,
 ) -> VectorEnv[Any, Any, Any]:
     """`num_envs` environments stepped as one, with NEXT_STEP autoreset.
 
@@ -68,11 +76,11 @@ def make(
         backend: chosen for it.
         num_envs: B ≥ 1.
         cores: that may be used.
-        first: number of the first of them, for messages.
+        first, failed, step_timeout_s: as in `ProcessVectorEnv`; only environments in processes of
+            their own can be replaced.
 
     Raises:
         UserError: they cannot be made.
-        EnvironmentFailedError: a process of one ended while it was made.
     """
     if isinstance(source, str):
         source = vector.spec(source)
@@ -85,7 +93,7 @@ def make(
         return pool.PoolVectorEnv(source, num_envs, threads=cores)
     if backend.name == "async":
         maker = functools.partial(vector.make_env, source)
-        return processes.ProcessVectorEnv([maker] * num_envs, first)
+        return processes.ProcessVectorEnv(maker, num_envs, first, failed, step_timeout_s)
     return vector.in_turn(source, num_envs)
 
 

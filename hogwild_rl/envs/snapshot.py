@@ -18,6 +18,8 @@ import torch
 from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 
+from hogwild_rl.envs.processes import ProcessVectorEnv
+
 _AS_MADE = (
     *(Space, EnvSpec, enum.Enum, type, np.dtype, functools.partial, types.ModuleType),
     *(types.FunctionType, types.MethodType, types.BuiltinFunctionType),
@@ -45,6 +47,8 @@ def take(thing: Any) -> dict[str, Any]:
     Raises:
         OpaqueError: part of it cannot be had.
     """
+    if isinstance(thing, ProcessVectorEnv):
+        raise OpaqueError("environments live in processes of their own")
     return _Taking().part(thing, type(thing).__name__)
 
 
@@ -54,6 +58,8 @@ def give(thing: Any, snapshot: dict[str, Any]) -> None:
     Raises:
         MisfitError: it was made otherwise; it may be half way between the two states.
     """
+    if isinstance(thing, ProcessVectorEnv):
+        raise MisfitError(type(thing).__name__)
     _Giving().part(thing, snapshot, type(thing).__name__)
 
 

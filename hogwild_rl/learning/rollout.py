@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from hogwild_rl.envs import vector
+from hogwild_rl.envs import processes, vector
 from hogwild_rl.learning.interface import Interface
 
 Act: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
@@ -32,7 +32,7 @@ class Rollout:
         rewards: [T, B], as the learner is paid; 0 where not valid.
         terminated: [T, B] bool.
         truncated: [T, B] bool.
-        valid: [T, B] bool, False where the step ignored its action and reset the environment.
+        valid: [T, B] bool, False where the step only reset the environment, or has no outcome.
     """
 
     observations: Tensor
@@ -102,12 +102,10 @@ class Collector:
         lap: Callable[[str], None],
         device: torch.device | None = None,
     ) -> None:
-        B = sum(envs.num_envs for envs in groups)
+        T, B = n_steps, sum(envs.num_envs for envs in groups)
         pinned = device is not None and device.type == "cuda"
-        self._host = Rollout.empty(n_steps, B, interface, pinned=pinned)
-        self.rollout = (
-            self._host if device is None else Rollout.empty(n_steps, B, interface, device)
-        )
+        self._host = Rollout.empty(T, B, interface, pinned=pinned)
+        self.rollout = self._host if device is None else Rollout.empty(T, B, interface, device)
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
         self.broken: list[int] = []
@@ -118,7 +116,7 @@ class Collector:
             for field in dataclasses.fields(Rollout)
         }
         self._state = torch.zeros_like(self.rollout.state)  # what the policy remembers now
-        self._ended = np.zeros((n_steps, B), dtype=bool)  # lost lives apart
+        self._ended = np.zeros((T, B), dtype=bool)  # lost lives apart
         self._resetting = np.zeros(B, dtype=bool)  # these only reset in the step to come
         self._lives = np.zeros(B)
         self._returns, self._lengths = np.zeros(B), np.zeros(B, dtype=np.int64)
@@ -136,6 +134,7 @@ class Collector:
         for group in self._groups:
             observation, _ = group.envs.reset(seed=seed + group.columns.start)
             self._observe(group.columns, -1, observation)
+            self._resetting[group.columns] = group.lost
 
     @property
     def carried(self) -> dict[str, Tensor]:
@@ -188,8 +187,7 @@ class Collector:
         observation, reward, terminated, truncated, info = group.receive()
         columns, arrays = group.columns, self._arrays
         self._observe(columns, t + 1, observation)
-        resetting = self._resetting[columns]
-        valid = ~resetting
+        valid = ~(self._resetting[columns] | group.lost)
         arrays["rewards"][t, columns] = reward * valid
         arrays["terminated"][t, columns] = terminated
         arrays["truncated"][t, columns] = truncated
@@ -198,14 +196,16 @@ class Collector:
             lives = info["lives"]
             arrays["terminated"][t, columns] |= valid & (lives < self._lives[columns])
             self._lives[columns] = lives
-        if self._interface.state_size and resetting.any():
-            forgotten = torch.from_numpy(resetting).to(self._state.device)
+        if self._interface.state_size and not valid.all():
+            forgotten = torch.from_numpy(~valid).to(self._state.device)
             group.state.masked_fill_(forgotten.unsqueeze(-1), 0.0)
         self._returns[columns] += reward
         self._lengths[columns] += valid
-        ended = self._ended[t, columns] = self._resetting[columns] = terminated | truncated
+        ended = terminated | truncated | group.lost
+        self._ended[t, columns] = self._resetting[columns] = ended
         for b in columns.start + np.flatnonzero(ended):
-            self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
+            if arrays["valid"][t, b]:  # or it was lost, and the episode with it
+                self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
             self._returns[b] = self._lengths[b] = 0
         self._lap("env")
 
@@ -217,15 +217,14 @@ class Collector:
         if seen.dtype.kind == "f" and not np.isfinite(seen.min() + seen.max()):
             broken |= ~np.isfinite(seen).all(axis=(0, *range(2, seen.ndim)))
         self.broken = np.flatnonzero(broken).tolist()
-        for group in self._groups:
-            start, stop = group.columns.start, group.columns.stop
-            for b in (b for b in self.broken if start <= b < stop):
-                if vector.reset_next(group.envs, b - start):
-                    self._resetting[b] = True
-                self._ended[-1, b] = True
-                self._returns[b] = self._lengths[b] = 0
-                self.rollout.observations[-1, b] = 0  # the next rollout begins with it
-                self._state[:, b] = 0
+        for b in self.broken:
+            group = next(group for group in self._groups if b < group.columns.stop)
+            if vector.reset_next(group.envs, b - group.columns.start):
+                self._resetting[b] = True
+            self._ended[-1, b] = True
+            self._returns[b] = self._lengths[b] = 0
+            self.rollout.observations[-1, b] = 0  # the next rollout begins with it
+            self._state[:, b] = 0
 
     def _observe(self, columns: slice, row: int, observation: Any) -> None:
         self._arrays["observations"][row, columns] = self._interface.observations.rows(observation)
@@ -243,3 +242,4 @@ class _Group:
         self.envs, self.columns, self.state = envs, columns, state[:, columns]
         self.rows = [row[columns] for row in rollout.observations.unbind()]
         self.send, self.receive = vector.halves(envs)
+        self.lost = processes.lost(envs)

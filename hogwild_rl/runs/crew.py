@@ -1,10 +1,13 @@
-"""Who does the work of a run, worker processes or this one, and what happens when it ends."""
+"""Who does the work of a run, worker processes or this one, and what happens when one fails."""
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from hogwild_rl.envs.host import EnvironmentFailedError
+from hogwild_rl.hogwild.failure import Failure
+from hogwild_rl.hogwild.restarts import Restarts
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.supervisor import Supervisor
 from hogwild_rl.hogwild.worker import Worker
@@ -119,3 +122,33 @@ def _watch(session: Session, slots: Slots) -> Callable[[], bool]:
         return session.ending
 
     return ending
+
+
+def replaced(
+    session: Session, environments: Sequence[int], config: settings.CrewSettings, useful_steps: int
+) -> Callable[[EnvironmentFailedError], float]:
+    """Tells of environments in processes that fail, and says when they are replaced.
+
+    Args:
+        session: opened.
+        environments: numbers of all that there are.
+        config: of the run.
+        useful_steps: how many a process must have taken not to have failed at once.
+
+    Returns:
+        What `ProcessVectorEnv` takes as `failed`; it raises RunFailedError where they failed too
+        often, or all at once.
+    """
+    restarts = Restarts(environments, config.max_restarts, f"taken {useful_steps} steps")
+
+    def failed(error: EnvironmentFailedError) -> float:
+        failure = Failure(
+            error.environment, error.exit_code, error.traceback, "environment", error.silent_s
+        )
+        pause_s = restarts.pause_s(failure, error.steps >= useful_steps)
+        session.warn(str(failure), told=bool(restarts.verdict))
+        if restarts.verdict:
+            raise cli.RunFailedError(restarts.verdict)
+        return pause_s
+
+    return failed

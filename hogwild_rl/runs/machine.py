@@ -4,10 +4,11 @@ from hogwild_rl import UserError
 from hogwild_rl.hogwild import limits, memory
 
 # Counted on Linux: a worker is three threads, of which two hardly ever run, and its parent holds
-# three files for it. The process of an environment has one thread. Others: the server that they
-# are forked from and its tracker, checkpoints, logs, and what passes while they start.
-_WORKER_TASKS, _ENVIRONMENT_TASKS, _OTHER_TASKS = 3, 1, 8
-_FILES, _OTHER_FILES = 3, 32
+# three files for it; the process of an environment is two, and its parent holds four. Others: the
+# server that they are forked from and its tracker, checkpoints, logs, and what passes while they
+# start.
+_WORKER_TASKS, _ENVIRONMENT_TASKS, _OTHER_TASKS = 3, 2, 8
+_WORKER_FILES, _ENVIRONMENT_FILES, _OTHER_FILES = 3, 4, 32
 
 
 def check_workers(count: int) -> None:
@@ -16,7 +17,8 @@ def check_workers(count: int) -> None:
     Raises:
         UserError: the machine, the user or the container may not have as many.
     """
-    _check(f"workers {count}", count, _WORKER_TASKS, "give fewer workers")
+    files, tasks = _WORKER_FILES * count, _WORKER_TASKS * count
+    _check(f"workers {count}", files, tasks, "give fewer workers")
 
 
 def check_environments(count: int) -> None:
@@ -26,7 +28,8 @@ def check_environments(count: int) -> None:
         UserError: as `check_workers`.
     """
     what = f"num_envs {count} in processes of their own"
-    _check(what, count, _ENVIRONMENT_TASKS, "give a smaller num_envs")
+    files, tasks = _ENVIRONMENT_FILES * count, _ENVIRONMENT_TASKS * count
+    _check(what, files, tasks, "give a smaller num_envs")
 
 
 def check_memory(what: str, wanted: int, remedy: str) -> None:
@@ -48,10 +51,10 @@ def check_memory(what: str, wanted: int, remedy: str) -> None:
         )
 
 
-def _check(what: str, count: int, tasks: int, remedy: str) -> None:
+def _check(what: str, files: int, tasks: int, remedy: str) -> None:
     wanted = {
-        "open files": (_FILES * count + _OTHER_FILES, limits.open_files()),
-        "processes and threads": (tasks * count + _OTHER_TASKS, limits.processes()),
+        "open files": (files + _OTHER_FILES, limits.open_files()),
+        "processes and threads": (tasks + _OTHER_TASKS, limits.processes()),
     }
     for name, (number, rations) in wanted.items():
         for ration in rations:

@@ -94,11 +94,12 @@ class Session:
                 print(line, flush=True)
 
     def warn(self, failure: str, told: bool = False) -> None:
-        """Notes a worker's failure in the run's folder, and says it if nobody else will."""
+        """Notes a failure in the run's folder, if it is ours, and says it if nobody else will."""
         self._failures += 1
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure}\n"
-        with contextlib.suppress(OSError):
-            files.append_text(self.folder / FAILURES_FILE, line)
+        if self._reports:
+            with contextlib.suppress(OSError):
+                files.append_text(self.folder / FAILURES_FILE, line)
         if not (told or self._config.quiet):
             with contextlib.suppress(OSError):
                 print(failure, file=sys.stderr, flush=True)

@@ -80,12 +80,12 @@ class RunSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrewSettings(RunSettings):
-    """When worker processes are replaced."""
+    """When processes are replaced: workers, or environments that have processes of their own."""
 
     max_restarts: int = 100
-    """How often in an hour a worker that fails or hangs is replaced; 0 ends the run instead."""
+    """How often in an hour a process that fails or hangs is replaced; 0 ends the run instead."""
     step_timeout: float = 60.0
-    """Seconds without a sign of life after which a worker hangs."""
+    """Seconds without a sign of life after which a process hangs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

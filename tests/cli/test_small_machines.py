@@ -19,21 +19,31 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="limits are counted o
 
 @linux
 @pytest.mark.parametrize(
-    ("program", "flags", "remedy"),
+    ("program", "flags", "files", "remedy"),
     [
-        ("a3c", ["--workers", "64"], "or give fewer workers"),
-        ("td3", ["--workers", "64"], "or give fewer workers"),
-        ("a2c", ["--num-envs", "64", "--vectorization", "async"], "or give a smaller num_envs"),
+        ("a3c", ["--workers", "64"], 224, "or give fewer workers"),
+        ("td3", ["--workers", "64"], 224, "or give fewer workers"),
+        (
+            "a2c",
+            ["--num-envs", "48", "--vectorization", "async"],
+            224,
+            "or give a smaller num_envs",
+        ),
     ],
 )
 def test_too_few_files_may_be_open(
-    program: str, flags: list[str], remedy: str, refused_unprivileged: Command, public: pathlib.Path
+    program: str,
+    flags: list[str],
+    files: int,
+    remedy: str,
+    refused_unprivileged: Command,
+    public: pathlib.Path,
 ) -> None:
     """The limit is a real one, of a process that has 100 or so left."""
     public.chmod(0o777)
     flags = [*flags, "--run-dir", str(public / "run")]
     said = refused_unprivileged(program, *flags, name="RLIMIT_NOFILE", left=128)
-    assert re.search(r"64 .*want 224 open files, 1\d\d are left of the 128 that", said), said
+    assert re.search(rf"\d .*want {files} open files, 1\d\d are left of the 128 that", said), said
     assert "ulimit -n 256 as root, " + remedy in said
     assert not (public / "run").exists()
 

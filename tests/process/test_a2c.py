@@ -65,23 +65,6 @@ def test_environments_leave_when_the_parent_is_killed(start) -> None:
     run.until(lambda: not run.alive(), timeout_s=2)
 
 
-@pytest.mark.parametrize(
-    ("fault", "told"),
-    [
-        ("Raise", "failed with exit code 1:\nTraceback"),
-        ("Exit", "failed with exit code 7"),
-        ("Segv", "was killed by SIGSEGV"),
-    ],
-)
-def test_an_environment_that_fails_ends_the_run_saved_and_told(start, fault, told) -> None:
-    run = start("a2c", "--env", f"tests.envs:Faulty{fault}-v0", *ASYNC)
-    code, _, err = run.end()
-    assert code == 1
-    assert re.search(rf"^environment [0-3] {told}", err, re.MULTILINE), err
-    assert ("the gearbox is on fire" in err) == (fault == "Raise")
-    assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
-
-
 def test_an_environment_that_raises_in_this_process_ends_the_run_saved(start) -> None:
     run = start("a2c", "--env", "tests.envs:FaultyRaise-v0", "--vectorization", "sync")
     code, out, err = run.end()

@@ -1,7 +1,6 @@
 """Every way of stepping environments keeps one contract: trajectories equal a plain loop's."""
 
 import contextlib
-import functools
 import importlib.util
 from typing import Any
 
@@ -15,10 +14,8 @@ from hogwild_rl import UserError
 from hogwild_rl.envs import backends, vector
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.envs.processes import EnvironmentFailedError, ProcessVectorEnv
 from hogwild_rl.learning.interface import Interface
 from hogwild_rl.learning.rollout import Act, Collector, Rollout
-from tests import envs as faulty
 
 SEED, STEPS = 17, 120
 needs_pool = pytest.mark.skipif(
@@ -197,11 +194,3 @@ def test_what_an_environment_does_not_have_is_refused(wanted: Any) -> None:
     source = vector.spec("tests.envs:Chain-v0")
     with pytest.raises(UserError, match=r"Chain-v0|not installed"):
         backends.choose(source, wanted, 4, 2)
-
-
-def test_a_process_that_dies_at_the_start_is_named_and_the_others_end() -> None:
-    makers = [functools.partial(faulty.DiesInAChild)] * 3
-    with pytest.raises(EnvironmentFailedError) as failure:
-        ProcessVectorEnv(makers, first=10)
-    assert failure.value.environment in (10, 11, 12)
-    assert failure.value.exit_code == 9
