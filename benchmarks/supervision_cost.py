@@ -135,9 +135,9 @@ def patched(sides: torch.Tensor, watching: threading.Event) -> Iterator[list[slo
         watching.wait()
         return watch(self, timeout_s)
 
-    def start(session: Any, rows: slots.Slots, _: Any, arguments: Any, config: Any) -> Any:
+    def start(session: Any, rows: slots.Slots, _: Any, arguments: Any, *more: Any) -> Any:
         made.append(rows)
-        return in_processes(session, rows, work, (*arguments, sides), config)
+        return in_processes(session, rows, work, (*arguments, sides), *more)
 
     Supervisor.watch, crew.in_processes = watch_at_times, start  # type: ignore[method-assign]
     try:
