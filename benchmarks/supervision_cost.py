@@ -8,10 +8,10 @@ life that workers give with every lap, the search for rewards and observations t
 and in the parent the look at workers 20 times a second, with its log, the guard over the parameters
 and the checkpoints. The package has no switch for it: this program takes it out of its own
 processes, and puts it back, every few tenths of a second. Steps are counted during visits to either
-side in turn; the ratio of two visits side by side is taken, and the median of all ratios. So is the
-processor time that parent and workers take for a step, which other programs disturb less.
+side in turn; the ratio of two visits side by side is taken, and the median of all ratios. Beside it
+stands the processor time that workers take for a step and the parent in a second, which other
+programs disturb less; where workers get less than a core each, the parent weighs more.
 
-The parent's share is a cost by the second: where workers get less than a core each, it weighs more.
 What comes by the clock, a row of the log or a checkpoint, falls into half of the time here: its
 cost is counted twice. Left on both sides is whether a gradient's norm is finite, a comparison with
 every update.
@@ -152,11 +152,13 @@ class Visit(NamedTuple):
 
     Attributes:
         rate: steps per second.
-        cpu_us: microseconds of processor that parent and workers took for a step.
+        worker_us: microseconds of processor that workers took for a step.
+        parent_ms: milliseconds of processor that the parent took in a second.
     """
 
     rate: float
-    cpu_us: float
+    worker_us: float
+    parent_ms: float
 
 
 def cpu_s(pids: Iterable[int]) -> float:
@@ -216,15 +218,16 @@ class Visits(threading.Thread):
         self._switch(side)
         self._until(lambda: bool((self._sides[1:] == side).all()))
         time.sleep(_SETTLE_S)
-        rows, pids = self._made[0].rows, [os.getpid(), *workers_of(os.getpid())]
-        beats, spent_s = rows["heartbeat_s"].copy(), cpu_s(pids)
-        before, start_s = rows["steps"].sum(), time.perf_counter()
+        rows, parent, workers = self._made[0].rows, [os.getpid()], workers_of(os.getpid())
+        beats, steps = rows["heartbeat_s"].copy(), rows["steps"].sum()
+        before_s = time.perf_counter(), cpu_s(parent), cpu_s(workers)
         time.sleep(self._config.visit_s)
-        steps, elapsed_s = rows["steps"].sum() - before, time.perf_counter() - start_s
-        spent_s = cpu_s(pids) - spent_s
+        after_s = time.perf_counter(), cpu_s(parent), cpu_s(workers)
+        steps = int(rows["steps"].sum() - steps)
+        elapsed_s, parent_s, workers_s = (a - b for a, b in zip(after_s, before_s, strict=True))
         if not steps or bool((rows["heartbeat_s"] != beats).any()) != bool(side):
             raise RuntimeError("no steps, or signs of life of the other side: nothing was measured")
-        return Visit(float(steps / elapsed_s), float(spent_s / steps * 1e6))
+        return Visit(steps / elapsed_s, workers_s / steps * 1e6, parent_s / elapsed_s * 1e3)
 
     def _switch(self, side: int) -> None:
         self._sides[0] = side
@@ -275,9 +278,11 @@ def compare(pairs: list[tuple[Visit, Visit]]) -> dict[str, float]:
         "cost_of_sums": round(
             1 - sum(w.rate for w in supervised) / sum(w.rate for w in without), 4
         ),
-        "cpu_us_without": round(statistics.median(visit.cpu_us for visit in without), 2),
-        "cpu_us_supervised": round(statistics.median(visit.cpu_us for visit in supervised), 2),
-        "cpu_cost": round(statistics.median(1 - wo.cpu_us / w.cpu_us for wo, w in pairs), 4),
+        **{
+            f"{name}_{side}": round(statistics.median(getattr(visit, name) for visit in visits), 3)
+            for name in ("worker_us", "parent_ms")
+            for side, visits in (("without", without), ("supervised", supervised))
+        },
     }
 
 
@@ -299,8 +304,10 @@ def main() -> None:
             f"({row['cost_low']:.2%} to {row['cost_high']:.2%}), "
             f"{'within' if within else 'MORE THAN'} {config.demand:.0%}; "
             f"of all visits together {row['cost_of_sums']:.2%}\n"
-            f"  processor {row['cpu_us_supervised']:.2f} us a step supervised, "
-            f"{row['cpu_us_without']:.2f} without: costs {row['cpu_cost']:.2%}",
+            "  processor, supervised and without: workers "
+            f"{row['worker_us_supervised']:.2f} and {row['worker_us_without']:.2f} us a step, "
+            f"parent {row['parent_ms_supervised']:.1f} and {row['parent_ms_without']:.1f} ms a "
+            "second",
             flush=True,
         )
     if config.write:
