@@ -1,17 +1,20 @@
 """What a machine has too little of is told before a worker starts, with the command that helps."""
 
+import errno
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from hogwild_rl import UserError
+from hogwild_rl import UserError, a3c
 from hogwild_rl.hogwild import limits
-from hogwild_rl.runs import machine
+from hogwild_rl.runs import cli, machine
+from tests import envs
 from tests.cli.conftest import ROOT, Command
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits are counted on Linux only")
@@ -131,6 +134,35 @@ def test_enough_is_enough() -> None:
     limit = limits.Limit(total=100, used=40, whose="a process", remedy="ulimit -n {}")
     assert limit.lacking(60) == ""
     assert limit.lacking(61) == "60 are left of the 100 that a process may have: ulimit -n 128"
+
+
+class Once:
+    """A callable that can be sent once, to be looked at, and not to a worker."""
+
+    sent = 0
+
+    def __call__(self) -> envs.Chain:
+        return envs.Chain()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.sent += 1
+        if self.sent > 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return Once, ()
+
+
+def test_workers_that_cannot_be_started_all_the_same_end_the_run_saved(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Others may have taken what was left a moment ago."""
+    folder = tmp_path / "run"
+    config = a3c.Config(env=Once(), workers=1, run_dir=str(folder), quiet=True)
+    with pytest.raises(SystemExit) as ending:
+        cli.run(lambda: a3c.train(config) and None)
+    assert ending.value.code == 1
+    told = capsys.readouterr().err
+    assert told == "the workers cannot be started ([Errno 24] Too many open files)\n"
+    assert (folder / "checkpoint.pt").exists()
 
 
 def test_a_machine_has_no_endless_memory() -> None:
