@@ -110,7 +110,8 @@ def main() -> None:
     sample("small", mdp.Small, mdp.model(dtype=torch.float32), 2)
     with tempfile.TemporaryDirectory() as folder:
         training: Any = {"total_timesteps": config.trained_for, "run_dir": f"{folder}/run"}
-        model = reinforce.train(reinforce.Config(**training, gamma=1, quiet=True)).model
+        learner = reinforce.Config(**training, baseline="value", gamma=1, quiet=True)
+        model = reinforce.train(learner).model
     sample("CartPole-v1", "CartPole-v1", model.requires_grad_(True), 16)
     fit(model, played("CartPole-v1", model, 16, 30, seed=1), 500)
     sample("CartPole-v1", "CartPole-v1", model, 16, "fitted")

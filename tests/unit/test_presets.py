@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
 
 from hogwild_rl import a2c, a3c, reinforce
 from hogwild_rl.runs import presets
+from tests import mdp
 
 
 @pytest.mark.parametrize(("workers", "envs"), [(1, 128), (2, 64), (16, 8), (128, 1), (500, 1)])
@@ -50,3 +52,17 @@ def test_every_game_has_the_preset_of_the_family(env: str) -> None:
     config = a3c.Config(env=env, workers=2)
     assert (config.clip_rewards, config.envs_per_worker) == ("sign", 8)
     assert a2c.Config(env=env).precision == "bfloat16"
+
+
+def test_where_no_episode_arrives_acrobot_follows_the_entropy() -> None:
+    """All are paid alike: what REINFORCE credits, less the others' mean, is nothing."""
+    model, alike = mdp.model(), mdp.rollout([mdp.episodes()[0]] * 8)
+
+    def moves(**given: float) -> bool:
+        config = reinforce.Config(env="Acrobot-v1", **given)
+        loss = reinforce.loss_of(model, alike, config)
+        (gradient,) = torch.autograd.grad(loss, [model.policy_head.logits.weight])
+        return bool(gradient.abs().max() > 1e-4)
+
+    assert moves()
+    assert not moves(ent_coef=0.0)
