@@ -104,7 +104,8 @@ def learn(
         interface = config.interface(session.facts, normalizer)
         collector = Collector(envs, interface, config.n_steps, env_seed, slot.lap, copied_to)
         recall = Recall(generator, envs, collector, normalizer)
-        recall.restore(session.recalled, env_seed)
+        alone = ranks.count == 1  # what one rank was in the middle of is none of the others'
+        recall.restore(session.recalled if alone else None, env_seed)
         act: Act = functools.partial(shared.module.act, generator=generator)
 
         def gradient_of_rollout() -> Tensor:
@@ -139,8 +140,8 @@ def learn(
             slot.lap("share")
             if time.monotonic() - observed_s >= _OBSERVE_EVERY_S:
                 observed_s = time.monotonic()
-                session.observe(slots, recall.state)
-        return recall.state()
+                session.observe(slots, recall.state if alone else None)
+        return recall.state() if alone else {}
 
 
 def group_size(config: Config, ranks: Ranks) -> int:
