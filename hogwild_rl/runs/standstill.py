@@ -1,5 +1,6 @@
 """A moment between two updates at which a worker waits, so that a checkpoint catches it whole."""
 
+import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from hogwild_rl.runs import files
 
 _LOOK_EVERY_S = 0.001
 _PATIENCE_S = 10.0  # a checkpoint does without it then
-_FILE = ".standing.pt"
+_FILE = ".standing.{}"  # by the parent's id: what a killed one leaves, a resumed run sweeps
 _FOR_EVER = -1
 
 
@@ -30,7 +31,7 @@ class Standstill:
     def __init__(self, folder: pathlib.Path) -> None:
         self._numbers = memory.zeros(3, dtype=torch.int64)
         self._asked, self._released, self._answered = self._numbers.unbind()
-        self._path = folder / _FILE
+        self._path = folder / _FILE.format(os.getpid())
         self._asked_s = 0.0
 
     def begin(self) -> None:
