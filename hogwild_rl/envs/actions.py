@@ -67,9 +67,9 @@ class ActionCodec:
         )
 
 
-def one_line(space: gymnasium.Space[Any]) -> str:
-    """A space as printed, on one line also where its bounds fill several."""
-    return " ".join(str(space).split())
+def one_line(value: Any) -> str:
+    """A space or an observation as printed, on one line also where its bounds fill several."""
+    return " ".join(str(value).split())
 
 
 def _choices(

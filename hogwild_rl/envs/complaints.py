@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from hogwild_rl.envs import atari
+from hogwild_rl.envs.actions import one_line
 
 # What pip brings that an environment needs, by a word in its id or entry point.
 _ATARI = "ale-py opencv-python-headless"
@@ -65,7 +66,7 @@ def short(value: Any) -> str:
     """A space or an observation as printed, on one line that is not too long."""
     if isinstance(value, spaces.Box):
         return f"a Box of {list(value.shape)} {value.dtype}"
-    text = " ".join(str(value).split())
+    text = one_line(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 

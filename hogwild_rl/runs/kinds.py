@@ -31,6 +31,10 @@ def fitting(name: str, value: Any, hint: Any) -> Any:
         return value
     if int in allowed and isinstance(value, float) and value.is_integer():
         return int(value)
+    words = [word for kind in allowed if get_origin(kind) is Literal for word in get_args(kind)]
+    if words and isinstance(value, str):
+        numbers = ", or a number" if float in allowed else ""
+        raise UserError(f"{name} must be one of {', '.join(words)}{numbers}, got {value!r}")
     wanted = " or ".join(dict.fromkeys(_word(kind) for kind in allowed if kind is not type(None)))
     raise UserError(f"{name} must be {wanted}, got {value!r}")
 

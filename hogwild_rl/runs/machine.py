@@ -32,13 +32,16 @@ def check_environments(count: int) -> None:
     _check(what, files, tasks, "give a smaller num_envs")
 
 
-def check_memory(what: str, wanted: int, remedy: str) -> None:
+def check_memory(what: str, wanted: int, remedy: str) -> int | None:
     """Makes sure that what must fit into memory can.
 
     Args:
         what: takes it.
         wanted: bytes, at least.
         remedy: what to do about it.
+
+    Returns:
+        Bytes that are left for it, or None where nobody says.
 
     Raises:
         UserError: there is less.
@@ -49,6 +52,7 @@ def check_memory(what: str, wanted: int, remedy: str) -> None:
             f"{what} takes {wanted / 1e9:,.2f} GB, the machine has {free / 1e9:,.2f} GB left: "
             f"{remedy}"
         )
+    return free
 
 
 def _check(what: str, files: int, tasks: int, remedy: str) -> None:

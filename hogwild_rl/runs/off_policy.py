@@ -11,7 +11,6 @@ from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.hogwild import memory
 from hogwild_rl.learning import exploration, replay
 from hogwild_rl.learning.interface import Interface
 from hogwild_rl.models import networks
@@ -136,9 +135,8 @@ class OffPolicySettings(NetworkSettings, settings.CrewSettings):
         each = self.buffer_size // self.workers
         wanted = self.workers * replay.size_in_bytes(each, self.envs_per_worker, interface)
         what, remedy = f"a replay of {self.buffer_size:,} transitions", "give a smaller buffer_size"
-        machine.check_memory(what, wanted, remedy)
+        free = machine.check_memory(what, wanted, remedy)
         said = f"{what} takes {wanted / 1e9:.2f} GB"
-        free = memory.available()
         return said if free is None else f"{said} of {free / 1e9:.1f} GB left"
 
 

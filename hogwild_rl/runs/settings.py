@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -63,7 +63,6 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            one_of(name, getattr(self, name), hint)
             object.__setattr__(self, name, kinds.fitting(name, getattr(self, name), hint))
         at_least("total_timesteps", self.total_timesteps, 1)
         between("seed", self.seed, 0, 2**63 - 1)
@@ -167,15 +166,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def one_of(name: str, value: Any, hint: Any) -> None:
-    """Raises UserError where a word is none of those that a Literal, or a Union of one, allows."""
-    kinds = [hint, *get_args(hint)]
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    if words and isinstance(value, str) and value not in words:
-        numbers = ", or a number" if float in kinds else ""
-        raise UserError(f"{name} must be one of {', '.join(words)}{numbers}, got {value!r}")
 
 
 def at_least(name: str, value: float, least: float) -> None:
