@@ -18,14 +18,13 @@ import random
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any, Literal
 
 import machine
 import tyro
-from solve import flag
+from solve import command
 
 import hogwild_rl
 from hogwild_rl.runs import presets
@@ -60,11 +59,8 @@ class Config:
 def workers_of(parent: int) -> list[int]:
     """The worker processes of a run: those that its fork server started."""
     children: dict[int, list[int]] = {}
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if fields[0] != "Z":
-                children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    for each in machine.processes():
+        children.setdefault(each.parent, []).append(each.pid)
     return [pid for child in children.get(parent, []) for pid in children.get(child, [])]
 
 
@@ -105,11 +101,8 @@ def trial(config: Config, trouble: Trouble, seed: int) -> dict[str, Any]:
             "max_restarts": 100_000,
             "run_dir": f"{folder}/run",
         }
-        command = [sys.executable, "-m", "hogwild_rl.a3c"]
-        for name, value in {**_preset(config), **flags}.items():
-            command += flag(name, value)
         run = subprocess.Popen(
-            command,
+            command("a3c", {**_preset(config), **flags}),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"},

@@ -1,11 +1,12 @@
 """What every benchmark prints first, and the paths it writes to."""
 
+import contextlib
 import csv
 import pathlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -39,3 +40,20 @@ def write_csv(name: str, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+class Process(NamedTuple):
+    """A process that has not ended: its id, its parent's and its session's."""
+
+    pid: int
+    parent: int
+    session: int
+
+
+def processes() -> Iterator[Process]:
+    """All that there are."""
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                yield Process(int(stat.parent.name), int(fields[1]), int(fields[3]))

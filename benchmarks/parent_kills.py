@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 import machine
 import tyro
-from solve import flag
+from solve import command
 
 from hogwild_rl import UserError
 from hogwild_rl.runs.checkpoint import BEST_FILE, CHECKPOINT_FILE, Checkpoint, Counters, newest
@@ -67,13 +67,7 @@ class Config:
 
 def members(session: int) -> dict[int, int]:
     """The processes of a session that have not ended, and their parents."""
-    found = {}
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                found[int(stat.parent.name)] = int(fields[1])
-    return found
+    return {each.pid: each.parent for each in machine.processes() if each.session == session}
 
 
 def named() -> dict[int, str]:
@@ -182,11 +176,8 @@ class Life:
         self._temporary_folder = run.parent / "tmp"
         self._temporary_folder.mkdir(exist_ok=True)
         self._errors = (run.parent / "errors.txt").open("a")
-        command = [sys.executable, "-m", "hogwild_rl.a3c"]
-        for name, value in flags.items():
-            command += flag(name, value)
         self.process = subprocess.Popen(
-            command,
+            command("a3c", flags),
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             start_new_session=True,

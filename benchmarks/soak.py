@@ -23,7 +23,6 @@ import random
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ import machine
 import tyro
 from chaos import workers_of
 from parent_kills import SHARED_MEMORY, members, named, orphans
-from solve import flag
+from solve import command
 
 from hogwild_rl.runs.metrics import PROGRESS_FILE
 from hogwild_rl.runs.session import FAILURES_FILE
@@ -148,11 +147,11 @@ def soak(config: Config, folder: pathlib.Path) -> tuple[list[dict[str, float]], 
         "max_restarts": 1_000_000,
         "run_dir": folder / "run",
     }
-    command = [sys.executable, "-m", "hogwild_rl.a3c"]
-    for name, value in flags.items():
-        command += flag(name, value)
     run = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command("a3c", flags),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         rows, kills = _disturb(run, Crew(run.pid, config.workers), config)

@@ -69,11 +69,9 @@ def train(
         solved, after how many steps and seconds of training, wall_s of the whole process, and
         train_s, steps and return_mean at the end.
     """
-    command = [sys.executable, "-m", f"hogwild_rl.{algorithm}"]
-    for name, value in {**flags, "run_dir": run}.items():
-        command += flag(name, value)
+    started = command(algorithm, {**flags, "run_dir": run})
     start_s = time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout_s)
+    ended = subprocess.run(started, capture_output=True, text=True, check=True, timeout=timeout_s)
     wall_s = time.perf_counter() - start_s
     solved = re.search(r"solved: .* after ([\d,]+) steps, ([\d.]+) s", ended.stdout)
     with (run / "progress.csv").open() as file:
@@ -99,6 +97,12 @@ def curve(run: pathlib.Path, seed: int) -> list[dict[str, Any]]:
     with (run / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
     return [{"seed": seed, **{name: row[name] for name in _CURVE}} for row in rows]
+
+
+def command(algorithm: str, flags: Mapping[str, Any]) -> list[str]:
+    """What starts a run with these settings."""
+    words = [word for name, value in flags.items() for word in flag(name, value)]
+    return [sys.executable, "-m", f"hogwild_rl.{algorithm}", *words]
 
 
 def flag(name: str, value: Any) -> list[str]:
