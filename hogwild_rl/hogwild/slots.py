@@ -88,6 +88,7 @@ class Slots:
         padded = np.dtype({"names": ["row"], "formats": [_ROW], "itemsize": self._memory.shape[1]})
         array: np.ndarray[Any, Any] = self._memory.numpy()
         self.rows = array.view(padded)[:, 0]["row"]
+        self._columns = {name: self.rows[name] for name in _ROW.names or ()}
 
     def __getstate__(self) -> torch.Tensor:
         return self._memory
@@ -101,7 +102,7 @@ class Slots:
 
     def total(self, field: str) -> int:
         """Sum of a count over all workers: steps, updates, dropped or episode_count."""
-        return int(self.rows[field].sum())
+        return sum(self._columns[field].tolist())
 
     def seconds(self) -> dict[str, float]:
         """Worker seconds spent in each phase, added over all workers."""
@@ -120,9 +121,19 @@ class Slots:
         """
         if not 1 <= count <= EPISODES_READABLE:
             raise ValueError(f"count must lie between 1 and {EPISODES_READABLE}, got {count}")
+        return [Episode(*episode) for episode in self._recent(count).tolist()]
+
+    def recent_means(self, count: int) -> tuple[float, float]:
+        """Mean return and mean length of `recent_episodes`, NaN where there are none."""
+        recent = self._recent(count)
+        if not len(recent):
+            return np.nan, np.nan
+        return float(recent["return"].mean()), float(recent["length"].mean())
+
+    def _recent(self, count: int) -> "np.ndarray[Any, Any]":
         episodes = np.concatenate([_newest(row, count) for row in self.rows])
-        newest = episodes[np.argsort(episodes["time_s"], kind="stable")[-count:]]
-        return [Episode(*episode) for episode in newest.tolist()]
+        newest: np.ndarray[Any, Any] = episodes[np.argsort(episodes["time_s"], kind="stable")]
+        return newest[-count:]
 
     def writer(self, worker: int) -> "SlotWriter":
         """The row of one worker, to be held by that worker's process alone."""
@@ -142,12 +153,11 @@ class SlotWriter:
 
     def __init__(self, slots: Slots, worker: int) -> None:
         self._slots = slots
-        self._row = slots.rows[worker]
-        self._seconds = self._row["seconds"]
-        self._staleness = self._row["staleness"]
-        self._updates = slots.rows["updates"]
-        self._heartbeats, self._worker = slots.rows["heartbeat_s"], worker
-        self._heartbeats[worker] = time.monotonic()
+        row = slots.rows[worker : worker + 1]
+        self._own = {name: row[name] for name in _ROW.names or ()}  # faster than the row's fields
+        self._seconds, self._staleness = row["seconds"][0], row["staleness"][0]
+        self._episodes = row["episodes"][0]
+        self._own["heartbeat_s"][0] = time.monotonic()
         self._lap_s = time.perf_counter()
 
     def add_update(self, updates_at_pull: int) -> None:
@@ -158,45 +168,40 @@ class SlotWriter:
         """
         staleness = self.total_updates() - updates_at_pull
         self._staleness[min(staleness, STALENESS_BINS - 1)] += 1
-        self._row["staleness_sum"] += staleness
-        self._row["staleness_max"] = max(self._row["staleness_max"], staleness)
-        self._row["updates"] += 1
-        self._row["dropped_in_a_row"] = 0
+        self._own["staleness_sum"][0] += staleness
+        self._own["staleness_max"][0] = max(int(self._own["staleness_max"][0]), staleness)
+        self._own["updates"][0] += 1
+        self._own["dropped_in_a_row"][0] = 0
 
     def add_dropped(self) -> None:
         """Counts a gradient that was not finite and not applied."""
-        self._row["dropped"] += 1
-        self._row["dropped_in_a_row"] += 1
+        self._own["dropped"][0] += 1
+        self._own["dropped_in_a_row"][0] += 1
 
     def add_broken(self, sources: Sequence[int]) -> None:
         """Counts sources of data that gave numbers that are not finite, by their numbers."""
         for source in sources:
-            self._row["broken_source"] = source
-            self._row["broken"] += 1
+            self._own["broken_source"][0] = source
+            self._own["broken"][0] += 1
 
     def add_rollout(self, steps: int, episodes: Sequence[tuple[float, int]]) -> None:
         """Counts steps and the (return, length) of the episodes that ended in them."""
-        self._row["steps"] += steps
+        self._own["steps"][0] += steps
         for episode_return, length in episodes:
             self._add_episode(episode_return, length)
 
     def _add_episode(self, episode_return: float, length: int) -> None:
-        count = int(self._row["episode_count"])
-        self._row["episodes"][count % EPISODES_KEPT] = (
-            time.monotonic(),
-            int(self._row["steps"]),
-            episode_return,
-            length,
-        )
-        self._row["episode_count"] = count + 1  # last, so that readers find it whole
+        count, steps = int(self._own["episode_count"][0]), int(self._own["steps"][0])
+        self._episodes[count % EPISODES_KEPT] = (time.monotonic(), steps, episode_return, length)
+        self._own["episode_count"][0] = count + 1  # last, so that readers find it whole
 
     def lap(self, phase: str) -> None:
         """Adds the time since the last lap to a phase: a sign of life."""
         now_s = time.perf_counter()
         self._seconds[_PHASE[phase]] += now_s - self._lap_s
         self._lap_s = now_s
-        self._heartbeats[self._worker] = time.monotonic()
+        self._own["heartbeat_s"][0] = time.monotonic()
 
     def total_updates(self) -> int:
         """Updates of all workers so far."""
-        return int(self._updates.sum())
+        return self._slots.total("updates")

@@ -10,7 +10,6 @@ import sys
 import threading
 from typing import Any, TextIO
 
-import numpy as np
 import tqdm
 
 from hogwild_rl import UserError
@@ -67,7 +66,7 @@ def take(slots: Slots, before: Counters, elapsed_s: float, last: Snapshot | None
         last: the snapshot that rates are measured from.
     """
     steps, updates = slots.total("steps"), slots.total("updates")
-    recent = slots.recent_episodes(EPISODES_AVERAGED)
+    return_mean, length_mean = slots.recent_means(EPISODES_AVERAGED)
     time_s = before.elapsed_s + elapsed_s
     since_s = max(time_s - (last.time_s if last else before.elapsed_s), 1e-9)
     return Snapshot(
@@ -76,8 +75,8 @@ def take(slots: Slots, before: Counters, elapsed_s: float, last: Snapshot | None
         updates=before.updates + updates,
         episodes=before.episodes + slots.total("episode_count"),
         dropped=before.dropped + slots.total("dropped"),
-        return_mean=float(np.mean([e.episode_return for e in recent])) if recent else np.nan,
-        length_mean=float(np.mean([e.length for e in recent])) if recent else np.nan,
+        return_mean=return_mean,
+        length_mean=length_mean,
         steps_per_s=(before.steps + steps - (last.steps if last else before.steps)) / since_s,
         updates_per_s=(before.updates + updates - (last.updates if last else before.updates))
         / since_s,
