@@ -10,7 +10,9 @@ with as many as there are cores; each is judged by its faster median.
 """
 
 import dataclasses
+import io
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -23,7 +25,10 @@ import torch
 import tyro
 
 from hogwild_rl import td3
+from hogwild_rl.learning.experience import Experience
+from hogwild_rl.learning.replay import Replay
 from hogwild_rl.runs import replaying
+from hogwild_rl.runs.learner import Part
 from hogwild_rl.runs.settings import usable_cores
 
 _WARM_UP = 500  # steps, of which the last have updates
@@ -48,7 +53,7 @@ class Config:
     threads: int = 0
     """Of that visit."""
     profile: bool = False
-    """Write benchmarks/results/td3_profile.txt instead: the costliest operations of an update."""
+    """Write benchmarks/results/td3_profile.txt instead: each line's time (needs line_profiler)."""
 
 
 def ours(config: Config) -> float:
@@ -131,13 +136,16 @@ def visit(config: Config, side: str, threads: int) -> float:
 
 
 def profile(config: Config) -> str:
-    """The costliest operations of the whole run, by torch's profiler."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler,
-    ):
+    """What each line of a step costs. torch's own profiler keeps so much that memory runs cold."""
+    from line_profiler import LineProfiler
+
+    profiler, text = LineProfiler(), io.StringIO()
+    for function in (replaying.work, Experience.step, Replay.sample, td3.update, Part.descend):
+        profiler.add_function(function)
+    with tempfile.TemporaryDirectory() as folder, profiler:
         td3.train(_settings(config, f"{folder}/run"))
-    return str(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20))
+    profiler.print_stats(text, output_unit=1e-6, stripzeros=True)
+    return text.getvalue().replace(f"{pathlib.Path(__file__).parents[1]}/", "")
 
 
 def main() -> None:

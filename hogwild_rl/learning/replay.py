@@ -56,14 +56,13 @@ class Replay:
     def __init__(self, capacity: int, B: int, interface: Interface) -> None:
         T = _rows(capacity, B)
         seen, chosen = interface.observations, interface.actions
-        kind = torch.from_numpy(np.empty(0, seen.dtype)).dtype
-        self._observations = torch.zeros(T, B, *seen.shape, dtype=kind)
-        self._actions = torch.zeros(T, B, *chosen.shape)
-        self._rewards = torch.zeros(T, B)
-        self._terminated = torch.zeros(T, B, dtype=torch.bool)
+        self._observations = _room((T, B, *seen.shape), seen.dtype)
+        self._actions = _room((T, B, *chosen.shape), np.float32)
+        self._rewards = _room((T, B), np.float32)
+        self._terminated = _room((T, B), np.bool_)
         # Where valid transitions begin, the oldest first, in a ring; places are counted row by row.
-        self._places = torch.zeros(T * B, dtype=torch.int64)
-        self._valid = torch.zeros(T, dtype=torch.int64)  # valid transitions in each row
+        self._places = _room((T * B,), np.int64)
+        self._valid = _room((T,), np.int64)  # valid transitions in each row
         self._oldest = self._kept = 0
         self._row = 0  # what is written next, but for its observations, which are there
 
@@ -73,10 +72,10 @@ class Replay:
 
     def begin(self, observations: Any) -> None:
         """The observations in which the first actions are chosen, [B, *O]."""
-        self._observations.numpy()[self._row] = observations
+        self._observations[self._row] = observations
 
     def add(
-        self, actions: Tensor, rewards: Any, next_observations: Any, terminated: Any, valid: Any
+        self, actions: Any, rewards: Any, next_observations: Any, terminated: Any, valid: Any
     ) -> None:
         """Keeps one step of every environment.
 
@@ -91,12 +90,12 @@ class Replay:
         following = (row + 1) % T
         self._forget(following)
         self._actions[row] = actions
-        self._rewards.numpy()[row] = rewards
-        self._terminated.numpy()[row] = terminated
-        self._observations.numpy()[following] = next_observations
+        self._rewards[row] = rewards
+        self._terminated[row] = terminated
+        self._observations[following] = next_observations
         places = row * B + np.flatnonzero(valid)
         ring = (self._oldest + self._kept + np.arange(len(places))) % (T * B)
-        self._places.numpy()[ring] = places
+        self._places[ring] = places
         self._valid[row] = len(places)
         self._kept += len(places)
         self._row = following
@@ -104,19 +103,20 @@ class Replay:
     def sample(self, count: int, generator: torch.Generator) -> Batch:
         """`count` transitions, drawn with replacement."""
         T, B = self._rewards.shape
-        drawn = torch.randint(self._kept, (count,), generator=generator).add_(self._oldest)
-        places = self._places[drawn.remainder_(T * B)]
+        drawn = torch.randint(self._kept, (count,), generator=generator).numpy()
+        places = self._places[(drawn + self._oldest) % (T * B)]
         return Batch(
-            observations=self._observations.flatten(0, 1)[places],
-            actions=self._actions.flatten(0, 1)[places],
-            rewards=self._rewards.view(-1)[places],
-            next_observations=self._observations.flatten(0, 1)[(places + B).remainder_(T * B)],
-            terminated=self._terminated.view(-1)[places],
+            observations=_rows_of(self._observations, places),
+            actions=_rows_of(self._actions, places),
+            rewards=_rows_of(self._rewards, places),
+            next_observations=_rows_of(self._observations, (places + B) % (T * B)),
+            terminated=_rows_of(self._terminated, places),
         )
 
     def state(self) -> dict[str, Any]:
         """For a file; the tensors in it are those that are written on."""
-        return {name: getattr(self, name) for name in _STATE}
+        values = {name: getattr(self, name) for name in _STATE}
+        return {n: v if isinstance(v, int) else torch.from_numpy(v) for n, v in values.items()}
 
     def restore(self, state: dict[str, Any]) -> bool:
         """Takes up what `state` gave, and leaves the step that was open then.
@@ -127,7 +127,9 @@ class Replay:
         if any(_kind(state.get(name)) != _kind(now) for name, now in self.state().items()):
             return False
         for name in _STATE:
-            setattr(self, name, state[name])
+            setattr(
+                self, name, state[name] if isinstance(state[name], int) else state[name].numpy()
+            )
         self._row = (self._row + 1) % len(self._rewards)
         self._forget(self._row)
         return True
@@ -146,6 +148,16 @@ def size_in_bytes(capacity: int, B: int, interface: Interface) -> int:
     observation = math.prod(seen.shape) * np.dtype(seen.dtype).itemsize
     others = 4 * math.prod(chosen.shape) + 4 + 1 + 8
     return _rows(capacity, B) * (B * (observation + others) + 8)
+
+
+def _room(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Zeros that are there: `np.zeros` would promise memory and take it later."""
+    return np.full(shape, 0, dtype)
+
+
+def _rows_of(kept: Any, places: Any) -> Tensor:
+    """[N, ...] from [T, B, ...], of which places count the rows."""
+    return torch.from_numpy(kept.reshape(-1, *kept.shape[2:]).take(places, 0))
 
 
 def _rows(capacity: int, B: int) -> int:

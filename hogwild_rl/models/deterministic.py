@@ -188,17 +188,19 @@ class Perceptrons(nn.Module):
             weight, bias = torch.empty(N, inputs, outputs), torch.empty(N, 1, outputs)
             self.weights.append(nn.Parameter(weight.uniform_(-bound, bound, generator=generator)))
             self.biases.append(nn.Parameter(bias.uniform_(-bound, bound, generator=generator)))
+        # To walk along: the lists above look every entry up by its name.
+        self._layers = list(zip(self.weights, self.biases, strict=True))
 
     def forward(self, inputs: Tensor, only: int | None = None) -> Tensor:
         """What they give, [N, B, O]; with `only` that of the first so many."""
-        layers = list(zip(self.weights, self.biases, strict=True))
+        layers = self._layers
         if only is not None:
             layers = [(weight[:only], bias[:only]) for weight, bias in layers]
         hidden = inputs.expand(len(layers[0][0]), *inputs.shape)
         for weight, bias in layers[:-1]:
-            hidden = self._activation_(torch.baddbmm(bias, hidden, weight))
+            hidden = self._activation_(torch.bmm(hidden, weight).add_(bias))
         weight, bias = layers[-1]
-        return torch.baddbmm(bias, hidden, weight)
+        return torch.bmm(hidden, weight).add_(bias)
 
 
 def _front(

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
+from hogwild_rl.hogwild.model import SharedModel
 from hogwild_rl.hogwild.optim import SharedAdam
 from hogwild_rl.learning.replay import Batch
 from hogwild_rl.models.deterministic import Tracked, follow_
@@ -21,14 +21,17 @@ class Part:
         tracked: in place; from now on a view of one flat tensor.
         learning_rate: η of Adam.
         device: where the tensor lies.
+        alone: a single worker learns; see SharedAdam.
 
     Attributes:
         optimizer: of what is trained.
     """
 
-    def __init__(self, tracked: Tracked[Any], learning_rate: float, device: torch.device) -> None:
+    def __init__(
+        self, tracked: Tracked[Any], learning_rate: float, device: torch.device, alone: bool
+    ) -> None:
         self._shared = SharedModel(tracked, device)
-        self.optimizer = SharedAdam(self._shared, learning_rate)
+        self.optimizer = SharedAdam(self._shared, learning_rate, alone=alone)
 
     @property
     def online(self) -> Any:
@@ -43,7 +46,7 @@ class Part:
     def descend(self, loss: Tensor) -> bool:
         """One step against the gradient of a loss. False where it is not finite: no step."""
         gradient = self._shared.gradient(loss)
-        if not math.isfinite(clip_by_global_norm_(gradient, math.inf)):
+        if not math.isfinite(float(gradient.dot(gradient))):
             return False
         self.optimizer.apply(gradient)
         return True

@@ -170,10 +170,11 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
         machine.check_workers(config.workers)
     model = config.model(session.facts, critics)
     chosen = devices.choose("cpu" if config.workers > 1 else config.device, model)
-    actor = Part(model.actor, config.learning_rate, chosen.device)
-    following = Part(model.critics, config.learning_rate, chosen.device)
+    alone, rate = config.workers == 1, config.learning_rate
+    actor = Part(model.actor, rate, chosen.device, alone)
+    critic = Part(model.critics, rate, chosen.device, alone)
     slots, normalization = Slots(config.workers), config.normalization(session.facts)
-    session.open(model, Optimizers(actor, following), normalization)
+    session.open(model, Optimizers(actor, critic), normalization)
     session.tell(f"{room}; device {chosen.device}: {chosen.reason}")
     if session.before.steps and not config.save_replay:
         session.tell("the replay was not kept (--save-replay): it starts empty")
@@ -183,7 +184,7 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
         config=config,
         update=update,
         actor=actor,
-        critics=following,
+        critics=critic,
         device=chosen.device,
         slots=slots,
         before=session.before.steps,

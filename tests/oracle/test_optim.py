@@ -135,10 +135,11 @@ def test_eps_inside_the_root_is_the_default_and_another_step() -> None:
     assert not torch.allclose(inside, outside, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize(
     ("betas", "eps"), [((0.9, 0.999), 1e-8), ((0.5, 0.9), 1e-3), ((0.0, 0.99), 1e-8)]
 )
-def test_adam_is_torchs(betas: tuple[float, float], eps: float) -> None:
+def test_adam_is_torchs(betas: tuple[float, float], eps: float, alone: bool) -> None:
     """SharedAdam follows torch.optim.Adam to 1e-6."""
     model, gradients = shared_model(), random_gradients()
     expected = stepped(
@@ -146,7 +147,7 @@ def test_adam_is_torchs(betas: tuple[float, float], eps: float) -> None:
         model.parameter,
         gradients,
     )
-    found = applied(SharedAdam(model, lr=1e-2, betas=betas, eps=eps), gradients)
+    found = applied(SharedAdam(model, lr=1e-2, betas=betas, eps=eps, alone=alone), gradients)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -269,9 +270,10 @@ def test_a_pickled_optimizer_shares_everything(make: Make) -> None:
     )
 
 
-def test_adam_counts_its_steps_in_shared_memory() -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_adam_counts_its_steps_in_shared_memory(alone: bool) -> None:
     """Adam's t is a shared tensor that is 0 before the first step and rises by 1 with each."""
-    optimizer = SharedAdam(shared_model())
+    optimizer = SharedAdam(shared_model(), alone=alone)
     step = state_of(optimizer)["step"]
     assert step.is_shared()
     assert float(step) == 0

@@ -69,7 +69,7 @@ def make(algorithm: str, seed: int, hidden: tuple[int, ...] = HIDDEN) -> tuple[L
         fan_in = parameter.shape[1]  # 1 for a bias
         nn.init.normal_(parameter, 0, (2 / fan_in) ** 0.5 if fan_in > 1 else 0.1, generator)
     cpu = torch.device("cpu")
-    actor, critics = Part(model.actor, RATE, cpu), Part(model.critics, RATE, cpu)
+    actor, critics = (Part(p, RATE, cpu, alone=True) for p in (model.actor, model.critics))
     remedies = {"policy_delay": DELAY, "target_noise": NOISE, "target_noise_clip": CLIP}
     given = remedies if algorithm == "td3" else {}
     config = MODULES[algorithm].Config(gamma=GAMMA, tau=TAU, **given)
