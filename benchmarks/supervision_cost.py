@@ -99,7 +99,7 @@ class Switch:
 
     def __init__(self, worker: Worker, sides: torch.Tensor) -> None:
         self._stop, self._sides, self._me = worker.stop, sides.numpy(), 1 + worker.index
-        self._laps = _without_line(SlotWriter.lap, "_heartbeats"), SlotWriter.lap.__code__
+        self._laps = _without_line(SlotWriter.lap, "heartbeat_s"), SlotWriter.lap.__code__
         self._mends = (lambda _: None).__code__, Collector._mend.__code__
         self._sides[self._me] = 1
 

@@ -157,8 +157,7 @@ class SlotWriter:
         self._own = {name: row[name] for name in _ROW.names or ()}  # faster than the row's fields
         self._seconds, self._staleness = row["seconds"][0], row["staleness"][0]
         self._episodes = row["episodes"][0]
-        self._own["heartbeat_s"][0] = time.monotonic()
-        self._lap_s = time.perf_counter()
+        self._own["heartbeat_s"][0] = self._lap_s = time.monotonic()
 
     def add_update(self, updates_at_pull: int) -> None:
         """Counts a gradient that was applied, and its staleness.
@@ -197,10 +196,10 @@ class SlotWriter:
 
     def lap(self, phase: str) -> None:
         """Adds the time since the last lap to a phase: a sign of life."""
-        now_s = time.perf_counter()
+        now_s = time.monotonic()
         self._seconds[_PHASE[phase]] += now_s - self._lap_s
         self._lap_s = now_s
-        self._own["heartbeat_s"][0] = time.monotonic()
+        self._own["heartbeat_s"][0] = now_s
 
     def total_updates(self) -> int:
         """Updates of all workers so far."""

@@ -9,6 +9,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from hogwild_rl.envs import vector
+from hogwild_rl.learning import finite
 from hogwild_rl.learning.interface import Interface
 from hogwild_rl.learning.replay import Replay
 
@@ -78,14 +79,13 @@ class Experience:
         self._lap("env")
 
     def _mend(self, reward: Any, rows: Any) -> Any:
-        """Where numbers are not finite, [B] bool; observations that are not are shown as 0."""
-        broken = ~np.isfinite(reward)
-        if np.issubdtype(rows.dtype, np.floating):
-            broken |= ~np.isfinite(rows.reshape(len(rows), -1)).all(1)
-        self.broken = np.flatnonzero(broken).tolist()
+        """Where numbers are not finite, [B] bool; their observations are shown as 0."""
+        self.broken = finite.broken(reward[None], rows[None])
+        where = np.zeros(len(rows), dtype=bool)
         if self.broken:
+            where[self.broken] = True
             rows[self.broken] = 0
-        return broken
+        return where
 
     def _rows(self, observation: Any) -> Any:
         seen = self._interface.observations

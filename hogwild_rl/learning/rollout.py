@@ -10,6 +10,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from hogwild_rl.envs import processes, vector
+from hogwild_rl.learning import finite
 from hogwild_rl.learning.interface import Interface
 
 Act: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
@@ -211,12 +212,7 @@ class Collector:
 
     def _mend(self) -> None:
         """Has environments that gave numbers that are not finite begin anew."""
-        arrays = self._arrays
-        seen = arrays["observations"][1:]
-        broken = ~np.isfinite(arrays["rewards"]).all(axis=0)
-        if seen.dtype.kind == "f" and not np.isfinite(seen.min() + seen.max()):
-            broken |= ~np.isfinite(seen).all(axis=(0, *range(2, seen.ndim)))
-        self.broken = np.flatnonzero(broken).tolist()
+        self.broken = finite.broken(self._arrays["rewards"], self._arrays["observations"][1:])
         for b in self.broken:
             group = next(group for group in self._groups if b < group.columns.stop)
             if vector.reset_next(group.envs, b - group.columns.start):
