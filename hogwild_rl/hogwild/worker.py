@@ -63,7 +63,7 @@ def live(
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    faulthandler.enable()
+    faulthandler.enable(tracebacks.fileno())
     if hasattr(faulthandler, "register"):  # asked by the parent where it hangs, it answers there
         faulthandler.register(signal.SIGUSR1, file=tracebacks.fileno())
     torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def live(
         target(worker, *arguments)
     except BaseException as error:
         text = traceback.format_exc().encode(errors="replace")
-        tracebacks.send_bytes(text[-_TRACEBACK_BYTES:])
+        os.write(tracebacks.fileno(), text[-_TRACEBACK_BYTES:])
         # Leaving early is a failure even with sys.exit(0): the others would go on, one fewer.
         sys.exit((isinstance(error, SystemExit) and error.code) or 1)
 

@@ -23,7 +23,7 @@ from hogwild_rl.hogwild.worker import Worker, live
 
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _MOST_REPLACEMENTS = 1 << 20  # of one worker in one run
-_ANSWER_WITHIN_S, _ANSWER_BYTES = 0.5, 65_536
+_ANSWER_WITHIN_S, _TEXT_BYTES = 0.5, 65_536
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -164,9 +164,8 @@ class Workers:
     def _bury_one(self, index: int) -> Failure:
         life = self._lives.pop(index)
         text = ""
-        with contextlib.suppress(EOFError, OSError):
-            if life.tracebacks.poll():
-                text = life.tracebacks.recv_bytes().decode(errors="replace")
+        with contextlib.suppress(OSError):
+            text = _read(life.tracebacks, 0.0)
         life.tracebacks.close()
         exit_code = life.process.exitcode
         life.process.join()
@@ -198,13 +197,22 @@ class Workers:
 
 def _stack(life: _Life) -> str:
     """Where a process is, by faulthandler, which needs no word of Python for it."""
-    answer = b""
     if hasattr(signal, "SIGUSR1"):
         with contextlib.suppress(OSError):
             os.kill(life.process.pid, signal.SIGUSR1)
-            while life.tracebacks.poll(_ANSWER_WITHIN_S) and len(answer) < _ANSWER_BYTES:
-                answer += os.read(life.tracebacks.fileno(), _ANSWER_BYTES)  # it comes in pieces
-    return answer.decode(errors="replace")
+            return _read(life.tracebacks, _ANSWER_WITHIN_S)
+    return ""
+
+
+def _read(tracebacks: Connection, within_s: float) -> str:
+    """What a worker, or its faulthandler, wrote: bytes that come in pieces, each within a time."""
+    text = b""
+    while tracebacks.poll(within_s) and len(text) < _TEXT_BYTES:
+        piece = os.read(tracebacks.fileno(), _TEXT_BYTES)
+        if not piece:
+            break
+        text += piece
+    return text.decode(errors="replace")
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ def test_a_parent_that_is_killed_leaves_no_temporary_file(start, moment: str) ->
     [
         ("Raise", "failed with exit code 1:\nTraceback"),
         ("Exit", "failed with exit code 7"),
-        ("Segv", "was killed by SIGSEGV"),
+        ("Segv", "was killed by SIGSEGV:\nFatal Python error: Segmentation fault"),
     ],
 )
 def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, told: str) -> None:
@@ -132,6 +132,7 @@ def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, told
     code, _, err = run.end()
     assert code == 1
     assert told in err
+    assert told in (run.folder / "failures.log").read_text()
     assert ("the gearbox is on fire" in err) == (fault == "Raise")
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
 
