@@ -22,6 +22,7 @@ class Experience:
         ended: where an episode ended with the last step, [B] bool.
         episodes: (undiscounted return, length) of the episodes that did.
         steps: valid transitions of the last step.
+        kept: how many of them are in the replay.
         broken: environments that gave a reward or observation that is not finite in it; what they
             gave is not kept, their episodes are given up.
 
@@ -47,7 +48,7 @@ class Experience:
         self._returns, self._lengths = np.zeros(B), np.zeros(B, dtype=np.int64)
         self.ended = torch.zeros(B, dtype=torch.bool)
         self.episodes: list[tuple[float, int]] = []
-        self.steps = 0
+        self.steps = self.kept = 0
         self.broken: list[int] = []
         rows = self._rows(envs.reset(seed=seed)[0])
         replay.begin(rows)
@@ -62,12 +63,13 @@ class Experience:
         valid = ~self._resetting
         rows = self._rows(observation)
         broken = self._mend(reward, rows)
-        self._replay.add(actions.numpy(), reward, rows, terminated, valid & ~broken)
+        kept = valid & ~broken
+        self._replay.add(actions.numpy(), reward, rows, terminated, kept)
         self.observations = torch.from_numpy(rows)
         self._returns += reward
         self._lengths += valid
         self._returns[broken] = self._lengths[broken] = 0
-        self.steps = int(valid.sum())
+        self.steps, self.kept = int(valid.sum()), int(kept.sum())
         self._resetting = (terminated | truncated) & ~broken
         self.ended = torch.from_numpy(self._resetting)
         self.episodes.clear()

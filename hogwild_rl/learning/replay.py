@@ -127,9 +127,10 @@ class Replay:
         if any(_kind(state.get(name)) != _kind(now) for name, now in self.state().items()):
             return False
         for name in _STATE:
-            setattr(
-                self, name, state[name] if isinstance(state[name], int) else state[name].numpy()
-            )
+            if isinstance(state[name], int):
+                setattr(self, name, state[name])
+            else:
+                getattr(self, name)[...] = state[name].numpy()
         self._row = (self._row + 1) % len(self._rewards)
         self._forget(self._row)
         return True

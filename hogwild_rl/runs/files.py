@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
+FULL = (OSError, RuntimeError)  # what a full disk raises; torch.save makes the latter of it
 _SEAL = b"hogwild_rl sha256 "
 _SEAL_BYTES = len(_SEAL) + 64 + 1
 
@@ -49,6 +51,31 @@ def _flush_folder(folder: pathlib.Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class Attempts:
+    """Writes that a run can do without: a failure is told once, until one of them works again."""
+
+    def __init__(self) -> None:
+        self._failing = False
+
+    @contextlib.contextmanager
+    def at(self, path: pathlib.Path) -> Iterator[None]:
+        """Inside, a file is written."""
+        try:
+            yield
+            self._failing = False
+        except FULL as error:
+            if not self._failing:
+                reason = getattr(error, "strerror", None) or error
+                with contextlib.suppress(OSError):
+                    print(
+                        f"{path} cannot be written ({reason}): what was there is kept, and "
+                        "training goes on",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+            self._failing = True
 
 
 def sweep(folder: pathlib.Path) -> None:

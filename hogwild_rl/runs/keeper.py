@@ -1,15 +1,14 @@
 """Writes a run's checkpoints; where it cannot, that is told, and training goes on."""
 
-import contextlib
 import math
 import pathlib
-import sys
 import time
 from typing import Any, Protocol
 
 from hogwild_rl.envs.vector import EnvFacts
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.deterministic import DeterministicActorCritic
+from hogwild_rl.runs import files
 from hogwild_rl.runs.checkpoint import (
     BEST_FILE,
     CHECKPOINT_FILE,
@@ -61,7 +60,7 @@ class Keeper:
         self._life = life
         self.best: float | None = None
         self._good: tuple[dict[str, Any], dict[str, Any]] | None = None
-        self._failing = False
+        self._attempts = files.Attempts()
         self._saved_s = time.monotonic()
 
     def restore(self, saved: Checkpoint) -> None:
@@ -119,7 +118,8 @@ class Keeper:
         best = -math.inf if self.best is None else self.best
         if best < snapshot.return_mean < math.inf:
             self.best = snapshot.return_mean
-            self._write(self.checkpoint(snapshot), folder / BEST_FILE)
+            with self._attempts.at(folder / BEST_FILE):
+                self.checkpoint(snapshot).save(folder / BEST_FILE)
 
     @property
     def silent_s(self) -> float:
@@ -131,21 +131,6 @@ class Keeper:
     ) -> None:
         """Keeps the run as it is; what was the newest stays beside it."""
         self._saved_s = time.monotonic()
-        names = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
-        self._write(self.checkpoint(snapshot, recall), *names)
-
-    def _write(self, checkpoint: Checkpoint, *paths: pathlib.Path) -> None:
-        try:
-            checkpoint.save(*paths)
-            self._failing = False
-        except OSError as error:
-            if not self._failing:  # once, until it works again
-                reason = error.strerror or error
-                with contextlib.suppress(OSError):
-                    print(
-                        f"{paths[0]} cannot be written ({reason}): what was there is kept, and "
-                        "training goes on",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-            self._failing = True
+        newest, previous = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
+        with self._attempts.at(newest):
+            self.checkpoint(snapshot, recall).save(newest, previous)

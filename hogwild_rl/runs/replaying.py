@@ -1,8 +1,8 @@
 """The life of a learner from a replay: act, keep, draw, learn. What it learns is the caller's."""
 
-import contextlib
 import dataclasses
 import pathlib
+import sys
 import time
 
 import torch
@@ -85,10 +85,12 @@ def work(worker: Worker, job: Job) -> None:
         slot.add_broken(experience.broken)
         if experience.broken:
             slot.add_dropped()
-        new, lived = new + experience.steps, lived + experience.steps
-        # A step that only reset an environment is none to learn after.
+        # A step that only reset an environment, or that broke it, is none to learn after.
+        new, lived = new + experience.kept, lived + experience.kept
         if new >= config.train_every * config.envs_per_worker:
             for _ in range(config.updates_after(new) if len(replay) and lived >= learn_from else 0):
+                if worker.stopping:
+                    break
                 updates_before = slot.total_updates()
                 batch = replay.sample(config.batch_size, drawing).to(job.device)
                 learner.updates += 1
@@ -96,8 +98,8 @@ def work(worker: Worker, job: Job) -> None:
                     slot.add_update(updates_before)
                 else:
                     slot.add_dropped()
+                slot.lap("learn")
             new = 0
-            slot.lap("learn")
         kept.save_when_due()
     kept.save()
     envs.close()
@@ -109,11 +111,15 @@ class _Kept:
     def __init__(self, path: pathlib.Path, replay: Replay, config: OffPolicySettings) -> None:
         self._path, self._replay, self._on = path, replay, config.save_replay
         self._every_s, self._saved_s = config.checkpoint_every, time.monotonic()
+        self._attempts = files.Attempts()
 
     def restore(self) -> None:
         """Goes on with what an earlier life of the run kept, if it fits."""
-        if self._on and self._path.exists():
-            self._replay.restore(torch.load(self._path, weights_only=True))
+        if not (self._on and self._path.exists()):
+            return
+        kept = torch.load(self._path, weights_only=True, mmap=True)  # memory has room for one
+        if not self._replay.restore(kept):
+            print(f"{self._path} is of other settings: the replay starts empty", file=sys.stderr)
 
     def save_when_due(self) -> None:
         """Saves as often as checkpoints are."""
@@ -124,23 +130,32 @@ class _Kept:
         """Writes the file; it is there whole, or as before."""
         self._saved_s = time.monotonic()
         if self._on:
-            with contextlib.suppress(OSError), files.replacing(self._path) as file:
+            with self._attempts.at(self._path), files.replacing(self._path) as file:
                 torch.save(self._replay.state(), file)
 
 
-def _check_kept(path: pathlib.Path) -> None:
-    """Looks whether a replay that a worker will go on with is whole, before anything starts.
+def _check_kept(config: OffPolicySettings) -> int:
+    """Looks whether what workers will go on with is whole, before anything starts.
+
+    Returns:
+        How many of them have something.
 
     Raises:
-        UserError: it is not.
+        UserError: a file is not whole.
     """
-    broken = f"{path} is not a replay, or it is damaged: remove it to begin with an empty one"
-    try:
-        state = torch.load(path, weights_only=True, mmap=True)  # without reading all of it
-    except Exception as error:  # a foreign file can make the unpickler raise anything
-        raise UserError(broken) from error
-    if not isinstance(state, dict):
-        raise UserError(broken)
+    if config.resume is None or not config.save_replay:
+        return 0
+    paths = [pathlib.Path(config.resume, _REPLAY_FILE.format(i)) for i in range(config.workers)]
+    there = [path for path in paths if path.exists()]
+    for path in there:
+        broken = f"{path} is not a replay, or it is damaged: remove it to begin with an empty one"
+        try:
+            state = torch.load(path, weights_only=True, mmap=True)  # without reading all of it
+        except Exception as error:  # a foreign file can make the unpickler raise anything
+            raise UserError(broken) from error
+        if not isinstance(state, dict):
+            raise UserError(broken)
+    return len(there)
 
 
 def train(algorithm: str, config: OffPolicySettings, critics: int, update: Update) -> Agent:
@@ -163,9 +178,7 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
     session = Session(algorithm, config)
     backend = backends.choose(session.facts.source, "auto", config.envs_per_worker, cores=1)
     room = config.check_memory(config.interface(session.facts))
-    if config.resume is not None and config.save_replay:
-        for path in sorted(pathlib.Path(config.resume).glob(_REPLAY_FILE.format("*"))):
-            _check_kept(path)
+    kept = _check_kept(config)
     if config.workers > 1:
         machine.check_workers(config.workers)
     model = config.model(session.facts, critics)
@@ -176,8 +189,9 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
     slots, normalization = Slots(config.workers), config.normalization(session.facts)
     session.open(model, Optimizers(actor, critic), normalization)
     session.tell(f"{room}; device {chosen.device}: {chosen.reason}")
-    if session.before.steps and not config.save_replay:
-        session.tell("the replay was not kept (--save-replay): it starts empty")
+    if session.before.steps and kept < config.workers:
+        which = "it starts" if kept == 0 else f"that of {config.workers - kept} workers starts"
+        session.tell(f"the replay was not kept (--save-replay): {which} empty")
     job = Job(
         facts=session.facts,
         backend=backend,

@@ -82,7 +82,9 @@ class CrewSettings(RunSettings):
     """When processes are replaced: workers, or environments that have processes of their own."""
 
     max_restarts: int = 100
-    """How often in an hour a process that fails or hangs is replaced; 0 ends the run instead."""
+    """How often in an hour a process that fails or hangs is replaced; 0 ends the run instead.
+    What runs in the program's own process, a single learner from a replay or environments that step
+    in turn with A2C, has nobody who could."""
     step_timeout: float = 60.0
     """Seconds without a sign of life after which a process hangs."""
 

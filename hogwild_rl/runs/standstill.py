@@ -51,8 +51,11 @@ class Standstill:
         self._say(state, _FOR_EVER)
 
     def _say(self, state: Any, asked: int) -> None:
-        with files.replacing(self._path) as file:
-            torch.save(state, file)
+        try:
+            with files.replacing(self._path) as file:
+                torch.save(state, file)
+        except files.FULL:  # the checkpoint, which will tell, does without
+            self.remove()
         self._answered.fill_(asked)
 
     def reached(self) -> bool:
@@ -67,8 +70,10 @@ class Standstill:
         return answered == _FOR_EVER or answered == asked > int(self._released)
 
     def state(self) -> Any:
-        """What the worker said; None where it does not stand still."""
-        return torch.load(self._path, weights_only=True) if self._stands() else None
+        """What the worker said; None where it does not stand still, or nothing can be written."""
+        if self._stands() and self._path.exists():
+            return torch.load(self._path, weights_only=True)
+        return None
 
     def release(self) -> None:
         """Lets the worker go on."""

@@ -114,6 +114,13 @@ def test_a_replay_that_was_not_kept_is_told(start, tmp_path: pathlib.Path, capsy
     assert counters.updates == 901 + 401  # the new replay has to fill first
 
 
+def test_a_replay_that_does_not_fit_is_told(start, tmp_path: pathlib.Path, capsys) -> None:
+    trained("ddpg", tmp_path / "run", save_replay=True)
+    resumed = {"resume": str(tmp_path / "run"), "allow_import": True, "buffer_size": 3_000}
+    ddpg.train(ddpg.Config(total_timesteps=1_100, **resumed))
+    assert "replay_0.pt is of other settings: the replay starts empty" in capsys.readouterr().err
+
+
 def test_the_learning_rate_of_a_resumed_run_can_be_changed(tmp_path: pathlib.Path) -> None:
     trained("td3", tmp_path / "run")
     settings = {"total_timesteps": 1_300, "quiet": True, "learning_rate": 0.125}
