@@ -119,6 +119,9 @@ def learn(
             normalizer.add(episodes)
             gradient = shared.gradient(loss_of(shared.module, episodes, config))
             slot.add_rollout(collector.steps, collector.episodes)
+            slot.add_broken(collector.broken)
+            if collector.broken:
+                gradient.fill_(math.nan)  # also where clipping made a number of what was none
             if math.isfinite(clip_by_global_norm_(gradient, config.max_grad_norm)):
                 optimizer.learning_rate = config.learning_rate_at(progress)
                 optimizer.apply(gradient)
@@ -126,12 +129,13 @@ def learn(
             else:
                 slot.add_dropped()
             slot.lap("learn")
-            played = np.array(collector.episodes)[:, 0]
             batch = session.before.updates + slots.total("updates")
-            session.tell(
-                f"batch {batch}: return mean {played.mean():.1f}, std {played.std():.1f}, "
-                f"min {played.min():.1f}, max {played.max():.1f}"
-            )
+            if collector.episodes:
+                played = np.array(collector.episodes)[:, 0]
+                session.tell(
+                    f"batch {batch}: return mean {played.mean():.1f}, std {played.std():.1f}, "
+                    f"min {played.min():.1f}, max {played.max():.1f}"
+                )
             session.observe(slots)
 
 

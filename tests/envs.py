@@ -86,8 +86,12 @@ class Faulty(Chain):
             if self._fault == "hang":
                 time.sleep(3600)
         observation, reward, terminated, truncated, info = super().step(action)
+        if self._fault == "later" and self._taken > 1000:
+            reward = np.nan
         if self._fault == "nan" or (self._fault == "blip" and self._taken % 1000 == 0):
             reward = np.nan
+        if self._fault == "flare" and self._taken % 1000 == 0:
+            reward = np.inf
         if self._fault == "blur" and self._taken % 1000 == 0:
             observation = np.full_like(observation, np.inf)
         return observation, reward, terminated, truncated, info
@@ -241,7 +245,7 @@ for _when in ("made", "reset", "stepped"):
             kwargs={"when": _when, "everywhere": _everywhere},
         )
 gymnasium.register("Steered-v0", entry_point=steered, kwargs={"fault": ""}, max_episode_steps=20)
-for _fault in ("raise", "exit", "segv", "hang", "nan", "blip", "blur"):
+for _fault in ("raise", "exit", "segv", "hang", "nan", "blip", "blur", "flare", "later"):
     gymnasium.register(f"Faulty{_fault.title()}-v0", entry_point=Faulty, kwargs={"fault": _fault})
     gymnasium.register(
         f"Steered{_fault.title()}-v0",

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from hogwild_rl.learning import finite
 from hogwild_rl.learning.interface import Interface
 from hogwild_rl.learning.rollout import Act, Rollout
 
@@ -15,8 +16,10 @@ class EpisodeCollector:
     """Plays one episode in each of B environments, over and over.
 
     Attributes:
-        episodes: (undiscounted return, length) of each episode of the last `collect`.
+        episodes: (undiscounted return, length) of each episode of the last `collect`, but for those
+            of `broken` environments.
         steps: how many they took together.
+        broken: environments that gave a reward or observation that is not finite.
 
     Args:
         envs: vector environments with NEXT_STEP autoreset.
@@ -34,6 +37,7 @@ class EpisodeCollector:
     ) -> None:
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
+        self.broken: list[int] = []
         self._envs, self._interface, self._lap = envs, interface, lap
         self._dtype = interface.observations.dtype
         self._seed: int | None = seed  # for the first reset; the streams go on from there
@@ -63,10 +67,9 @@ class EpisodeCollector:
     ) -> Rollout:
         ended = terminated | truncated
         valid = ended.cumsum(0) - ended == 0
-        self.episodes = [
-            (float(total), int(length))
-            for total, length in zip(rewards.sum(0), valid.sum(0), strict=True)
-        ]
+        self.broken = finite.broken(rewards, seen[1:])
+        played = zip(rewards.sum(0).tolist(), valid.sum(0).tolist(), strict=True)
+        self.episodes = [each for b, each in enumerate(played) if b not in self.broken]
         self.steps = int(valid.sum())
         paid = rewards.astype(np.float32)
         if self._interface.rewards is not None:

@@ -1,6 +1,7 @@
 """Acting: T steps of B environments into buffers that are allocated once and reused."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -213,6 +214,8 @@ class Collector:
     def _mend(self) -> None:
         """Has environments that gave numbers that are not finite begin anew."""
         self.broken = finite.broken(self._arrays["rewards"], self._arrays["observations"][1:])
+        if self.broken:  # a mean over episodes would be lost with one of them
+            self.episodes[:] = [each for each in self.episodes if math.isfinite(each[0])]
         for b in self.broken:
             group = next(group for group in self._groups if b < group.columns.stop)
             if vector.reset_next(group.envs, b - group.columns.start):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.hogwild.slots import Slots
@@ -48,7 +50,7 @@ class Session:
         self.recalled = resuming.recalled(self._resumed, config)
         self._solved_at: metrics.Snapshot | None = None
         self._signal: int | None = None
-        self._failures = self._broken = 0
+        self._failures, self._broken = 0, np.zeros(1, dtype=np.int64)  # the latter by worker
         metrics.check(config)
         registered = self.facts.reward_threshold
         self._target = registered if config.target_return is None else config.target_return
@@ -79,6 +81,7 @@ class Session:
             lacking = (self.recalled or {}).get("lacking")
             if lacking is not None:
                 self.tell(f"episodes begin anew: {lacking}, which no checkpoint can hold")
+        self._keeper.guard()
         self._keeper.best = self.before.best_return
         if self._reports:
             self.folder = folder.prepare(self._algorithm, self._config, self.facts.name)
@@ -124,12 +127,12 @@ class Session:
         target = self._target
         if full and target is not None and snapshot.return_mean >= target and not self.solved:
             self._solved_at = snapshot
-        reported = self._reporter.report(snapshot, final)
-        if reported:
+        reported, saving = self._reporter.report(snapshot, final), final or self.due
+        if reported or saving:
             self._tell_bad_numbers(slots, final)
         if reported and full:
             self._keeper.keep_best(self.folder, snapshot)
-        if final or self.due:
+        if saving:
             self._keeper.keep_newest(self.folder, snapshot, recall() if recall else None)
 
     @property
@@ -139,21 +142,23 @@ class Session:
 
     def _tell_bad_numbers(self, slots: Slots, final: bool) -> None:
         """Says where numbers were not finite; ends the run where there are no others."""
-        if self._keeper.guard():
+        restored = self._keeper.guard()
+        if restored:
             self.warn(
                 "the parameters were not finite: put back to what they were at the last report"
             )
-        rows, broken = slots.rows, slots.total("broken")
-        if broken > self._broken:
-            worker = int(rows["broken"].argmax())
+        rows, broken = slots.rows, slots.rows["broken"].copy()
+        if (broken > self._broken).any():
+            worker = int((broken - self._broken).argmax())
             where = f"worker {worker}, environment {rows['broken_source'][worker]}"
             self.warn(
-                f"{where} and {broken - 1:,} times before it: a reward or observation was not "
-                "finite; the update is dropped, the episode given up"
+                f"{where} and {broken.sum() - 1:,} times before it: a reward or observation was "
+                "not finite; the update is dropped, the episode given up"
             )
             self._broken = broken
         row = int(rows["dropped_in_a_row"].max())
-        if row >= self._config.max_bad_updates and not final:
+        # What was dropped because of the parameters is not to be held against the data.
+        if row >= self._config.max_bad_updates and not (final or restored):
             raise cli.RunFailedError(
                 f"{row} updates of worker {int(rows['dropped_in_a_row'].argmax())} in a row were "
                 f"not finite, which is more than max_bad_updates allows; last good checkpoint: "

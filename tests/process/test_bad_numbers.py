@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.hogwild.model import SharedModel
 from hogwild_rl.hogwild.optim import SharedRMSprop
+from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.learning.interface import Interface
 from hogwild_rl.learning.rollout import Collector
 from hogwild_rl.runs.keeper import Keeper
 from hogwild_rl.runs.normalize import Normalization
+from hogwild_rl.runs.session import Session
 from tests import envs
 
 
@@ -52,6 +55,33 @@ def test_nothing_but_bad_numbers_ends_the_run(start) -> None:
     assert hogwild_rl.load(run.folder).checkpoint.counters.dropped >= 7
 
 
+@pytest.mark.parametrize("given", [{"clip_rewards": 1.0}, {"normalize_rewards": True}], ids=str)
+@pytest.mark.parametrize("program", ["a3c", "a2c", "reinforce"])
+def test_what_is_infinite_is_not_learnt_from_where_it_is_clipped(
+    program: str, given: dict[str, Any], start
+) -> None:
+    many = {"a3c": ("--workers", "1", "--envs-per-worker"), "a2c": ("--num-envs",)}
+    flags = (*many.get(program, ("--episodes",)), "2", "--env", "tests.envs:FaultyFlare-v0")
+    given = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+    settings = [str(word) for pair in given.items() for word in pair if word is not True]
+    run = start(program, *flags, *settings, "--total-timesteps", "12000")
+    code, _, err = run.end()
+    assert code == 0, err
+    assert "a reward or observation was not finite" in err
+    assert hogwild_rl.load(run.folder).checkpoint.counters.dropped >= 5
+    means = np.genfromtxt(run.folder / "progress.csv", delimiter=",", names=True)["return_mean"]
+    assert np.isfinite(np.atleast_1d(means)[-1])
+
+
+def test_nothing_but_bad_numbers_ends_a_run_that_learns_from_a_replay(start) -> None:
+    flags = ("--env", "tests.envs:SteeredLater-v0", "--learning-starts", "50", "--hidden", "8")
+    run = start("td3", *flags, "--batch-size", "16", "--max-bad-updates", "5")
+    code, _, err = run.end()
+    assert code == 1
+    assert "in a row were not finite, which is more than max_bad_updates allows" in err
+    assert hogwild_rl.load(run.folder).checkpoint.counters.updates > 100
+
+
 @pytest.mark.parametrize("fault", ["blip", "blur"])
 def test_only_the_environment_that_broke_begins_anew(fault: str) -> None:
     made = vector.in_turn(functools.partial(envs.Faulty, fault), 3)
@@ -75,7 +105,37 @@ def test_only_the_environment_that_broke_begins_anew(fault: str) -> None:
         assert rollout.rewards[:, whole].sum(0).eq(10).all()
         broken = list(collector.broken)
         assert len(broken) <= 1
-    assert all(np.isfinite(episode).all() for episode in collector.episodes)
+        assert all(np.isfinite(episode).all() for episode in collector.episodes)
+
+
+def test_a_run_goes_on_with_parameters_that_were_put_back(tmp_path: pathlib.Path, capsys) -> None:
+    """Not ended for the updates that they cost, and saved as they are now."""
+    settings: dict[str, Any] = {"total_timesteps": 1_000, "hidden": (8,), "checkpoint_every": 1e-3}
+    config = a2c.Config(num_envs=2, run_dir=str(tmp_path / "run"), **settings)
+    session = Session("a2c", config)
+    shared = SharedModel(config.model(session.facts))
+    none = config.normalization(session.facts, workers=2)
+    session.open(shared.module, SharedRMSprop(shared), none)
+    good, slots = shared.flat.clone(), Slots(2)
+    writers = [slots.writer(0), slots.writer(1)]
+    writers[0].add_broken([1, 1])
+    for _ in range(200):
+        writers[0].add_dropped()
+    shared.flat[7] = torch.nan
+    time.sleep(0.01)
+    session.observe(slots)
+    told = capsys.readouterr().err
+    assert "the parameters were not finite: put back" in told
+    assert "worker 0, environment 1 and 1 times before it" in told
+    assert torch.equal(shared.flat, good)
+    saved = hogwild_rl.load(tmp_path / "run").checkpoint.parameters
+    assert all(bool(tensor.isfinite().all()) for tensor in saved.values())
+    writers[0].add_update(0)
+    writers[1].add_broken([0])
+    time.sleep(0.01)
+    session.observe(slots)
+    assert "worker 1, environment 0 and 2 times before it" in capsys.readouterr().err
+    session.close(slots, failed=False)
 
 
 def test_parameters_that_went_bad_are_put_back(tmp_path: pathlib.Path) -> None:

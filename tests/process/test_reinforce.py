@@ -92,6 +92,7 @@ def trained(folder: pathlib.Path, **given: object) -> dict[str, torch.Tensor]:
         {"baseline": "none", "returns": "total"},
         {"baseline": "mean", "normalize_observations": True},
         {"baseline": "value", "normalize_rewards": True},
+        {"env": "Pendulum-v1", "episodes": 2, "total_timesteps": 800},
         {"episodes": 1, "baseline": "none", "env": "tests.envs:Chain-v0", "total_timesteps": 300},
     ],
     ids=str,
