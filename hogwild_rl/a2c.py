@@ -124,8 +124,6 @@ def learn(
             normalizer.add(collector.collect(act))
             ranks.exchange(normalization, device)
             gradient = take_gradient()
-            if collector.broken:
-                gradient.fill_(math.nan)  # also where clipping made a number of what was none
             steps, episodes, ending = ranks.combine(
                 gradient, collector.steps, collector.episodes, session.ending
             )

@@ -102,8 +102,6 @@ def work(
         slot.add_rollout(collector.steps, collector.episodes)
         slot.add_broken(collector.broken)
         gradient = local.gradient(losses.of_rollout(local.module, rollout, config))
-        if collector.broken:
-            gradient.fill_(math.nan)  # also where clipping made a number of what was none
         norm = clip_by_global_norm_(gradient, config.max_grad_norm)
         slot.lap("learn")
         if math.isfinite(norm):

@@ -120,8 +120,6 @@ def learn(
             gradient = shared.gradient(loss_of(shared.module, episodes, config))
             slot.add_rollout(collector.steps, collector.episodes)
             slot.add_broken(collector.broken)
-            if collector.broken:
-                gradient.fill_(math.nan)  # also where clipping made a number of what was none
             if math.isfinite(clip_by_global_norm_(gradient, config.max_grad_norm)):
                 optimizer.learning_rate = config.learning_rate_at(progress)
                 optimizer.apply(gradient)

@@ -74,6 +74,7 @@ class EpisodeCollector:
         paid = rewards.astype(np.float32)
         if self._interface.rewards is not None:
             self._interface.rewards(paid, ended, valid)
+        paid[:, self.broken] = np.nan  # as in `Collector`: no gradient may come of it
         return Rollout(
             observations=torch.from_numpy(seen),
             state=torch.zeros(2, valid.shape[1], 0),

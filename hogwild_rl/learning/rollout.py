@@ -31,7 +31,7 @@ class Rollout:
         observations: s_t for t = 0..T, [T+1, B, *O].
         state: what the policy remembered before row 0, [2, B, H].
         actions: [T, B, *A].
-        rewards: [T, B], as the learner is paid; 0 where not valid.
+        rewards: [T, B], as the learner is paid; 0 where not valid, NaN where an environment broke.
         terminated: [T, B] bool.
         truncated: [T, B] bool.
         valid: [T, B] bool, False where the step only reset the environment, or has no outcome.
@@ -164,6 +164,8 @@ class Collector:
         if self._interface.rewards is not None:
             arrays = self._arrays
             self._interface.rewards(arrays["rewards"], self._ended, arrays["valid"])
+        # Also where clipping made a number of what was none: no gradient may come of it.
+        self._arrays["rewards"][:, self.broken] = np.nan
         if self._staged:
             for name in _FLAGS:
                 getattr(self.rollout, name).copy_(getattr(self._host, name), non_blocking=True)
