@@ -1,14 +1,15 @@
 """Imported first in the server that workers are forked from: it leaves with its parent, and tidily.
 
 Its socket lies in a folder of temporary files that the parent removes; a parent that was killed
-cannot. By itself the server finds out that it is alone only when it has imported all it should.
+cannot. By itself the server finds out that it is alone only when it has imported all it should and
+the last worker has left; and a worker that is stopped never leaves by itself.
 """
 
 import atexit
 import contextlib
 import os
 import pathlib
-import threading
+import signal
 import time
 
 VARIABLE = "HOGWILD_RL_SERVER_OF"  # the parent's id and that folder, in the server's environment
@@ -16,22 +17,15 @@ _LOOK_EVERY_S, _PARENT_LEAVES_WITHIN_S = 0.2, 1.0
 
 
 def _serve(parent: int, folder: pathlib.Path) -> None:
-    forking = threading.Event()
-    watch = threading.Thread(target=_watch, args=(parent, folder, forking), daemon=True)
-    watch.start()
-
-    def before_fork() -> None:  # a thread could leave a child something locked
-        forking.set()
-        watch.join()
-
-    os.register_at_fork(before=before_fork)
-    atexit.register(_leave, parent, folder)
-
-
-def _watch(parent: int, folder: pathlib.Path, forking: threading.Event) -> None:
-    while not forking.wait(_LOOK_EVERY_S):
+    def look(*_: object) -> None:
         if os.getppid() != parent:
             _leave(parent, folder)
+
+    # Not a thread, which could leave a child something locked. Children do not inherit the timer.
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY_S, _LOOK_EVERY_S)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGALRM, signal.SIG_DFL))
+    atexit.register(_leave, parent, folder)
 
 
 def _leave(parent: int, folder: pathlib.Path) -> None:
@@ -40,11 +34,23 @@ def _leave(parent: int, folder: pathlib.Path) -> None:
         if time.monotonic() > deadline_s:
             return  # it lives: this server has failed, and another may need the folder
         time.sleep(0.01)
+    for child in _children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
     with contextlib.suppress(OSError):
         for socket in folder.glob("listener-*"):
             socket.unlink(missing_ok=True)
         folder.rmdir()
     os._exit(0)  # or the interpreter's end looks through all that was imported, for 0.2 s
+
+
+def _children() -> list[int]:
+    """Processes that were forked here, where the platform lists them."""
+    try:
+        listed = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    except OSError:
+        return []
+    return [int(pid) for pid in listed.split()]
 
 
 if VARIABLE in os.environ:

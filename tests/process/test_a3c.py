@@ -79,10 +79,13 @@ def test_sigterm_saves_and_ends_with_the_usual_code(start) -> None:
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
 
 
-def test_workers_leave_when_the_parent_is_killed(start) -> None:
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_workers_leave_when_the_parent_is_killed(start, state: str) -> None:
     run = start("a3c", "--workers", "2", "--total-timesteps", "1000000000")
     run.until(run.trains, 60)
     assert len(run.alive()) >= 4  # parent, server, two workers
+    if state == "stopped":
+        os.kill(max(run.alive()), signal.SIGSTOP)
     run.process.kill()
     run.until(lambda: not run.alive(), timeout_s=2)
 
