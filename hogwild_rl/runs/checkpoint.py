@@ -15,7 +15,7 @@ from hogwild_rl import UserError
 from hogwild_rl.envs import complaints, plainspaces
 from hogwild_rl.runs import files, kinds
 
-FORMAT = "hogwild_rl-4"
+FORMAT = "hogwild_rl-5"
 CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
 
 
@@ -31,6 +31,7 @@ class Counters:
         elapsed_s: seconds trained.
         best_return: highest mean over 100 episodes, or None before there were 100.
         lives: how often the run was started or resumed.
+        recent_returns, recent_lengths: of the last 100 episodes at most, oldest first.
     """
 
     steps: int = 0
@@ -40,6 +41,8 @@ class Counters:
     elapsed_s: float = 0.0
     best_return: float | None = None
     lives: int = 0
+    recent_returns: tuple[float, ...] = ()
+    recent_lengths: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

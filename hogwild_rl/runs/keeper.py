@@ -17,7 +17,7 @@ from hogwild_rl.runs.checkpoint import (
     Counters,
     copied,
 )
-from hogwild_rl.runs.metrics import Snapshot
+from hogwild_rl.runs.metrics import Recent, Snapshot
 from hogwild_rl.runs.normalize import Normalization
 
 
@@ -74,7 +74,9 @@ class Keeper:
             self._optimizer.load_state_dict(saved.optimizer)
             self._normalization.restore(saved.normalization)
 
-    def checkpoint(self, snapshot: Snapshot, recall: dict[str, Any] | None = None) -> Checkpoint:
+    def checkpoint(
+        self, snapshot: Snapshot, episodes: Recent, recall: dict[str, Any] | None = None
+    ) -> Checkpoint:
         """The run at this moment, and what its only worker is in the middle of."""
         self._normalization.freeze(self._model)
         return Checkpoint(
@@ -93,6 +95,8 @@ class Keeper:
                 elapsed_s=snapshot.time_s,
                 best_return=self.best,
                 lives=self._life,
+                recent_returns=episodes.returns,
+                recent_lengths=episodes.lengths,
             ),
             recall=recall,
         )
@@ -113,13 +117,13 @@ class Keeper:
         self._optimizer.load_state_dict(self._good[1])
         return True
 
-    def keep_best(self, folder: pathlib.Path, snapshot: Snapshot) -> None:
+    def keep_best(self, folder: pathlib.Path, snapshot: Snapshot, episodes: Recent) -> None:
         """Keeps the run as the best so far, if it is."""
         best = -math.inf if self.best is None else self.best
         if best < snapshot.return_mean < math.inf:
             self.best = snapshot.return_mean
             with self._attempts.at(folder / BEST_FILE):
-                self.checkpoint(snapshot).save(folder / BEST_FILE)
+                self.checkpoint(snapshot, episodes).save(folder / BEST_FILE)
 
     @property
     def silent_s(self) -> float:
@@ -127,10 +131,14 @@ class Keeper:
         return time.monotonic() - self._saved_s
 
     def keep_newest(
-        self, folder: pathlib.Path, snapshot: Snapshot, recall: dict[str, Any] | None
+        self,
+        folder: pathlib.Path,
+        snapshot: Snapshot,
+        episodes: Recent,
+        recall: dict[str, Any] | None,
     ) -> None:
         """Keeps the run as it is; what was the newest stays beside it."""
         self._saved_s = time.monotonic()
         newest, previous = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
         with self._attempts.at(newest):
-            self.checkpoint(snapshot, recall).save(newest, previous)
+            self.checkpoint(snapshot, episodes, recall).save(newest, previous)

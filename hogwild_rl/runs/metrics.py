@@ -5,11 +5,14 @@ import csv
 import dataclasses
 import importlib.util
 import io
+import math
 import pathlib
 import sys
 import threading
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TextIO
 
+import numpy as np
 import tqdm
 
 from hogwild_rl import UserError
@@ -30,7 +33,8 @@ class Snapshot:
     Attributes:
         time_s: seconds trained, over all lives of the run.
         steps, updates, episodes, dropped: as in `Counters`.
-        return_mean, length_mean: over the last 100 episodes; NaN before the first ended.
+        return_mean, length_mean: over the last 100 episodes of all lives; NaN before the first
+            ended.
         steps_per_s, updates_per_s: since the row before.
         staleness_mean, staleness_max: updates by others between a gradient's pull and its step.
         env_s, act_s, learn_s, share_s: worker seconds in each phase, in this life of the run.
@@ -56,17 +60,35 @@ class Snapshot:
 _HEADER = [field.name for field in dataclasses.fields(Snapshot)]
 
 
-def take(slots: Slots, before: Counters, elapsed_s: float, last: Snapshot | None) -> Snapshot:
+class Recent(NamedTuple):
+    """The last 100 episodes of all lives, or as many as there were, oldest first."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+
+def recent(slots: Slots, before: Counters) -> Recent:
+    """The last episodes of this life, after those from before it as long as it has too few."""
+    returns, lengths = slots.recent_returns(EPISODES_AVERAGED)
+    return Recent(
+        (*before.recent_returns, *returns)[-EPISODES_AVERAGED:],
+        (*before.recent_lengths, *lengths)[-EPISODES_AVERAGED:],
+    )
+
+
+def take(
+    slots: Slots, episodes: Recent, before: Counters, elapsed_s: float, last: Snapshot | None
+) -> Snapshot:
     """Adds the workers' rows up.
 
     Args:
         slots: of this life of the run.
+        episodes: what `recent` gave.
         before: where it stood when this life began.
         elapsed_s: seconds since then.
         last: the snapshot that rates are measured from.
     """
     steps, updates = slots.total("steps"), slots.total("updates")
-    return_mean, length_mean = slots.recent_means(EPISODES_AVERAGED)
     time_s = before.elapsed_s + elapsed_s
     since_s = max(time_s - (last.time_s if last else before.elapsed_s), 1e-9)
     return Snapshot(
@@ -75,8 +97,8 @@ def take(slots: Slots, before: Counters, elapsed_s: float, last: Snapshot | None
         updates=before.updates + updates,
         episodes=before.episodes + slots.total("episode_count"),
         dropped=before.dropped + slots.total("dropped"),
-        return_mean=return_mean,
-        length_mean=length_mean,
+        return_mean=_mean(episodes.returns),
+        length_mean=_mean(episodes.lengths),
         steps_per_s=(before.steps + steps - (last.steps if last else before.steps)) / since_s,
         updates_per_s=(before.updates + updates - (last.updates if last else before.updates))
         / since_s,
@@ -84,6 +106,10 @@ def take(slots: Slots, before: Counters, elapsed_s: float, last: Snapshot | None
         staleness_max=int(slots.rows["staleness_max"].max()),
         **{f"{phase}_s": seconds for phase, seconds in slots.seconds().items()},
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
 
 
 class Reporter:

@@ -121,9 +121,11 @@ class Session:
         if not self._reports:
             return
         now_s = time.monotonic()
-        snapshot = metrics.take(slots, self.before, now_s - self._began_s, self._reporter.last)
-        self._snapshot = snapshot
-        full = slots.total("episode_count") >= metrics.EPISODES_AVERAGED
+        episodes = metrics.recent(slots, self.before)
+        elapsed_s, last = now_s - self._began_s, self._reporter.last
+        snapshot = metrics.take(slots, episodes, self.before, elapsed_s, last)
+        self._snapshot, self._episodes = snapshot, episodes
+        full = len(episodes.returns) == metrics.EPISODES_AVERAGED
         target = self._target
         if full and target is not None and snapshot.return_mean >= target and not self.solved:
             self._solved_at = snapshot
@@ -131,9 +133,10 @@ class Session:
         if reported or saving:
             self._tell_bad_numbers(slots, final)
         if reported and full:
-            self._keeper.keep_best(self.folder, snapshot)
+            self._keeper.keep_best(self.folder, snapshot, episodes)
         if saving:
-            self._keeper.keep_newest(self.folder, snapshot, recall() if recall else None)
+            middle = recall() if recall else None
+            self._keeper.keep_newest(self.folder, snapshot, episodes, middle)
 
     @property
     def due(self) -> bool:
@@ -169,7 +172,8 @@ class Session:
         """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
         if not self._reports:
             elapsed_s = time.monotonic() - self._began_s
-            self._snapshot = metrics.take(slots, self.before, elapsed_s, None)
+            self._episodes = metrics.recent(slots, self.before)
+            self._snapshot = metrics.take(slots, self._episodes, self.before, elapsed_s, None)
             return self._agent(None)
         self.observe(slots, recall, final=True)
         self._reporter.close()
@@ -228,7 +232,7 @@ class Session:
     def _agent(self, folder: pathlib.Path | None) -> Agent:
         network = getattr(self._config, "network", None)
         return Agent(
-            self._keeper.checkpoint(self._snapshot),
+            self._keeper.checkpoint(self._snapshot, self._episodes),
             env=self._config.env,
             run_dir=folder,
             network=None if isinstance(network, str) else network,

@@ -1,10 +1,12 @@
 """A run that was stopped and resumed ends as the one that was never stopped, bit for bit."""
 
 import contextlib
+import csv
 import os
 import pathlib
 import shutil
 import signal
+import statistics
 import threading
 import time
 
@@ -104,8 +106,8 @@ def test_a_run_resumed_from_any_checkpoint_ends_as_it_did_itself(name, tmp_path)
 
 
 def assert_same_end(one: Checkpoint, other: Checkpoint) -> None:
-    for count in ("steps", "updates", "episodes"):
-        assert getattr(one.counters, count) == getattr(other.counters, count)
+    for name in ("steps", "updates", "episodes", "recent_returns", "recent_lengths"):
+        assert getattr(one.counters, name) == getattr(other.counters, name)
     for part in ("parameters", "optimizer", "normalization", "recall"):
         assert_equal(getattr(one, part), getattr(other, part), part)
 
@@ -168,6 +170,11 @@ def test_many_workers_go_on_with_counts_and_statistics(tmp_path) -> None:
     after = a3c.train(a3c.Config(resume=str(run), total_timesteps=4_000, workers=3)).checkpoint
     assert after.counters.steps >= 4_000 > before.counters.steps
     assert after.counters.updates > before.counters.updates
+    with (run / "progress.csv").open() as file:
+        resumed = [row for row in csv.DictReader(file) if int(row["steps"]) > before.counters.steps]
+    assert float(resumed[0]["return_mean"]) == pytest.approx(
+        statistics.fmean(before.counters.recent_returns), rel=0.5
+    )
     assert (
         after.normalization["observations"]["count"] > before.normalization["observations"]["count"]
     )
