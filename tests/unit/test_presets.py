@@ -1,11 +1,12 @@
 """Presets: environments are shared out over workers, and small batches take small steps."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from hogwild_rl import a2c, a3c, reinforce
+from hogwild_rl import a2c, a3c, ddpg, reinforce, td3
 from hogwild_rl.runs import presets
 from tests import mdp
 
@@ -39,6 +40,20 @@ def test_every_preset_is_a_valid_config(env: str) -> None:
     assert config.envs_per_worker >= 1
     assert a2c.Config(env=env).num_envs >= 1
     assert reinforce.Config(env=env).episodes >= 1
+
+
+@pytest.mark.parametrize("program", [ddpg, td3])
+@pytest.mark.parametrize(
+    "env",
+    ["Pendulum-v1", "MountainCarContinuous-v0", "LunarLanderContinuous-v3", "HalfCheetah-v5"],
+)
+def test_every_preset_of_those_that_replay_is_a_valid_config(program: Any, env: str) -> None:
+    assert program.Config(env=env).learning_rate == 1e-3
+
+
+def test_td3_looks_further_ahead_for_a_landing_than_ddpg() -> None:
+    env = "LunarLanderContinuous-v3"
+    assert td3.Config(env=env).gamma > ddpg.Config(env=env).gamma
 
 
 def test_a2c_takes_all_environments_and_smaller_batches_take_smaller_steps() -> None:
