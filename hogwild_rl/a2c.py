@@ -25,53 +25,56 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from hogwild_rl import UserError
-from hogwild_rl.envs import backends
+from hogwild_rl.envs import atari, backends
 from hogwild_rl.hogwild import memory, workers
 from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
 from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.worker import random_seeds
 from hogwild_rl.learning import graphs, losses
-from hogwild_rl.learning.rollout import Act, Collector
+from hogwild_rl.learning.outcomes import Outcomes
+from hogwild_rl.learning.rollout import Act, Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.runs import cli, crew, devices, machine, settings
 from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
+from hogwild_rl.runs.network import name_of
 from hogwild_rl.runs.normalize import Normalization
 from hogwild_rl.runs.ranks import Ranks
 from hogwild_rl.runs.recall import Recall
 from hogwild_rl.runs.session import Session
 
 _OBSERVE_EVERY_S = 0.05
+_GROUPS_FROM = 32  # environments
+_SLOW_FROM = 32  # games; ALE takes 75 ms to make one, and does not let other threads run meanwhile
 
 
 @settings.completed("a2c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ActorCriticSettings, settings.CrewSettings):
+class Config(ActorCriticSettings, devices.DeviceSettings):
     """Settings of A2C. What is not given comes from the environment's preset."""
 
     num_envs: int = 16
     """Environments that step together, over all ranks."""
-    env_groups: int = 1
-    """2: the policy acts for one half of the environments while the other half steps."""
+    env_groups: Literal["auto"] | int = "auto"
+    """2: the policy acts for one half of the environments while the other half steps. auto: 2 on a
+    GPU for 32 or more environments that step in threads or processes, else 1."""
     vectorization: backends.Vectorization = "auto"
     """What steps them: gymnasium's native form, in turn, processes or EnvPool."""
-    device: devices.DeviceName = "auto"
-    """Where acting and learning are computed."""
-    compile: bool = False
-    """Record acting and the gradient as CUDA graphs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_envs", "env_groups"):
-            settings.at_least(name, getattr(self, name), 1)
+        settings.at_least("num_envs", self.num_envs, 1)
+        if self.env_groups == "auto":
+            return
+        settings.at_least("env_groups", self.env_groups, 1)
         if self.num_envs % self.env_groups:
             raise UserError(
                 f"num_envs must be a multiple of env_groups, got {self.num_envs} and "
@@ -88,6 +91,7 @@ def learn(
     slots: Slots,
     ranks: Ranks,
     backend: backends.Backend,
+    groups: int,
 ) -> dict[str, Any]:
     """Act, learn, step, until the steps of all ranks add up to the total.
 
@@ -97,42 +101,41 @@ def learn(
     device, slot, observed_s = shared.flat.device, slots.writer(0), 0.0
     env_seed, action_seed = random_seeds(config.seed, ranks.index, session.before.lives, 2)
     generator = torch.Generator(device).manual_seed(action_seed)
-    size = group_size(config, ranks)
-    with environments(config, session, backend, size, ranks.index) as envs:
-        copied_to = None if device.type == "cpu" else device
+    size = group_size(config, ranks, groups)
+    with environments(config, session, backend, groups, size, ranks.index) as envs:
+        on_cpu = device.type == "cpu"
+        copied_to = None if on_cpu else device
         normalizer = config.normalizer(normalization, ranks.index)
         interface = config.interface(session.facts, normalizer)
         collector = Collector(envs, interface, config.n_steps, env_seed, slot.lap, copied_to)
         recall = Recall(generator, envs, collector, normalizer)
         alone = ranks.count == 1  # what one rank was in the middle of is none of the others'
-        recall.restore(session.recalled if alone else None, env_seed)
-        act: Act = functools.partial(shared.module.act, generator=generator)
-
-        def gradient_of_rollout() -> Tensor:
-            return shared.gradient(losses.of_rollout(shared.module, collector.rollout, config))
-
-        take_gradient: Callable[[], Tensor] = gradient_of_rollout
-        if config.compile:
-            act = graphs.captured_act(act, collector.rollout, size, generator)
-            take_gradient = graphs.Captured(gradient_of_rollout)
-        ending = False
+        reset = recall.restore(session.recalled if alone else None, env_seed)
+        if reset:
+            session.tell(f"episodes begin anew: {reset}")
+        act, take_gradient, take_step = computations(
+            config, shared, optimizer, collector.rollout, size, generator
+        )
+        outcomes, ending = Outcomes(slot, device), False
         while not ending:
             progress = (session.before.steps + slots.total("steps")) / config.total_timesteps
             if progress >= 1:
                 break
             normalization.freeze(shared.module)
-            normalizer.add(collector.collect(act))
-            ranks.exchange(normalization, device)
+            collector.collect(act)
             gradient = take_gradient()
+            normalizer.add(collector.host)  # while a GPU computes the gradient
+            ranks.exchange(normalization, device)
             steps, episodes, ending = ranks.combine(
                 gradient, collector.steps, collector.episodes, session.ending
             )
             slot.add_rollout(steps, episodes)
             slot.add_broken(collector.broken)
-            norm = clip_by_global_norm_(gradient, config.max_grad_norm)
+            optimizer.learning_rate = config.learning_rate_at(progress)
             slot.lap("learn")
-            if math.isfinite(norm):
-                optimizer.learning_rate = config.learning_rate_at(progress)
+            if not on_cpu:
+                outcomes.add(take_step())
+            elif math.isfinite(clip_by_global_norm_(gradient, config.max_grad_norm)):
                 optimizer.apply(gradient)
                 slot.add_update(slot.total_updates())
             else:
@@ -141,27 +144,75 @@ def learn(
             if time.monotonic() - observed_s >= _OBSERVE_EVERY_S:
                 observed_s = time.monotonic()
                 session.observe(slots, recall.state if alone else None)
+        outcomes.finish()
+        slot.add_rollout(0, ranks.gather())
         return recall.state() if alone else {}
 
 
-def group_size(config: Config, ranks: Ranks) -> int:
+def computations(
+    config: Config,
+    shared: SharedModel[ActorCritic],
+    optimizer: SharedRMSprop,
+    rollout: Rollout,
+    size: int,
+    generator: torch.Generator,
+) -> tuple[Act, Callable[[], Tensor], Callable[[], Tensor]]:
+    """Acting for a group of `size`, the gradient of a rollout, and a device's step with it.
+
+    The step clips, and reports as a bool tensor whether the gradient was finite and the step taken.
+    """
+    device = shared.flat.device
+    act: Act = functools.partial(shared.module.act, generator=generator)
+
+    def take_gradient() -> Tensor:
+        return shared.gradient(losses.of_rollout(shared.module, rollout, config))
+
+    def take_step() -> Tensor:
+        return optimizer.apply_if_finite(shared.gradient.flat, config.max_grad_norm)
+
+    if not config.compiles(device):
+        return act, take_gradient, take_step
+    with graphs.recording(name_of(config.network)):
+        return (
+            graphs.captured_act(act, rollout, size, generator),
+            graphs.Captured(take_gradient, device),
+            graphs.Captured(take_step, device, changes=optimizer.tensors),
+        )
+
+
+def group_size(config: Config, ranks: Ranks, groups: int) -> int:
     """How many environments of this rank step together."""
-    return ranks.share("num_envs / env_groups", config.num_envs // config.env_groups)
+    return ranks.share("num_envs / env_groups", config.num_envs // groups)
+
+
+def number_of_groups(config: Config, ranks: Ranks, on_gpu: bool, steps_alone: bool) -> int:
+    """How many groups the environments of a rank form."""
+    if config.env_groups != "auto":
+        return config.env_groups
+    halves = config.num_envs % (2 * ranks.count) == 0
+    return 2 if on_gpu and steps_alone and halves and config.num_envs >= _GROUPS_FROM else 1
 
 
 @contextlib.contextmanager
 def environments(
-    config: Config, session: Session, backend: backends.Backend, size: int, rank: int
+    config: Config,
+    session: Session,
+    backend: backends.Backend,
+    groups: int,
+    size: int,
+    rank: int,
 ) -> Iterator[list[VectorEnv[Any, Any, Any]]]:
     """This rank's groups of `size` environments; closed on leaving."""
     if backend.name == "async":
         workers.preload("hogwild_rl.runs.session")  # or every process would import torch
-    firsts = [(rank * config.env_groups + group) * size for group in range(config.env_groups)]
+    firsts = [(rank * groups + group) * size for group in range(groups)]
     numbers = range(firsts[0], firsts[-1] + size)
     failed = crew.replaced(session, numbers, config, config.n_steps)
     with contextlib.ExitStack() as opened:
-        groups = []
+        made = []
         for first in firsts:
+            if size >= _SLOW_FROM and atari.is_game(session.facts.source):
+                session.tell(f"making {size} games, one after another")
             envs = backends.make(
                 session.facts.source,
                 backend,
@@ -172,8 +223,8 @@ def environments(
                 config.step_timeout,
             )
             opened.callback(envs.close)
-            groups.append(envs)
-        yield groups
+            made.append(envs)
+        yield made
 
 
 def train(config: Config) -> Agent:
@@ -194,38 +245,39 @@ def train(config: Config) -> Agent:
     ranks = Ranks.here()
     session = Session("a2c", config, reports=ranks.index == 0)
     model = config.model(session.facts)
-    device = devices.choose(config.device, model, ranks.local)
+    device = devices.choose(config.device, model, ranks)
     bfloat16 = devices.bfloat16(config.precision, session.facts, device.device.type)
     if bfloat16.on:  # what pays depends on the device, and that on the model's size
         model = config.model(session.facts, bfloat16=True)
-    if config.compile and device.device.type != "cuda":
-        raise UserError("compile records CUDA graphs, and this run is on the CPU: leave it out")
-    backend = backends.choose(
-        session.facts.source,
-        config.vectorization,
-        group_size(config, ranks),
-        settings.usable_cores(),
-    )
+    config.compiles(device.device)
+    source, cores = session.facts.source, settings.usable_cores()
+    size = group_size(config, ranks, 1 if config.env_groups == "auto" else config.env_groups)
+    backend = backends.choose(source, config.vectorization, size, cores)
+    steps_alone = backends.steps_alone(source, backend)
+    groups = number_of_groups(config, ranks, device.device.type != "cpu", steps_alone)
     config.check_rollouts(session.facts, config.num_envs // ranks.count)
     if backend.name == "async":
         machine.check_environments(config.num_envs // ranks.count)
-    shared = SharedModel(model, device.device)
-    optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
     normalization = config.normalization(session.facts, ranks.count)
     slots = Slots(1)
     left: dict[str, Any] | None = None
     with (
+        devices.enough_memory(f"num_envs {config.num_envs} and n_steps {config.n_steps}"),
         devices.few_threads(model, config.num_envs),
         ranks.joined(device.device),
         session.interruptible(),
     ):
+        shared = SharedModel(model, device.device)
+        optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
         session.open(shared.module, optimizer, normalization)
         session.tell(f"device {device.device}: {device.reason}")
         session.tell(f"vectorization {backend.name}: {backend.reason}")
         if bfloat16.reason:
             session.tell(f"precision float32: {bfloat16.reason}")
         try:
-            left = learn(config, session, shared, optimizer, normalization, slots, ranks, backend)
+            left = learn(
+                config, session, shared, optimizer, normalization, slots, ranks, backend, groups
+            )
         finally:
             agent = session.close(slots, left is None, lambda: left)
     return agent

@@ -26,6 +26,7 @@ if __name__ == "__main__":
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from hogwild_rl.learning import losses, returns
 from hogwild_rl.learning.replay import Batch
@@ -41,23 +42,21 @@ class Config(OffPolicySettings):
     """Settings of DDPG. What is not given comes from the environment's preset."""
 
 
-def update(learner: Learner, batch: Batch, config: Config) -> bool:
-    """One update with a batch. False where a gradient was not finite: nothing more is changed."""
+def update(learner: Learner, batch: Batch, config: Config) -> bool | Tensor:
+    """One update with a batch. False where a gradient was not finite, and its step not taken."""
     actor, critics = learner.actor, learner.critics
     with torch.no_grad():
         next_actions = actor.target(batch.next_observations)
         (next_values,) = critics.target(batch.next_observations, next_actions)
         targets = returns.one_step(batch.rewards, next_values, batch.terminated, gamma=config.gamma)
     values = critics.online(batch.observations, batch.actions)
-    if not critics.descend(losses.critics(values, targets)):
-        return False
+    taken = critics.descend(losses.critics(values, targets))
     actions = actor.online(batch.observations)
     worth = critics.online.first(batch.observations, actions)
-    if not actor.descend(-worth.mean()):
-        return False
+    taken = actor.descend(-worth.mean()) & taken
     actor.follow(config.tau)
     critics.follow(config.tau)
-    return True
+    return taken
 
 
 def train(config: Config) -> Agent:

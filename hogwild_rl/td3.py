@@ -25,6 +25,7 @@ if __name__ == "__main__":
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from hogwild_rl.learning import losses, returns
 from hogwild_rl.learning.replay import Batch
@@ -56,36 +57,36 @@ class Config(OffPolicySettings):
             settings.between(name, getattr(self, name), 0, 1e9)
 
 
-def update(learner: Learner, batch: Batch, config: Config) -> bool:
-    """One update with a batch. False where a gradient was not finite: nothing more is changed."""
+def update(learner: Learner, batch: Batch, config: Config) -> bool | Tensor:
+    """One update with a batch. False where a gradient was not finite, and its step not taken."""
     actor, critics = learner.actor, learner.critics
     with torch.no_grad():
-        drawn = torch.randn(batch.actions.shape, generator=learner.generator)
+        drawn = torch.randn(
+            batch.actions.shape, generator=learner.generator, device=batch.actions.device
+        )
         noise = (drawn * config.target_noise).clamp_(
             -config.target_noise_clip, config.target_noise_clip
         )
-        next_actions = actor.target(batch.next_observations) + noise.to(batch.actions.device)
+        next_actions = actor.target(batch.next_observations) + noise
         next_values = critics.target(batch.next_observations, next_actions.clamp_(-1, 1))
         targets = returns.one_step(
             batch.rewards, next_values.amin(0), batch.terminated, gamma=config.gamma
         )
     values = critics.online(batch.observations, batch.actions)
-    if not critics.descend(losses.critics(values, targets)):
-        return False
+    taken = critics.descend(losses.critics(values, targets))
     if learner.updates % config.policy_delay:
-        return True
+        return taken
     actions = actor.online(batch.observations)
     worth = critics.online.first(batch.observations, actions)
-    if not actor.descend(-worth.mean()):
-        return False
+    taken = actor.descend(-worth.mean()) & taken
     actor.follow(config.tau)
     critics.follow(config.tau)
-    return True
+    return taken
 
 
 def train(config: Config) -> Agent:
     """Trains until `total_timesteps`, and returns the agent; see `replaying.train`."""
-    return replaying.train("td3", config, config.critics, update)
+    return replaying.train("td3", config, config.critics, update, config.policy_delay)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from hogwild_rl import UserError
-from hogwild_rl.envs import pool, processes, vector
+from hogwild_rl.envs import atari, pool, processes, vector
 from hogwild_rl.envs.host import EnvironmentFailedError
 
 Vectorization: TypeAlias = Literal["auto", "native", "sync", "async", "envpool"]
@@ -95,6 +95,13 @@ def make(
         maker = functools.partial(vector.make_env, source)
         return processes.ProcessVectorEnv(maker, num_envs, first, failed, step_timeout_s)
     return vector.in_turn(source, num_envs)
+
+
+def steps_alone(source: vector.EnvSource, backend: Backend) -> bool:
+    """Whether environments step in threads or processes of their own while the caller goes on."""
+    return backend.name in ("async", "envpool") or (
+        backend.name == "native" and atari.is_game(source)
+    )
 
 
 def _require_pool(source: vector.EnvSource) -> None:

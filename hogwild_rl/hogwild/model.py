@@ -95,12 +95,15 @@ class FlatGradient:
 
     Each is computed anew and returned, never accumulated: nothing has to be zeroed, and nothing of
     an earlier update can reach the optimizer.
+
+    Attributes:
+        flat: the newest gradient, [P_trainable], always the same tensor.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._trainable = [p for p in module.parameters() if p.requires_grad]
         size = sum(p.numel() for p in self._trainable)
-        self._flat = torch.empty(size, device=self._trainable[0].device)
+        self.flat = torch.empty(size, device=self._trainable[0].device)
 
     def __call__(self, loss: Tensor) -> Tensor:
         """The gradient of a scalar: [P_trainable], 0 where it does not reach.
@@ -108,7 +111,7 @@ class FlatGradient:
         The next call overwrites it.
         """
         gradients = torch.autograd.grad(loss, self._trainable, materialize_grads=True)
-        return torch.cat([g.reshape(-1) for g in gradients], out=self._flat)
+        return torch.cat([g.reshape(-1) for g in gradients], out=self.flat)
 
 
 def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:
@@ -147,7 +150,7 @@ def _check(module: nn.Module) -> None:
 def _lay_out(module: nn.Module, flat: Tensor) -> int:
     """Moves the parameters into `flat`, as views; returns how many can be trained."""
     parameters = _in_order(module)
-    torch.cat([p.detach().reshape(-1) for p in parameters], out=flat)
+    flat.copy_(torch.cat([p.detach().reshape(-1) for p in parameters]))
     _bind(module, flat)
     return sum(p.numel() for p in parameters if p.requires_grad)
 

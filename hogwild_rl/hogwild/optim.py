@@ -72,12 +72,16 @@ class SharedRMSprop(SharedOptimizer):
         square_avg.copy_(average)
         # The root is of our own average: the shared one may by now lack this very gradient.
         root = average.add_(eps).sqrt_() if group["eps_inside_root"] else average.sqrt_().add_(eps)
-        if group["momentum"]:
-            momentum_buffer = state["momentum_buffer"]
-            momentum_buffer.mul_(group["momentum"]).addcdiv_(gradient, root)
-            parameter.add_(momentum_buffer, alpha=-group["lr"])
-        else:
+        if self._rate is None and not group["momentum"]:
             parameter.addcdiv_(gradient, root, value=-group["lr"])
+            return
+        step = gradient / root
+        if group["momentum"]:
+            step = state["momentum_buffer"].mul_(group["momentum"]).add_(step)
+        if self._rate is None:
+            parameter.add_(step, alpha=-group["lr"])
+        else:
+            parameter.addcmul_(step, self._rate, value=-1)
 
 
 class SharedAdam(SharedOptimizer):
@@ -98,8 +102,8 @@ class SharedAdam(SharedOptimizer):
         lr: η ≥ 0.
         betas: β₁ and β₂ in [0, 1).
         eps: ε > 0.
-        alone: nobody else steps this model meanwhile, so nothing interleaves: on the CPU torch's
-            fused step is taken, a third of the time.
+        alone: no other process updates this model, so nothing interleaves: torch's fused step is
+            used, which takes a third of the time on the CPU.
 
     Raises:
         ValueError: a number is out of its range.
@@ -121,11 +125,12 @@ class SharedAdam(SharedOptimizer):
         if not eps > 0:
             raise ValueError(f"eps must be above 0, got {eps}")
         super().__init__(model, {"lr": lr, "betas": betas, "eps": eps})
-        self._fused = alone and self.parameter.device.type == "cpu"
+        self._fused = alone
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        on_cpu = parameter.device.type == "cpu"  # elsewhere torch's fused step counts in float32
         return {
-            "step": memory.zeros(dtype=torch.float64),
+            "step": memory.zeros(dtype=torch.float64) if on_cpu else parameter.new_zeros(()),
             "exp_avg": memory.zeros_like(parameter),
             "exp_avg_sq": memory.zeros_like(parameter),
         }

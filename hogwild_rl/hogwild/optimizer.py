@@ -1,6 +1,7 @@
 """What the shared optimizers have in common: a torch optimizer over one flat tensor."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,14 @@ from hogwild_rl.hogwild.model import SharedModel
 class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
     """A torch optimizer over the flat parameter of a `SharedModel`, with eager, shared state."""
 
+    _rate: Tensor | None = None  # on a device: where a recorded step reads its learning rate
+
     def __init__(self, model: SharedModel[Any], defaults: dict[str, Any]) -> None:
         if not defaults["lr"] >= 0:
             raise ValueError(f"lr must be at least 0, got {defaults['lr']}")
         super().__init__([model.parameter], defaults)
+        if model.parameter.device.type != "cpu":
+            self._rate = torch.full((), defaults["lr"], device=model.parameter.device)
         for name, tensor in self._initial_state(model.parameter).items():
             self.state[model.parameter][name] = tensor
 
@@ -42,6 +47,13 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
         self.param_groups[0]["lr"] = value
+        if self._rate is not None:
+            self._rate.fill_(value)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that a step changes: the flat parameter and its statistics."""
+        return [self.parameter.detach(), *self.state[self.parameter].values()]
 
     def apply(self, gradient: Tensor) -> None:
         """Takes one step with this gradient, [P], handed over explicitly.
@@ -52,6 +64,31 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
         self._opt_called = True  # what torch's schedulers look for
         with torch.no_grad():
             self._update_(self.parameter, gradient, self.param_groups[0])
+
+    @torch.no_grad()
+    def apply_if_finite(self, gradient: Tensor, max_norm: float = math.inf) -> Tensor:
+        """Clips a gradient by its global norm and takes one step, without a read by the host.
+
+        A CUDA graph can record it. Where the norm is not finite, no parameter and no statistic
+        changes. In a recorded step SharedRMSprop follows `learning_rate`; other optimizers keep the
+        rate they were recorded with.
+
+        Args:
+            gradient: [P]; clipped in place, and 0 where its norm is not finite.
+            max_norm: > 0.
+
+        Returns:
+            Whether the step was taken: bool [], on the gradient's device.
+        """
+        norm = gradient.norm()
+        finite: Tensor = norm.isfinite()
+        clipped = gradient * (max_norm / norm).clamp(max=1.0)
+        gradient.copy_(torch.where(finite, clipped, 0.0))
+        before = [tensor.clone() for tensor in self.tensors]
+        self._update_(self.parameter, gradient, self.param_groups[0])
+        for tensor, unchanged in zip(self.tensors, before, strict=True):
+            tensor.copy_(torch.where(finite, tensor, unchanged))
+        return finite
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

@@ -1,46 +1,92 @@
-"""CUDA graphs: work of fixed shapes, recorded once and replayed without launching it anew."""
+"""CUDA graphs: work of fixed shapes, recorded once and replayed as a single launch."""
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
+from hogwild_rl import UserError
+from hogwild_rl.envs import complaints
 from hogwild_rl.learning.rollout import Act, Rollout
 
 _WARM_UPS = 3  # what cuBLAS and autograd set up at first must not be recorded
+# Since 2.14 a graph finds its generators itself, and every call that names one prints a warning.
+_NAMES_GENERATORS = TorchVersion(torch.__version__) < TorchVersion("2.14")
 
 
 class Captured:
     """A function of tensors that stay where they are, on the GPU.
 
-    Its inputs are read, and its output written, at the same addresses in every call.
+    Its inputs are read, and its output written, at the same addresses in every call. Each graph
+    has a stream, and with it a cuBLAS workspace, of its own.
 
     Args:
         function: without arguments; it may not wait for the GPU, nor change shapes.
-        generator: that it draws from, on the GPU; it goes on as if the function had been called.
+        device: of its tensors.
+        generator: its source of random numbers, on the GPU; recording leaves it as it was.
+        changes: tensors that the function changes; recording leaves them as they were.
     """
 
     def __init__(
-        self, function: Callable[[], Tensor], generator: torch.Generator | None = None
+        self,
+        function: Callable[[], Tensor],
+        device: torch.device,
+        generator: torch.Generator | None = None,
+        changes: Sequence[Tensor] = (),
     ) -> None:
-        before = None if generator is None else generator.get_state()
-        warming = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        warming.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(warming):
+        with torch.cuda.device(device):
+            self._record(function, generator, changes)
+
+    def _record(
+        self,
+        function: Callable[[], Tensor],
+        generator: torch.Generator | None,
+        changes: Sequence[Tensor],
+    ) -> None:
+        state = None if generator is None else generator.get_state()
+        before = [tensor.clone() for tensor in changes]
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 function()
-        torch.cuda.current_stream().wait_stream(warming)
+        torch.cuda.current_stream().wait_stream(stream)
+        for tensor, kept in zip(changes, before, strict=True):
+            tensor.copy_(kept)
+        gc.collect()  # a tensor that is freed during the recording would end it
         self._graph = torch.cuda.CUDAGraph()
-        if generator is not None and before is not None:
-            generator.set_state(before)
-            self._graph.register_generator_state(generator)
-        with torch.cuda.graph(self._graph):
+        if generator is not None and state is not None:
+            generator.set_state(state)
+            if _NAMES_GENERATORS:
+                self._graph.register_generator_state(generator)
+        with torch.cuda.graph(self._graph, stream=stream):
             self._output = function()
 
     def __call__(self) -> Tensor:
         """The output, overwritten by the next call."""
         self._graph.replay()
         return self._output
+
+
+@contextlib.contextmanager
+def recording(network: str) -> Iterator[None]:
+    """Around recordings: translates what CUDA says of a network that cannot be recorded.
+
+    Raises:
+        UserError: it reads a tensor on the host, or its shapes depend on numbers.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UserError(
+            f"network {network} cannot be recorded as a CUDA graph "
+            f"({complaints.short(str(error))}): give compile False, or leave out .item() and masks"
+        ) from error
 
 
 def captured_act(act: Act, rollout: Rollout, size: int, generator: torch.Generator) -> Act:
@@ -63,7 +109,7 @@ def captured_act(act: Act, rollout: Rollout, size: int, generator: torch.Generat
         return actions
 
     with torch.no_grad():
-        graph = Captured(from_buffers, generator)
+        graph = Captured(from_buffers, observations.device, generator)
 
     def replayed(seen: Tensor, remembered: Tensor) -> tuple[Tensor, Tensor]:
         observations.copy_(seen)

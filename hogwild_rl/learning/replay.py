@@ -1,6 +1,7 @@
 """What was lived through, kept to be learnt from many times."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -29,11 +30,8 @@ class Batch:
     next_observations: Tensor
     terminated: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same, there."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
-
+_ALIGNED = 64  # bytes
 # What of a Replay goes into a file.
 _STATE = (
     *("_observations", "_actions", "_rewards", "_terminated"),
@@ -100,18 +98,39 @@ class Replay:
         self._kept += len(places)
         self._row = following
 
-    def sample(self, count: int, generator: torch.Generator) -> Batch:
-        """`count` transitions, drawn with replacement."""
+    def empty(
+        self, count: int, device: torch.device | None = None, pinned: bool = False
+    ) -> tuple[Tensor, Batch]:
+        """A batch of `count` transitions, and the bytes in one piece that its tensors are views of.
+
+        Args:
+            count: N.
+            device: where; the host's memory without one.
+            pinned: in memory that a GPU can read by itself.
+        """
+        kept = (self._observations, self._actions, self._rewards, self._observations)
+        shapes = [((count, *each.shape[2:]), each.dtype) for each in (*kept, self._terminated)]
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in shapes]
+        starts = [0, *itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]
+        flat = torch.zeros(starts[-1], dtype=torch.uint8, device=device, pin_memory=pinned)
+        views = [
+            flat[start : start + size].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
+            for start, size, (shape, dtype) in zip(starts[:-1], sizes, shapes, strict=True)
+        ]
+        return flat, Batch(*views)
+
+    def sample(self, count: int, generator: torch.Generator, out: Batch | None = None) -> Batch:
+        """`count` transitions, drawn with replacement; into `out` where it is given."""
+        batch = self.empty(count)[1] if out is None else out
         T, B = self._rewards.shape
         drawn = torch.randint(self._kept, (count,), generator=generator).numpy()
         places = self._places[(drawn + self._oldest) % (T * B)]
-        return Batch(
-            observations=_rows_of(self._observations, places),
-            actions=_rows_of(self._actions, places),
-            rewards=_rows_of(self._rewards, places),
-            next_observations=_rows_of(self._observations, (places + B) % (T * B)),
-            terminated=_rows_of(self._terminated, places),
-        )
+        _take(self._observations, places, batch.observations)
+        _take(self._actions, places, batch.actions)
+        _take(self._rewards, places, batch.rewards)
+        _take(self._observations, (places + B) % (T * B), batch.next_observations)
+        _take(self._terminated, places, batch.terminated)
+        return batch
 
     def state(self) -> dict[str, Any]:
         """For a file; the tensors in it are those that are written on."""
@@ -156,9 +175,10 @@ def _room(shape: tuple[int, ...], dtype: Any) -> Any:
     return np.full(shape, 0, dtype)
 
 
-def _rows_of(kept: Any, places: Any) -> Tensor:
-    """[N, ...] from [T, B, ...], of which places count the rows."""
-    return torch.from_numpy(kept.reshape(-1, *kept.shape[2:]).take(places, 0))
+def _take(kept: Any, places: Any, out: Tensor) -> None:
+    """Rows of [T, B, ...], counted by places, into [N, ...]."""
+    rows = kept.reshape(-1, *kept.shape[2:])
+    rows.take(places, 0, out=out.numpy(), mode="clip")  # other modes go through a buffer
 
 
 def _rows(capacity: int, B: int) -> int:

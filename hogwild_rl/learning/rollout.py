@@ -80,6 +80,7 @@ class Collector:
 
     Attributes:
         rollout: the buffers, overwritten by each `collect`.
+        host: the same numbers in the host's memory; its recurrent state is not kept up to date.
         episodes: (undiscounted return, length) of the episodes that ended in the last `collect`.
         steps: valid transitions in the last `collect`.
         broken: environments that gave a reward or observation that is not finite in it; their
@@ -106,15 +107,15 @@ class Collector:
     ) -> None:
         T, B = n_steps, sum(envs.num_envs for envs in groups)
         pinned = device is not None and device.type == "cuda"
-        self._host = Rollout.empty(T, B, interface, pinned=pinned)
-        self.rollout = self._host if device is None else Rollout.empty(T, B, interface, device)
+        self.host = Rollout.empty(T, B, interface, pinned=pinned)
+        self.rollout = self.host if device is None else Rollout.empty(T, B, interface, device)
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
         self.broken: list[int] = []
         self._interface, self._lap, self._staged = interface, lap, device is not None
         # The host's buffers as arrays: the environments' side of them.
         self._arrays = {
-            field.name: getattr(self._host, field.name).numpy()
+            field.name: getattr(self.host, field.name).numpy()
             for field in dataclasses.fields(Rollout)
         }
         self._state = torch.zeros_like(self.rollout.state)  # what the policy remembers now
@@ -143,14 +144,16 @@ class Collector:
         """What goes from one rollout into the next, to be read and to be written, by name."""
         arrays = (self._resetting, self._lives, self._returns, self._lengths)
         names = ("resetting", "lives", "returns", "lengths")
-        tensors = {"observations": self.rollout.observations[-1], "state": self._state}
+        tensors = {"observations": self.host.observations[-1], "state": self._state}
         return tensors | {n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}
 
     @torch.inference_mode()
     def collect(self, act: Act) -> Rollout:
         """Takes T steps and returns the rollout, which the next call overwrites."""
         T = len(self.rollout.actions)
-        self.rollout.observations[0].copy_(self.rollout.observations[-1])
+        self.host.observations[0].copy_(self.host.observations[-1])
+        if self._staged:
+            self.rollout.observations[0].copy_(self.host.observations[0], non_blocking=True)
         self.rollout.state.copy_(self._state)
         self.episodes.clear()
         for t in range(T):
@@ -168,7 +171,7 @@ class Collector:
         self._arrays["rewards"][:, self.broken] = np.nan
         if self._staged:
             for name in _FLAGS:
-                getattr(self.rollout, name).copy_(getattr(self._host, name), non_blocking=True)
+                getattr(self.rollout, name).copy_(getattr(self.host, name), non_blocking=True)
         self.steps = int(self._arrays["valid"].sum())
         return self.rollout
 
@@ -224,13 +227,14 @@ class Collector:
                 self._resetting[b] = True
             self._ended[-1, b] = True
             self._returns[b] = self._lengths[b] = 0
-            self.rollout.observations[-1, b] = 0  # the next rollout begins with it
+            # The next rollout begins with the last row; on a device this one ends with it too.
+            self.host.observations[-1, b] = self.rollout.observations[-1, b] = 0
             self._state[:, b] = 0
 
     def _observe(self, columns: slice, row: int, observation: Any) -> None:
         self._arrays["observations"][row, columns] = self._interface.observations.rows(observation)
         if self._staged:
-            staged = self._host.observations[row, columns]
+            staged = self.host.observations[row, columns]
             self.rollout.observations[row, columns].copy_(staged, non_blocking=True)
 
 

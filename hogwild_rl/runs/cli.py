@@ -25,6 +25,7 @@ _DEFAULTS_DEPEND_ON = {
     "workers": int,
     "envs_per_worker": int,
     "num_envs": int,
+    "device": str,
     "allow_import": None,  # a switch
 }
 

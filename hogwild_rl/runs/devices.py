@@ -11,6 +11,8 @@ import torch
 from hogwild_rl import UserError
 from hogwild_rl.envs import vector
 from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.runs import settings
+from hogwild_rl.runs.ranks import Ranks
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 
@@ -23,6 +25,26 @@ _GPU_FROM_PARAMETERS = 500_000
 _THREADS_FROM = 5_000_000
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeviceSettings(settings.CrewSettings):
+    """Where a learner computes."""
+
+    device: DeviceName = "auto"
+    """Device for acting and learning."""
+    compile: Literal["auto"] | bool = "auto"
+    """Record acting and updates as CUDA graphs; auto does so on a GPU."""
+
+    def compiles(self, device: torch.device) -> bool:
+        """Whether work on this device is recorded.
+
+        Raises:
+            UserError: there are no CUDA graphs on the CPU.
+        """
+        if self.compile is True and device.type == "cpu":
+            raise UserError("compile records CUDA graphs, and this run is on the CPU: leave it out")
+        return device.type == "cuda" if self.compile == "auto" else self.compile
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
     """A device, and why it was chosen."""
@@ -31,49 +53,64 @@ class Device:
     reason: str
 
 
-def choose(wanted: DeviceName, model: torch.nn.Module, local_rank: int = 0) -> Device:
-    """The device that was asked for; for "auto" the GPU, where there is one and it pays.
+def choose(wanted: DeviceName, model: torch.nn.Module, ranks: Ranks | None = None) -> Device:
+    """The device that was asked for; for "auto" a GPU, if every rank has one and it is faster.
 
     Args:
         wanted: cpu, cuda or auto.
         model: to be trained.
-        local_rank: number of this process among those of the run on this machine.
+        ranks: of the run; all of them get the same type of device.
 
     Raises:
         UserError: a GPU is asked for and there is none.
     """
-    cuda = torch.device("cuda", local_rank)
+    ranks = ranks or Ranks()
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", ranks.local)
+    found = torch.cuda.device_count()
     if wanted == "cpu":
-        return Device(torch.device("cpu"), "as asked for")
+        return Device(cpu, "as asked for")
     if wanted == "cuda":
-        if local_rank >= torch.cuda.device_count():
+        if ranks.local >= found:
             raise UserError(
-                f"device cuda needs {local_rank + 1} GPU, torch {torch.__version__} sees "
-                f"{torch.cuda.device_count()}: use cpu or auto, or a torch that is built for yours"
+                f"device cuda needs {ranks.local + 1} GPU, torch {torch.__version__} sees "
+                f"{found}: use cpu or auto, or a torch that is built for yours"
             )
         return Device(cuda, "as asked for")
-    if not torch.cuda.is_available():
-        return Device(torch.device("cpu"), "there is no GPU")
-    size = _size(model)
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if size < _GPU_FROM_PARAMETERS:
-        return Device(torch.device("cpu"), f"{size:,} parameters are too few for a GPU to pay")
+        return Device(cpu, f"{size:,} parameters are too few for a GPU to be faster")
+    if not ranks.agree(ranks.local < found):
+        some = f"{found} GPU for local rank {ranks.local}, or none for another rank"
+        return Device(cpu, some if found else "there is no GPU")
     return Device(cuda, f"{size:,} parameters")
+
+
+@contextlib.contextmanager
+def enough_memory(settings: str) -> Iterator[None]:
+    """Around GPU work: translates torch's error.
+
+    Args:
+        settings: names and values of those that the memory depends on.
+
+    Raises:
+        UserError: the GPU's memory is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{settings} need more memory than the GPU has: give less") from error
 
 
 @contextlib.contextmanager
 def few_threads(model: torch.nn.Module, rows: int) -> Iterator[None]:
     """Inside, torch computes on one thread if a step is little work; afterwards as before."""
     before = torch.get_num_threads()
-    if _size(model) * rows < _THREADS_FROM:
+    if sum(parameter.numel() for parameter in model.parameters()) * rows < _THREADS_FROM:
         torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _size(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +130,9 @@ def bfloat16(precision: str, facts: vector.EnvFacts, device: str = "cpu") -> Pre
     if precision == "float32":
         return Precision(on=False)
     if device == "cuda":
-        return Precision(on=True)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(on=True)
+        return Precision(on=False, reason="this GPU has no bfloat16")
     if not ObservationCodec.of(facts.observation_space).images:
         return Precision(on=False, reason="on the CPU it only pays for images")
     if not _has_bfloat16():

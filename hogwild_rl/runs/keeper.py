@@ -5,6 +5,8 @@ import pathlib
 import time
 from typing import Any, Protocol
 
+import torch
+
 from hogwild_rl.envs.vector import EnvFacts
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.deterministic import DeterministicActorCritic
@@ -108,7 +110,8 @@ class Keeper:
             Whether that had to be done.
         """
         parameters = dict(self._model.state_dict())
-        if all(bool(tensor.isfinite().all()) for tensor in parameters.values()):
+        finite = torch.stack([tensor.isfinite().all() for tensor in parameters.values()])
+        if finite.all():  # read once: on a GPU every answer is waited for
             self._good = copied(parameters), copied(self._optimizer.state_dict())
             return False
         if self._good is None:

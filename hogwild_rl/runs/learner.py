@@ -43,13 +43,24 @@ class Part:
         """Its slow copy."""
         return self._shared.module.target
 
-    def descend(self, loss: Tensor) -> bool:
-        """One step against the gradient of a loss. False where it is not finite: no step."""
+    def descend(self, loss: Tensor) -> bool | Tensor:
+        """One gradient step, taken where the gradient is finite.
+
+        Returns:
+            Whether it was taken; on a device a bool tensor [] there, and the host does not wait.
+        """
         gradient = self._shared.gradient(loss)
+        if gradient.device.type != "cpu":
+            return self.optimizer.apply_if_finite(gradient)
         if not math.isfinite(float(gradient.dot(gradient))):
             return False
         self.optimizer.apply(gradient)
         return True
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that an update changes."""
+        return [self._shared.flat, *self.optimizer.tensors]
 
     def follow(self, tau: float) -> None:
         """Lets the slow copy follow by a share τ."""
@@ -73,8 +84,8 @@ class Learner:
     updates: int = 0
 
 
-Update: TypeAlias = Callable[[Learner, Batch, Any], bool]
-"""One update with a batch, under the algorithm's settings; False where it was dropped."""
+Update: TypeAlias = Callable[[Learner, Batch, Any], bool | Tensor]
+"""One update with a batch, under the algorithm's settings; False where a step was dropped."""
 
 
 class Optimizers:

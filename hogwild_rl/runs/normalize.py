@@ -79,7 +79,7 @@ class Normalization:
             seen = rollout.observations[:-1, :, : self._vector][rollout.valid]
         else:
             seen = rollout.observations[0, :_PICTURES][rollout.valid[0, :_PICTURES]].flatten(1)
-        return seen.cpu().numpy()
+        return seen.numpy()
 
 
 class Normalizer:
@@ -107,7 +107,7 @@ class Normalizer:
         self.discounted: Array | None = None
 
     def add(self, rollout: Rollout) -> None:
-        """Adds a rollout's observations."""
+        """Adds a rollout's observations; it lies in the host's memory."""
         if "observations" in self._writers:
             rows = self._normalization.rows(rollout)
             # What is not finite would stay in the moments for ever.

@@ -24,7 +24,7 @@ _ALL = -1  # gradient_steps: as many as there were transitions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OffPolicySettings(NetworkSettings, settings.CrewSettings):
+class OffPolicySettings(NetworkSettings, devices.DeviceSettings):
     """A deterministic policy that is learnt from a replay."""
 
     env: Annotated[vector.EnvSource, settings.ENV_FLAG] = "Pendulum-v1"
@@ -58,8 +58,6 @@ class OffPolicySettings(NetworkSettings, settings.CrewSettings):
     """θ of Ornstein-Uhlenbeck noise, how fast it returns to 0."""
     ou_dt: float = 0.01
     """Its Δt."""
-    device: devices.DeviceName = "auto"
-    """Where to compute; several workers share a model on the CPU only."""
     save_replay: bool = False
     """Keep the replay in the run's folder with every checkpoint, for --resume."""
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 _WORKERS_TUNED_FOR = 2
 
 # Found for HalfCheetah-v5; short rollouts, and actions that do not spread widely, are what counts.
@@ -117,6 +119,12 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "precision": "bfloat16",
     },
 }
+# A2C on a GPU: batches that fill it, and as many updates for the same steps.
+_ACTOR_CRITIC["ALE on a GPU"] = _ACTOR_CRITIC["ALE"] | {
+    "num_envs": 256,
+    "n_steps": 5,
+    "learning_rate": 6e-4,
+}
 _REINFORCE: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
         "total_timesteps": 1_000_000,
@@ -199,6 +207,9 @@ def settings(algorithm: str, env: str, given: Mapping[str, Any]) -> dict[str, An
     if algorithm in _UNSCALED:
         return dict(_UNSCALED[algorithm].get(env, {}))
     family = next((name for ids, name in _FAMILIES.items() if re.fullmatch(ids, env)), env)
+    may_use_gpu = algorithm == "a2c" and given.get("device", "auto") != "cpu"
+    if family == "ALE" and may_use_gpu and torch.cuda.is_available():
+        family = "ALE on a GPU"
     preset = dict(_PRESETS[algorithm].get(family, _GENERIC))
     tuned_for = preset["num_envs"]
     if algorithm == "a3c":

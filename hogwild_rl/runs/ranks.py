@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +15,10 @@ from hogwild_rl.runs.normalize import Normalization
 
 Episodes = list[tuple[float, int]]
 
+_GATHER_EVERY = 16  # updates: pickled objects cost more than the gradient
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass
 class Ranks:
     """One process among those of a run.
 
@@ -27,6 +31,8 @@ class Ranks:
     index: int = 0
     local: int = 0
     count: int = 1
+    _updates: int = dataclasses.field(default=0, init=False)
+    _episodes: Episodes = dataclasses.field(default_factory=list, init=False)
 
     @classmethod
     def here(cls) -> "Ranks":
@@ -46,6 +52,21 @@ class Ranks:
             raise UserError(f"{name} must be a multiple of the {self.count} ranks, got {total}")
         return total // self.count
 
+    @functools.cached_property
+    def _store(self) -> Any:
+        """Keys and values that all ranks read and write, at the address torchrun gives."""
+        from torch.distributed.rendezvous import rendezvous
+
+        return next(iter(rendezvous("env://")))[0]
+
+    def agree(self, answer: bool) -> bool:
+        """Whether the answer of every rank is yes; all of them must ask, before `joined`."""
+        if self.count == 1:
+            return answer
+        self._store.set(f"answer/{self.index}", str(answer))
+        answers = [self._store.get(f"answer/{rank}") for rank in range(self.count)]
+        return all(each == b"True" for each in answers)
+
     @contextlib.contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
         """Connects the processes: with gloo on the CPU, with nccl on GPUs."""
@@ -54,9 +75,16 @@ class Ranks:
             return
         import torch.distributed as dist
 
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        gpu = device if device.type == "cuda" else None
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
+        dist.init_process_group(
+            "gloo" if gpu is None else "nccl",
+            store=self._store,
+            rank=self.index,
+            world_size=self.count,
+            device_id=gpu,
+        )
         try:
             yield
         finally:
@@ -76,21 +104,31 @@ class Ranks:
             ending: whether this rank wants to stop.
 
         Returns:
-            The steps and episodes of all ranks, and whether any wants to stop.
+            The steps of all ranks, the episodes of all ranks since they were last exchanged, which
+            happens every few updates, and whether any rank wants to stop.
         """
         if self.count == 1:
             return steps, episodes, ending
         import torch.distributed as dist
 
-        counts = gradient.new_tensor([steps, len(episodes), ending])
-        packed = torch.cat([gradient * steps, counts])
+        packed = torch.cat([gradient * steps, gradient.new_tensor([steps, ending])])
         dist.all_reduce(packed)
-        total, ended, stopping = (int(value) for value in packed[-3:].tolist())
-        torch.div(packed[:-3], max(total, 1), out=gradient)
+        total, stopping = (int(value) for value in packed[-2:].tolist())
+        torch.div(packed[:-2], max(total, 1), out=gradient)
+        self._episodes += episodes
+        self._updates += 1
+        return total, [] if self._updates % _GATHER_EVERY else self.gather(), bool(stopping)
+
+    def gather(self) -> Episodes:
+        """The episodes of all ranks that `combine` has not returned yet; all of them must ask."""
+        if self.count == 1:
+            return []
+        import torch.distributed as dist
+
         everywhere: list[Episodes] = [[] for _ in range(self.count)]
-        if ended:
-            dist.all_gather_object(everywhere, episodes)
-        return total, [episode for each in everywhere for episode in each], bool(stopping)
+        dist.all_gather_object(everywhere, self._episodes)
+        self._episodes.clear()
+        return [episode for each in everywhere for episode in each]
 
     def exchange(self, normalization: Normalization, device: torch.device) -> None:
         """Gives every rank the running moments that the others have added to.

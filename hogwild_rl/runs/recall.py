@@ -48,25 +48,33 @@ class Recall:
             "discounted": None if discounted is None else torch.tensor(discounted),
         }
 
-    def restore(self, state: dict[str, Any] | None, seed: int) -> None:
-        """Goes on where `state` was taken, if it is of as many environments of the same making.
+    def restore(self, state: dict[str, Any] | None, seed: int) -> str:
+        """Continues where `state` was taken, with the same device, number and type of environments.
 
         Args:
             state: what `state` gave, or None.
-            seed: of the environments, where they have to begin anew.
+            seed: of the environments, where they have to be reset.
+
+        Returns:
+            Why they were reset, empty if they were not or `state` gives the reason.
         """
         if state is None or "lacking" in state:
-            return
+            return ""
         try:
-            self._restore(state)
+            reason = self._restore(state)
         except Exception:  # of another making; a file can hold anything
+            reason = "the checkpoint holds other environments"
+        if reason:
             self._collector.begin(seed)
+        return reason
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> str:
         saved, now = state["carried"], self._collector.carried
         shapes = [{name: t.shape for name, t in each.items()} for each in (saved, now)]
         if shapes[0] != shapes[1]:
-            raise snapshot.MisfitError("another number of environments")
+            return "the checkpoint holds another number of environments"
+        if state["generator"].shape != self._generator.get_state().shape:
+            return "the checkpoint's random stream is of another device"
         for group, taken in zip(self._groups, state["envs"], strict=True):
             snapshot.give(group, taken)
         for name, tensor in now.items():
@@ -74,3 +82,4 @@ class Recall:
         self._generator.set_state(state["generator"])
         if state["discounted"] is not None:
             self._normalizer.discounted = state["discounted"].numpy()
+        return ""

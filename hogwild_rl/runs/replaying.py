@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,13 +12,16 @@ from torch import Tensor
 from hogwild_rl import UserError
 from hogwild_rl.envs import backends, vector
 from hogwild_rl.hogwild import memory
-from hogwild_rl.hogwild.slots import Slots
+from hogwild_rl.hogwild.slots import Slots, SlotWriter
 from hogwild_rl.hogwild.worker import Worker
+from hogwild_rl.learning import graphs
 from hogwild_rl.learning.experience import Experience
+from hogwild_rl.learning.outcomes import Outcomes
 from hogwild_rl.learning.replay import Replay
 from hogwild_rl.runs import crew, devices, files, machine
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.learner import Learner, Optimizers, Part, Update
+from hogwild_rl.runs.network import name_of
 from hogwild_rl.runs.off_policy import OffPolicySettings
 from hogwild_rl.runs.session import Session
 
@@ -33,6 +37,7 @@ class Job:
         backend: that steps it.
         config: settings of the algorithm.
         update: the algorithm's.
+        policy_delay: every so many updates do the same.
         actor, critics: what is learnt.
         device: where.
         slots: to count in.
@@ -44,6 +49,7 @@ class Job:
     backend: backends.Backend
     config: OffPolicySettings
     update: Update
+    policy_delay: int
     actor: Part
     critics: Part
     device: torch.device
@@ -56,14 +62,17 @@ def work(worker: Worker, job: Job) -> None:
     """One worker's life: act, keep, draw, learn, until the steps of all add up to the total."""
     config, slot = job.config, job.slots.writer(worker.index)
     env_seed, *seeds = worker.random_seeds(4)
-    exploring, drawing, learning = (torch.Generator().manual_seed(seed) for seed in seeds)
-    learner = Learner(job.actor, job.critics, learning)
+    exploring, drawing = (torch.Generator().manual_seed(seed) for seed in seeds[:2])
+    learner = Learner(job.actor, job.critics, torch.Generator(job.device).manual_seed(seeds[2]))
     interface = config.interface(job.facts)
     replay, noise = config.replay(interface), config.explore(interface, exploring)
     kept = _Kept(job.folder / _REPLAY_FILE.format(worker.index), replay, config)
     kept.restore()
     envs = backends.make(job.facts.source, job.backend, config.envs_per_worker, cores=1)
     experience = Experience(envs, interface, replay, env_seed, slot.lap)
+    update = (_Update if job.device.type == "cpu" else _DeviceUpdate)(
+        job, learner, replay, drawing, slot
+    )
     learn_from = -(-config.learning_starts // config.workers)
     begun = job.before or int(job.slots.rows["steps"][worker.index])  # by whom this one replaces
     random_until = 0 if begun else learn_from
@@ -91,18 +100,87 @@ def work(worker: Worker, job: Job) -> None:
             for _ in range(config.updates_after(new) if len(replay) and lived >= learn_from else 0):
                 if worker.stopping:
                     break
-                updates_before = slot.total_updates()
-                batch = replay.sample(config.batch_size, drawing).to(job.device)
-                learner.updates += 1
-                if job.update(learner, batch, config):
-                    slot.add_update(updates_before)
-                else:
-                    slot.add_dropped()
+                update()
                 slot.lap("learn")
             new = 0
         kept.save_when_due()
+    update.finish()
     kept.save()
     envs.close()
+
+
+class _Update:
+    """Samples a batch and updates with it."""
+
+    def __init__(
+        self,
+        job: Job,
+        learner: Learner,
+        replay: Replay,
+        sampling: torch.Generator,
+        slot: SlotWriter,
+    ) -> None:
+        self._job, self._learner, self._slot = job, learner, slot
+        self._replay, self._sampling = replay, sampling
+        pinned = job.device.type == "cuda"
+        self._flat, self._batch = replay.empty(job.config.batch_size, pinned=pinned)
+
+    def _sample(self) -> None:
+        self._learner.updates += 1
+        self._replay.sample(self._job.config.batch_size, self._sampling, self._batch)
+
+    def __call__(self) -> None:
+        updates_before = self._slot.total_updates()
+        self._sample()
+        if self._job.update(self._learner, self._batch, self._job.config):
+            self._slot.add_update(updates_before)
+        else:
+            self._slot.add_dropped()
+
+    def finish(self) -> None:
+        """Counts the last update, where that is not done yet."""
+
+
+class _DeviceUpdate(_Update):
+    """The same on a device: one copy of the batch and, where recorded, one launch of the update."""
+
+    def __init__(
+        self,
+        job: Job,
+        learner: Learner,
+        replay: Replay,
+        sampling: torch.Generator,
+        slot: SlotWriter,
+    ) -> None:
+        super().__init__(job, learner, replay, sampling, slot)
+        self._there = replay.empty(job.config.batch_size, job.device)
+        self._outcomes = Outcomes(slot, job.device)
+        self._compiled = job.config.compiles(job.device)
+        self._recorded: dict[bool, Callable[[], Tensor]] = {}  # by whether the policy learns too
+
+    def __call__(self) -> None:
+        self._sample()
+        self._there[0].copy_(self._flat)  # waits for the update before
+        delayed = self._learner.updates % self._job.policy_delay != 0
+        if delayed not in self._recorded:
+            self._recorded[delayed] = self._record()
+        self._outcomes.add(self._recorded[delayed]())
+
+    def _record(self) -> Callable[[], Tensor]:
+        job = self._job
+
+        def update() -> Tensor:
+            return torch.as_tensor(job.update(self._learner, self._there[1], job.config))
+
+        if not self._compiled:
+            return update
+        with graphs.recording(name_of(job.config.network)):
+            changes = [*job.actor.tensors, *job.critics.tensors]
+            return graphs.Captured(update, job.device, self._learner.generator, changes)
+
+    def finish(self) -> None:
+        """Counts the last update."""
+        self._outcomes.finish()
 
 
 class _Kept:
@@ -158,7 +236,13 @@ def _check_kept(config: OffPolicySettings) -> int:
     return len(there)
 
 
-def train(algorithm: str, config: OffPolicySettings, critics: int, update: Update) -> Agent:
+def train(
+    algorithm: str,
+    config: OffPolicySettings,
+    critics: int,
+    update: Update,
+    policy_delay: int = 1,
+) -> Agent:
     """Trains until `total_timesteps`, and returns the agent: one worker here, several in processes.
 
     Args:
@@ -166,6 +250,7 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
         config: its settings.
         critics: how many estimates of Q.
         update: what it does with a batch; a function at the top level of a module.
+        policy_delay: every so many updates it does the same.
 
     Raises:
         UserError: a setting, the environment or the folder cannot be used; nothing was changed.
@@ -183,6 +268,7 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
         machine.check_workers(config.workers)
     model = config.model(session.facts, critics)
     chosen = devices.choose("cpu" if config.workers > 1 else config.device, model)
+    config.compiles(chosen.device)
     alone, rate = config.workers == 1, config.learning_rate
     actor = Part(model.actor, rate, chosen.device, alone)
     critic = Part(model.critics, rate, chosen.device, alone)
@@ -197,6 +283,7 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
         backend=backend,
         config=config,
         update=update,
+        policy_delay=policy_delay,
         actor=actor,
         critics=critic,
         device=chosen.device,
@@ -207,5 +294,6 @@ def train(algorithm: str, config: OffPolicySettings, critics: int, update: Updat
     if config.workers > 1:
         config.check_sendable(model)
         return crew.in_processes(session, slots, work, (job,), config)
-    with devices.few_threads(model, config.batch_size):
+    batch = f"batch_size {config.batch_size}"
+    with devices.enough_memory(batch), devices.few_threads(model, config.batch_size):
         return crew.here(session, slots, work, (job,), config)

@@ -108,7 +108,7 @@ def test_a_run_of_another_algorithm_is_refused(refused: Command, run: pathlib.Pa
         (["--vectorization", "turbo"], "turbo"),
         (["--env", "Acrobot-v1", "--vectorization", "native"], "has no native vector environment"),
         (["--env", "tests.envs:Chain-v0", "--vectorization", "envpool"], "envpool|EnvPool"),
-        (["--device", "cpu", "--compile"], "compile records CUDA graphs"),
+        (["--device", "cpu", "--compile", "True"], "compile records CUDA graphs"),
     ],
 )
 def test_bad_flags_of_a2c_are_refused(

@@ -395,6 +395,54 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad: float, max_norm: f
     assert not math.isfinite(clip_by_global_norm_(gradient, max_norm))
 
 
+@every_optimizer
+@pytest.mark.parametrize("rate_as_tensor", [False, True])
+def test_a_step_without_a_read_by_the_host_is_clipping_and_a_step(
+    make: Make, rate_as_tensor: bool
+) -> None:
+    """Also with the learning rate in a tensor, as on a device, where its optimizer reads it."""
+    expected, optimizer = make(shared_model()), make(shared_model())
+    if rate_as_tensor:
+        optimizer._rate = torch.tensor(0.0)
+    for number, gradient in enumerate(random_gradients()):
+        for each in (expected, optimizer):
+            each.learning_rate = 1e-2 / (1 + number)
+        clip_by_global_norm_(clipped := gradient.clone(), 5.0)
+        expected.apply(clipped)
+        assert optimizer.apply_if_finite(gradient, 5.0)
+        torch.testing.assert_close(gradient, clipped)
+    for one, other in zip(expected.tensors, optimizer.tensors, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@every_optimizer
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
+def test_no_number_that_is_not_finite_reaches_parameters_or_statistics(
+    make: Make, bad: float
+) -> None:
+    """One element is bad, or the norm of all is too large for float32."""
+    optimizer = make(shared_model())
+    optimizer.apply(random_gradients()[0])
+    before = [tensor.clone() for tensor in optimizer.tensors]
+    gradient = torch.full((18,), 1.0 if bad != 3e38 else bad)
+    gradient[3] = bad
+    assert not optimizer.apply_if_finite(gradient, 0.5)
+    for tensor, unchanged in zip(optimizer.tensors, before, strict=True):
+        assert torch.equal(tensor, unchanged)
+    assert not gradient.any()
+
+
+def test_adam_alone_on_a_device_is_torchs() -> None:
+    """With the step count in float32, as torch's fused kernels for devices want it."""
+    gradients = random_gradients()
+    optimizer = SharedAdam(shared_model(), lr=1e-2, alone=True)
+    optimizer.state[optimizer.parameter]["step"] = torch.zeros(())
+    for gradient in gradients:
+        assert optimizer.apply_if_finite(gradient.clone())
+    expected = stepped(lambda p: torch.optim.Adam(p, lr=1e-2), shared_model().parameter, gradients)
+    torch.testing.assert_close(optimizer.parameter.detach(), expected)
+
+
 def test_statistics_of_another_optimizer_are_refused_and_change_nothing() -> None:
     """Neither the shared tensors nor the settings are touched."""
     optimizer = SharedRMSprop(shared_model(), lr=0.1)

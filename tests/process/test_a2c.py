@@ -92,14 +92,54 @@ def test_two_ranks_with_half_of_the_environments_equal_one_with_all(tmp_path) ->
 
     So does every observation in the running moments.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     folder = tmp_path / "ranks"
     program = (
         f"from hogwild_rl import a2c; a2c.train(a2c.Config(run_dir={str(folder)!r}, **{CONFIG}))"
     )
-    ranks = [
+    for rank in ranks_of(program):
+        _, err = rank.communicate(timeout=120)
+        assert rank.returncode == 0, err.decode()
+    saved = hogwild_rl.load(folder).checkpoint
+    parameters, steps, episodes = one_rank_with_all(a2c.Config(**CONFIG), saved.counters.updates)
+    assert saved.counters.updates > 10
+    assert (saved.counters.steps, saved.counters.episodes) == (steps, episodes)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(saved.parameters[name], parameter, rtol=1e-4, atol=1e-5)
+
+
+# Rank 1 finds a single GPU, which is rank 0's.
+AGREE = """
+import torch
+from hogwild_rl.runs import devices
+from hogwild_rl.runs.ranks import Ranks
+
+torch.cuda.device_count = lambda: 1
+ranks = Ranks.here()
+answers = [ranks.agree(answer) for answer in (True, ranks.index == 0)]
+chosen = devices.choose("auto", torch.nn.Linear(1000, 1000), ranks)
+assert answers == [True, False], answers
+assert chosen.device == torch.device("cpu"), chosen
+with ranks.joined(chosen.device):
+    gathered = [ranks.combine(torch.ones(2), 5, [(1.0, ranks.index)], False) for _ in range(20)]
+    last = ranks.gather()
+assert [steps for steps, _, _ in gathered] == [10] * 20
+assert [len(episodes) for _, episodes, _ in gathered] == [0] * 15 + [32] + [0] * 4
+assert sorted(last) == [(1.0, 0)] * 4 + [(1.0, 1)] * 4
+"""
+
+
+def test_ranks_agree_on_one_device_and_exchange_episodes_now_and_then() -> None:
+    for rank in ranks_of(AGREE):
+        _, err = rank.communicate(timeout=60)
+        assert rank.returncode == 0, err.decode()
+
+
+def ranks_of(program: str) -> list[subprocess.Popen[bytes]]:
+    """Two processes of one run, as torchrun starts them on one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [
         subprocess.Popen(
             [sys.executable, "-c", program],
             stderr=subprocess.PIPE,
@@ -115,15 +155,6 @@ def test_two_ranks_with_half_of_the_environments_equal_one_with_all(tmp_path) ->
         )
         for rank in (0, 1)
     ]
-    for rank in ranks:
-        _, err = rank.communicate(timeout=120)
-        assert rank.returncode == 0, err.decode()
-    saved = hogwild_rl.load(folder).checkpoint
-    parameters, steps, episodes = one_rank_with_all(a2c.Config(**CONFIG), saved.counters.updates)
-    assert saved.counters.updates > 10
-    assert (saved.counters.steps, saved.counters.episodes) == (steps, episodes)
-    for name, parameter in parameters.items():
-        torch.testing.assert_close(saved.parameters[name], parameter, rtol=1e-4, atol=1e-5)
 
 
 def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch.Tensor], int, int]:

@@ -136,16 +136,33 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(start, program, tmp
     assert_same_end(end_of(whole.folder), end_of(parts.folder))
 
 
-def test_another_seed_or_number_of_environments_begins_new_episodes(tmp_path) -> None:
+def test_another_seed_or_number_of_environments_begins_new_episodes(tmp_path, capsys) -> None:
     settings = {**PLAIN, **A2C, "total_timesteps": 400}
     for number, other in enumerate([{"seed": 6}, {"num_envs": 8}]):
         run = tmp_path / str(number)
         a2c.train(a2c.Config(run_dir=str(run), **settings))
-        config = a2c.Config(resume=str(run), total_timesteps=900, **other)
+        config = a2c.Config(resume=str(run), total_timesteps=900, quiet=False, **other)
         assert (resuming.recalled(end_of(run), config) is None) == ("seed" in other)
         a2c.train(config)
+        printed = capsys.readouterr().out
+        assert ("holds another number of environments" in printed) == ("num_envs" in other)
         assert end_of(run).counters.steps >= 900
         assert len(end_of(run).recall["carried"]["returns"]) == config.num_envs
+
+
+def test_a_run_that_goes_on_on_another_device_says_that_episodes_begin_anew(tmp_path, capsys):
+    """The random stream of a GPU is 16 bytes, and that of the CPU 5,056."""
+    run = tmp_path / "run"
+    a2c.train(a2c.Config(run_dir=str(run), **{**PLAIN, **A2C, "total_timesteps": 400}))
+    path = run / CHECKPOINT_FILE
+    saved = Checkpoint.load(path)
+    saved.recall["generator"] = torch.zeros(16, dtype=torch.uint8)
+    saved.save(path)
+    a2c.train(a2c.Config(resume=str(run), total_timesteps=900, quiet=False))
+    assert "episodes begin anew: the checkpoint's random stream is of another device" in (
+        capsys.readouterr().out
+    )
+    assert end_of(run).counters.steps >= 900
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Box2D's own

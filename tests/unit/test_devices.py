@@ -1,4 +1,4 @@
-"""Devices, precision and CUDA graphs; what needs a GPU is skipped where there is none."""
+"""Devices, precision and CUDA graphs; tests that need a GPU are skipped where there is none."""
 
 import functools
 import pathlib
@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from hogwild_rl import UserError, a2c, a3c
+from hogwild_rl import UserError, a2c, a3c, ddpg, td3
 from hogwild_rl.envs import vector
 from hogwild_rl.envs.actions import ActionCodec
 from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.hogwild.model import SharedModel
 from hogwild_rl.hogwild.optim import SharedRMSprop
+from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.learning import graphs, losses
 from hogwild_rl.learning.interface import Interface
+from hogwild_rl.learning.outcomes import Outcomes
 from hogwild_rl.learning.rollout import Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from hogwild_rl.runs import devices
+from hogwild_rl.runs.ranks import Ranks
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CPU = torch.device("cpu")
@@ -106,14 +109,106 @@ def test_a_run_in_bfloat16_trains_or_says_why_not(
     assert agent.checkpoint.counters.dropped == 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_bfloat16_on_the_cpu_is_for_images_only() -> None:
-    """And on a GPU for whatever there is."""
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_on_the_cpu_is_for_images_and_on_a_gpu_that_has_it_for_all(
+    native: bool, monkeypatch: Any
+) -> None:
+    asked: list[bool] = []
+
+    def is_supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     facts = vector.inspect("CartPole-v1")
     assert not devices.bfloat16("bfloat16", facts).on
-    assert not devices.bfloat16("bfloat16", facts, "auto").on
-    assert devices.bfloat16("bfloat16", facts, "cuda").on
+    assert asked == []
+    precision = devices.bfloat16("bfloat16", facts, "cuda")
+    assert (precision.on, precision.reason) == (
+        (True, "") if native else (False, "this GPU has no bfloat16")
+    )
     assert devices.bfloat16("float32", facts, "cuda") == devices.Precision(on=False)
+
+
+@pytest.mark.parametrize(
+    ("found", "local", "hidden", "reason"),
+    [
+        (0, 0, 1024, "there is no GPU"),
+        (1, 0, 1024, ""),
+        (1, 1, 1024, "1 GPU for local rank 1"),
+        (2, 1, 1024, ""),
+        (1, 0, 64, "too few"),
+    ],
+)
+def test_auto_is_a_gpu_of_this_rank_that_is_faster(
+    found: int, local: int, hidden: int, reason: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    chosen = devices.choose("auto", model_of(hidden), Ranks(index=local, local=local))
+    if reason:
+        assert chosen.device == CPU
+        assert reason in chosen.reason
+    else:
+        assert chosen.device == torch.device("cuda", local)
+
+
+def test_target_networks_do_not_make_a_model_large(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    model = model_of(500)
+    assert devices.choose("auto", model).device.type == "cuda"
+    model.value_body.requires_grad_(False)
+    assert devices.choose("auto", model).device == CPU
+
+
+def test_memory_of_a_gpu_that_is_full_is_one_line() -> None:
+    told = "num_envs 64 and n_steps 5 need more memory than the GPU has: give less"
+    with pytest.raises(UserError, match=told), devices.enough_memory("num_envs 64 and n_steps 5"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+@pytest.mark.parametrize(("compiled", "expected"), [("auto", "cuda"), (True, "both"), (False, "")])
+def test_graphs_are_captured_on_a_gpu_unless_told_otherwise(compiled: Any, expected: str) -> None:
+    config = a2c.Config(compile=compiled)
+    assert config.compiles(torch.device("cuda", 0)) == (expected != "")
+    assert config.compiles(torch.device("meta")) == (expected == "both")
+    if compiled is True:
+        with pytest.raises(UserError, match="this run is on the CPU: leave it out"):
+            config.compiles(CPU)
+    else:
+        assert not config.compiles(CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "on_gpu", "steps_alone", "groups"),
+    [
+        ({"num_envs": 32}, 1, True, True, 2),
+        ({"num_envs": 31}, 1, True, True, 1),
+        ({"num_envs": 33}, 1, True, True, 1),
+        ({"num_envs": 34}, 2, True, True, 1),
+        ({"num_envs": 32}, 1, False, True, 1),
+        ({"num_envs": 32}, 1, True, False, 1),
+        ({"num_envs": 32, "env_groups": 4}, 1, False, False, 4),
+    ],
+)
+def test_two_groups_are_the_default_where_one_steps_while_a_gpu_acts_for_the_other(
+    settings: Any, count: int, on_gpu: bool, steps_alone: bool, groups: int
+) -> None:
+    config = a2c.Config(**settings)
+    assert a2c.number_of_groups(config, Ranks(count=count), on_gpu, steps_alone) == groups
+
+
+@pytest.mark.parametrize("taken", [[True, False, True], [False], []])
+def test_outcomes_on_a_device_are_counted_one_step_late_and_all_in_the_end(taken: Any) -> None:
+    slots = Slots(1)
+    outcomes = Outcomes(slots.writer(0), CPU)
+    flag = torch.tensor(False)  # one tensor, overwritten by every step
+    for number, each in enumerate(taken):
+        outcomes.add(flag.fill_(each))
+        assert slots.total("updates") + slots.total("dropped") == number
+    for _ in range(2):
+        outcomes.finish()
+        assert slots.total("updates") == sum(taken)
+        assert slots.total("dropped") == len(taken) - sum(taken)
 
 
 @pytest.mark.gpu
@@ -142,11 +237,25 @@ def test_graphs_equal_eager() -> None:
     def gradient() -> torch.Tensor:
         return shared.gradient(losses.of_rollout(shared.module, static, config))
 
-    captured = graphs.Captured(gradient)
+    captured = graphs.Captured(gradient, device)
     for _ in range(3):
         static.observations.normal_()
         replayed = captured().clone()
         torch.testing.assert_close(replayed, gradient())
+    optimizer, eager = (SharedRMSprop(shared, 1e-3), SharedRMSprop(SharedModel(model_of(), device)))
+    before = [tensor.clone() for tensor in optimizer.tensors]
+    given = torch.zeros_like(shared.gradient.flat)
+    step = graphs.Captured(
+        lambda: optimizer.apply_if_finite(given, 0.5), device, changes=optimizer.tensors
+    )
+    assert all(map(torch.equal, optimizer.tensors, before))
+    for rate, value in ((1e-3, 1.0), (1e-2, float("nan")), (1e-2, 2.0), (1e-2, float("inf"))):
+        optimizer.learning_rate = eager.learning_rate = rate
+        given.fill_(value)
+        assert bool(step()) == bool(eager.apply_if_finite(torch.full_like(given, value), 0.5))
+        assert bool(shared.flat.isfinite().all())
+    for one, other in zip(optimizer.tensors, eager.tensors, strict=True):
+        torch.testing.assert_close(one, other)
     streams = [torch.Generator(device).manual_seed(1) for _ in range(2)]
     act = functools.partial(shared.module.act, generator=streams[0])
     replayed_act = graphs.captured_act(
@@ -158,6 +267,31 @@ def test_graphs_equal_eager() -> None:
     with torch.inference_mode():
         for row in static.observations:
             assert torch.equal(act(row, None)[0], replayed_act(row, static.state)[0])
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("program", [ddpg, td3], ids=["ddpg", "td3"])
+def test_learning_from_a_replay_on_the_gpu_equals_its_eager_form(
+    program: Any, tmp_path: pathlib.Path
+) -> None:
+    parameters = []
+    for compiled in (False, True):
+        config = program.Config(
+            env="Pendulum-v1",
+            device="cuda",
+            compile=compiled,
+            total_timesteps=400,
+            learning_starts=300,
+            run_dir=str(tmp_path / str(compiled)),
+            quiet=True,
+        )
+        checkpoint = program.train(config).checkpoint
+        assert checkpoint.counters.dropped == 0
+        assert checkpoint.counters.updates > 90
+        parameters.append(checkpoint.parameters)
+    for name, tensor in parameters[0].items():
+        torch.testing.assert_close(parameters[1][name], tensor, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu

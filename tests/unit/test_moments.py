@@ -270,6 +270,8 @@ def at_every_instruction(then: Callable[[int], None]) -> Iterator[None]:
         return trace
 
     before = sys.gettrace()
+    # From Python 3.12 on, settrace only installs what some frame has asked for before.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         yield

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hogwild_rl import a2c, a3c, ddpg, reinforce, td3
-from hogwild_rl.runs import presets
+from hogwild_rl.runs import cli, presets
 from tests import mdp
 
 
@@ -54,6 +54,21 @@ def test_every_preset_of_those_that_replay_is_a_valid_config(program: Any, env: 
 def test_td3_looks_further_ahead_for_a_landing_than_ddpg() -> None:
     env = "LunarLanderContinuous-v3"
     assert td3.Config(env=env).gamma > ddpg.Config(env=env).gamma
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_games_on_a_gpu_come_in_batches_that_fill_it(gpu: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    game = "PongNoFrameskip-v4"
+    found = a2c.Config(env=game)
+    assert (found.num_envs, found.n_steps) == ((256, 5) if gpu else (16, 20))
+    on_cpu = cli.parse(a2c.Config, "a2c", "", ["--env", game, "--device", "cpu"])
+    assert (on_cpu.num_envs, on_cpu.n_steps) == (16, 20)
+    assert a3c.Config(env=game, workers=2).n_steps == 20
+    assert a2c.Config(env="CartPole-v1").num_envs == 128
+    fewer = a2c.Config(env=game, num_envs=64)
+    if gpu:
+        assert fewer.learning_rate == pytest.approx(found.learning_rate / 2)
 
 
 def test_a2c_takes_all_environments_and_smaller_batches_take_smaller_steps() -> None:

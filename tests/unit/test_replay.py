@@ -175,8 +175,31 @@ def test_a_batch_is_not_overwritten() -> None:
     for _ in range(9):
         world.step()
     assert transitions(batch) == before
-    moved = batch.to(torch.device("meta"))
-    assert {tensor.device.type for tensor in vars(moved).values()} == {"meta"}
+
+
+@pytest.mark.parametrize("space", [VECTOR, PICTURE], ids=["vector", "picture"])
+def test_a_batch_in_one_piece_is_filled_and_copied_as_bytes(space: spaces.Box) -> None:
+    """Views of the same layout anywhere: one copy of the bytes is a copy of the batch."""
+    replay = Replay(20, 2, interface(space))
+    random = np.random.default_rng(0)
+
+    def shown() -> np.ndarray:
+        return random.integers(0, 256, (2, *space.shape)).astype(space.dtype)
+
+    replay.begin(shown())
+    for _ in range(9):
+        ended = random.random(2) < 0.5
+        replay.add(random.random((2, 2)), random.random(2), shown(), ended, np.ones(2, bool))
+    flat, batch = replay.empty(7)
+    assert replay.sample(7, stream(), batch) is batch
+    for name, tensor in vars(replay.sample(7, stream())).items():
+        assert torch.equal(getattr(batch, name), tensor), name
+    there, copied = replay.empty(7, torch.device("cpu"))
+    there.copy_(flat)
+    for name, tensor in vars(batch).items():
+        assert torch.equal(getattr(copied, name), tensor), name
+        assert getattr(copied, name).dtype == tensor.dtype
+    assert replay.empty(7, torch.device("meta"))[1].rewards.device.type == "meta"
 
 
 def test_pictures_stay_the_bytes_they_were() -> None:

@@ -19,6 +19,7 @@ from hogwild_rl.envs.observations import ObservationCodec
 from hogwild_rl.learning.interface import Interface
 from hogwild_rl.learning.rollout import Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+from hogwild_rl.runs.normalize import Normalization, Normalizer
 
 SEED = 11
 native_and_sync = pytest.mark.parametrize("num_envs", [3, 8], ids=["sync", "native"])
@@ -279,3 +280,84 @@ def test_a_rollout_can_be_learnt_from() -> None:
     policy, values = model(rollout.observations, rollout.state, rollout.valid)
     (policy.log_prob(rollout.actions).sum() + values.sum()).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
+class Broken(gymnasium.Env[NDArray[np.float32], np.int64]):
+    """Random numbers, and NaN in one step of twelve; episodes end in both ways."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-1, 1, (3,), np.float32)
+        self.action_space = spaces.Discrete(3)
+
+    def _observe(self) -> NDArray[np.float32]:
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """At step 0."""
+        super().reset(seed=seed, options=options)
+        self._step = 0
+        return self._observe(), {}
+
+    def step(
+        self, action: np.int64
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Pays the action."""
+        self._step += 1
+        observation = self._observe()
+        if self.np_random.random() < 0.08:
+            observation[1] = np.nan
+        return observation, float(action), self.np_random.random() < 0.05, self._step >= 13, {}
+
+
+def staged_or_not(env: Any, T: int, G: int, B: int, lstm: int, staged: bool) -> list[Any]:
+    """All that thirty rollouts leave behind, through a second set of buffers or without."""
+    groups = [vector.in_turn(env, B // G) for _ in range(G)]
+    observation_space = groups[0].single_observation_space
+    action_space = groups[0].single_action_space
+    codec, actions = ObservationCodec.of(observation_space), ActionCodec.of(action_space)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    architecture = Architecture(lstm=lstm, standardize=True)
+    model = ActorCritic(observation_space, action_space, architecture, generators[0])
+    moments = Normalization(1, codec, observations=True, rewards=True)
+    normalizer = Normalizer(moments, 0, 0.99, "none", 1.0)
+    interface = Interface(codec, actions, state_size=lstm, rewards=normalizer.pay)
+    device = torch.device("cpu") if staged else None
+    collector = Collector(groups, interface, T, SEED, lambda phase: None, device)
+    assert (collector.rollout is collector.host) != staged
+    results = []
+    for _ in range(30):
+        moments.freeze(model)
+        rollout = collector.collect(lambda seen, state: model.act(seen, state, generators[1]))
+        normalizer.add(collector.host)
+        tensors = {**vars(rollout), **collector.carried, **moments.state()["observations"]}
+        results.append(
+            (
+                {name: tensor.clone() for name, tensor in tensors.items()},
+                (list(collector.episodes), collector.steps, list(collector.broken)),
+            )
+        )
+    return results
+
+
+@pytest.mark.parametrize("env", [Broken, "CartPole-v1"])
+@pytest.mark.parametrize(
+    ("T", "G", "B", "lstm"),
+    [(1, 1, 2, 0), (1, 2, 4, 4), (2, 1, 3, 4), (5, 2, 4, 4), (7, 2, 2, 0), (16, 1, 3, 0)],
+)
+def test_a_rollout_that_is_staged_for_a_device_is_the_one_that_is_not(
+    env: Any, T: int, G: int, B: int, lstm: int
+) -> None:
+    """Bit for bit: observations, states, flags, what is carried on, and the running moments."""
+    direct = staged_or_not(env, T, G, B, lstm, staged=False)
+    staged = staged_or_not(env, T, G, B, lstm, staged=True)
+    for (tensors, others), (staged_tensors, staged_others) in zip(direct, staged, strict=True):
+        assert others == staged_others
+        for name, tensor in tensors.items():
+            assert tensor.dtype == staged_tensors[name].dtype
+            torch.testing.assert_close(
+                staged_tensors[name], tensor, rtol=0, atol=0, equal_nan=True, msg=name
+            )
+    if env is Broken:
+        assert sum(len(others[2]) for _, others in direct) > 0
