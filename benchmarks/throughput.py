@@ -6,10 +6,11 @@
     python benchmarks/throughput.py --env PongNoFrameskip-v4 --workers 2 --envs-per-worker 8 \\
         --n-steps 5 --precision bfloat16 --seconds 15
 
-Every cell trains for some seconds, CartPole-v1 with a 2×64 tanh network unless told otherwise; the
-first second, in which the workers start, is not counted. Beside it stands the raw rate of the same
-environments in as many processes with random actions and no network. Cells are visited in turn,
-`repeats` times, the two sides alternating; medians are reported.
+Every cell trains for some seconds, CartPole-v1 with a 2×64 tanh network by default; the time until
+the run's log has its first row, and one second after it, are not counted. The raw rate is that of
+the same environments in as many processes with random actions and no network. Cells are visited in
+turn, `repeats` times, the two sides alternating; medians are reported, and written after every
+visit. A2C's environments are made once for each cell.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import machine
@@ -36,7 +37,6 @@ from hogwild_rl.envs import backends, vector
 from hogwild_rl.hogwild import workers
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.worker import Worker
-from hogwild_rl.runs.settings import usable_cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,33 +75,42 @@ class Config:
 
 
 def measure(config: Config, cell: Mapping[str, Any]) -> dict[str, float]:
-    """Trains for some seconds and reads the rates off the run's own log."""
+    """The rates of a cell, trained for some seconds, and those of its environments alone."""
     program = {"a3c": a3c, "a2c": a2c}[config.algorithm]
-    with tempfile.TemporaryDirectory() as folder:
-        run = pathlib.Path(folder) / "run"
-        settings = program.Config(
-            env=config.env,
-            n_steps=config.n_steps,
-            total_timesteps=10**12,
-            run_dir=str(run),
-            quiet=True,
-            **{"precision": config.precision, **cell},
-        )
-        timer = threading.Timer(config.seconds + 1, _end_of_measurement)
-        timer.start()
-        with contextlib.suppress(KeyboardInterrupt):  # what the timer asks for
-            program.train(settings)
-        with (run / "progress.csv").open() as file:
+    settings = {"env": config.env, "n_steps": config.n_steps, "precision": config.precision}
+    rates = trained(program, config.seconds, **settings, **cell)
+    if "workers" in cell:
+        raw = raw_rate_of_workers(config, cell)
+    else:
+        raw = raw_rate(last_used_environments(), config.seconds / 2)
+    return {"steps_per_s": rates.pop("steps_per_s"), "raw_steps_per_s": raw, **rates}
+
+
+def trained(program: Any, seconds: float, **settings: Any) -> dict[str, float]:
+    """Trains for some seconds after the first row of the run's log, and reads the rates off it."""
+    with tempfile.TemporaryDirectory() as folder, environments_made_once():
+        log = pathlib.Path(folder, "run", "progress.csv")
+        ended = threading.Event()
+        args = (log, seconds + 1, ended)
+        threading.Thread(target=_interrupt_after, args=args, daemon=True).start()
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # what the thread asks for
+                program.train(
+                    program.Config(
+                        total_timesteps=10**12, run_dir=str(log.parent), quiet=True, **settings
+                    )
+                )
+        finally:
+            ended.set()
+        with log.open() as file:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    first, last = next(row for row in rows if row["time_s"] >= 1), rows[-1]
+    first, last = next(row for row in rows if row["time_s"] >= rows[0]["time_s"] + 1), rows[-1]
     if first is last:
-        raise SystemExit(f"{config.seconds:g} seconds are too few to see a rate here: give more")
+        raise SystemExit(f"{seconds:g} seconds are too few to see a rate here: give more")
     spent_s = {p: last[f"{p}_s"] - first[f"{p}_s"] for p in ("env", "act", "learn", "share")}
     elapsed_s = last["time_s"] - first["time_s"]
-    raw = raw_rate_of_workers(config, cell) if "workers" in cell else raw_rate(config, cell)
     return {
         "steps_per_s": (last["steps"] - first["steps"]) / elapsed_s,
-        "raw_steps_per_s": raw,
         "updates_per_s": (last["updates"] - first["updates"]) / elapsed_s,
         "staleness_mean": last["staleness_mean"],
         "staleness_max": last["staleness_max"],
@@ -109,24 +118,60 @@ def measure(config: Config, cell: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _end_of_measurement() -> None:
-    """Ends the run as Ctrl-C would."""
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def raw_rate(config: Config, cell: Mapping[str, Any]) -> float:
-    """Valid steps per second of A2C's environments by themselves, with random actions."""
-    spec, cores = vector.spec(config.env), usable_cores()
-    backend = backends.choose(spec, cell["vectorization"], cell["num_envs"], cores)
-    envs = backends.make(spec, backend, cell["num_envs"], cores)
-    play = random_play(envs)
-    before, start_s = next(play), time.perf_counter()
-    for steps in play:  # noqa: B007  looked at below
-        elapsed_s = time.perf_counter() - start_s
-        if elapsed_s > config.seconds / 2:
+def _interrupt_after(log: pathlib.Path, seconds: float, ended: threading.Event) -> None:
+    """Ends the run as Ctrl-C would, so many seconds after its log has a row."""
+    while not ended.wait(0.05):
+        if log.exists() and log.read_text().count("\n") > 1:
             break
-    envs.close()
-    return (steps - before) / elapsed_s
+    if not ended.wait(seconds):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+# A2C's groups of environments by what they were made from, the last used at the end.
+_made: dict[tuple[Any, ...], list[VectorEnv[Any, Any, Any]]] = {}
+_open = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def environments_made_once() -> Iterator[None]:
+    """Inside, A2C's runs with the same environments share them: games take 75 ms each to make."""
+    make = a2c.environments
+
+    @contextlib.contextmanager
+    def environments(config: a2c.Config, session: Any, backend: Any, *how: int) -> Iterator[Any]:
+        key = (config.env, backend.name, *how)
+        if key not in _made:
+            _made[key] = _open.enter_context(make(config, session, backend, *how))
+        _made[key] = _made.pop(key)
+        yield _made[key]
+
+    a2c.environments = environments
+    try:
+        yield
+    finally:
+        a2c.environments = make
+
+
+def last_used_environments() -> list[VectorEnv[Any, Any, Any]]:
+    """The groups of the last run."""
+    return next(reversed(_made.values()))
+
+
+def close_environments() -> None:
+    """Closes those that were made once."""
+    _open.close()
+    _made.clear()
+
+
+def raw_rate(groups: Sequence[VectorEnv[Any, Any, Any]], seconds: float) -> float:
+    """Valid steps per second of environments by themselves, with random actions."""
+    play = random_play(groups)
+    before, start_s = next(play), time.perf_counter()
+    for steps in play:
+        elapsed_s = time.perf_counter() - start_s
+        if elapsed_s > seconds:
+            return (steps - before) / elapsed_s
+    raise AssertionError("random play does not end")
 
 
 def raw_rate_of_workers(config: Config, cell: Mapping[str, Any]) -> float:
@@ -147,37 +192,44 @@ def play_at_random(worker: Worker, spec: EnvSpec, num_envs: int, slots: Slots) -
     """What a worker does that only steps its environments."""
     slot, counted = slots.writer(worker.index), 0
     backend = backends.choose(spec, "auto", num_envs, cores=1)
-    for steps in random_play(backends.make(spec, backend, num_envs, cores=1)):
+    for steps in random_play([backends.make(spec, backend, num_envs, cores=1)]):
         slot.add_rollout(steps - counted, [])
         counted = steps
         if worker.stopping:
             break
 
 
-def random_play(envs: VectorEnv[Any, Any, Any]) -> Iterator[int]:
-    """Steps for ever with random actions; gives how many valid ones it has taken."""
-    envs.reset(seed=0)
-    envs.action_space.seed(0)
-    actions = [envs.action_space.sample() for _ in range(64)]
-    steps, resetting = 0, 0
-    for action in itertools.cycle(actions):
-        _, _, terminated, truncated, _ = envs.step(action)
-        steps += envs.num_envs - resetting
-        resetting = int((terminated | truncated).sum())
-        yield steps
+def random_play(groups: Sequence[VectorEnv[Any, Any, Any]]) -> Iterator[int]:
+    """Steps for ever with random actions; yields how many valid steps were taken.
+
+    A group that steps by itself does so while the others are received.
+    """
+    halves, actions, resetting, steps = [], [], [0] * len(groups), 0
+    for envs in groups:
+        envs.reset(seed=0)
+        envs.action_space.seed(0)
+        halves.append(vector.halves(envs))
+        actions.append([envs.action_space.sample() for _ in range(64)])
+    for (send, _), each in zip(halves, actions, strict=True):
+        send(each[0])
+    for number in itertools.count(1):
+        for g, (send, receive) in enumerate(halves):
+            _, _, terminated, truncated, _ = receive()
+            send(actions[g][number % 64])
+            steps += groups[g].num_envs - resetting[g]
+            resetting[g] = int((terminated | truncated).sum())
+        try:
+            yield steps
+        except GeneratorExit:
+            for _, receive in halves:
+                receive()  # the environments are used again
+            raise
 
 
-def main() -> None:
-    """Visits all cells in turn, prints and writes the medians."""
-    config = tyro.cli(Config, description=__doc__)
-    print(machine.describe())
-    cells, start_s = config.cells(), time.monotonic()
-    measured: list[list[dict[str, float]]] = [[] for _ in cells]
-    for _ in range(config.repeats):
-        for cell, runs in zip(cells, measured, strict=True):
-            runs.append(measure(config, cell))
-    rows: list[dict[str, Any]] = []
-    for cell, runs in zip(cells, measured, strict=True):
+def table(config: Config, measured: Sequence[tuple[Any, list[Any]]]) -> list[dict[str, Any]]:
+    """Medians, and the spread of the rates, of the cells that were measured."""
+    rows = []
+    for cell, runs in measured:
         medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         rates = [run["steps_per_s"] for run in runs]
         rows.append(
@@ -190,21 +242,38 @@ def main() -> None:
                 **{name: round(value, 3) for name, value in medians.items()},
             }
         )
+    return rows
+
+
+def main() -> None:
+    """Visits all cells in turn, prints and writes the medians."""
+    config = tyro.cli(Config, description=__doc__)
+    print(machine.describe())
+    name = "throughput" if config.algorithm == "a3c" else f"throughput_{config.algorithm}"
+    if config.env != Config.env:
+        name += f"_{config.env.replace('/', '-')}_{config.precision}"
+    cells, start_s = config.cells(), time.monotonic()
+    measured: list[list[dict[str, float]]] = [[] for _ in cells]
+    for _ in range(config.repeats):
+        for cell, runs in zip(cells, measured, strict=True):
+            runs.append(measure(config, cell))
+            done = [pair for pair in zip(cells, measured, strict=True) if pair[1]]
+            if config.write:
+                machine.write_csv(name, table(config, done))
+    close_environments()
+    for cell, row in zip(cells, table(config, done), strict=True):
         print(
             f"{', '.join(f'{name} {value}' for name, value in cell.items())}: "
-            f"{medians['steps_per_s']:,.0f} steps/s ({min(rates):,.0f} to {max(rates):,.0f}), "
-            f"raw {medians['raw_steps_per_s']:,.0f}, "
-            f"{medians['updates_per_s']:,.0f} updates/s; "
-            f"env {medians['env_share']:.0%}, act {medians['act_share']:.0%}, "
-            f"learn {medians['learn_share']:.0%}, pull and step {medians['share_share']:.0%}; "
-            f"staleness {medians['staleness_mean']:.1f}, at most {medians['staleness_max']:.0f}"
+            f"{row['steps_per_s']:,.0f} steps/s ({row['steps_per_s_min']:,} to "
+            f"{row['steps_per_s_max']:,}), raw {row['raw_steps_per_s']:,.0f}, "
+            f"{row['updates_per_s']:,.0f} updates/s; "
+            f"env {row['env_share']:.0%}, act {row['act_share']:.0%}, "
+            f"learn {row['learn_share']:.0%}, pull and step {row['share_share']:.0%}; "
+            f"staleness {row['staleness_mean']:.1f}, at most {row['staleness_max']:.0f}"
         )
     print(f"{config.repeats} visits of {config.seconds:g} s, {time.monotonic() - start_s:.0f} s")
     if config.write:
-        name = "throughput" if config.algorithm == "a3c" else f"throughput_{config.algorithm}"
-        if config.env != Config.env:
-            name += f"_{config.env.replace('/', '-')}_{config.precision}"
-        print(f"written: {machine.write_csv(name, rows)}")
+        print(f"written: {machine.RESULTS / name}.csv")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import torch
 from hogwild_rl import a2c, a3c
 from hogwild_rl.envs import atari, vector
 
+pytestmark = pytest.mark.long
+
 STEPS = 5_000
 FAMILIES = {"classic_control": None, "toy_text": None, "box2d": "Box2D"}  # and what they need
 GAMES = ["Pong", "Breakout", "SpaceInvaders", "Qbert", "Freeway"]

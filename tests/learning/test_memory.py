@@ -13,6 +13,8 @@ from hogwild_rl import a2c, a3c
 from hogwild_rl.models.networks import Memory
 from hogwild_rl.runs.agent import Agent
 
+pytestmark = pytest.mark.long
+
 BLANKS = 20
 LENGTH = BLANKS + 2
 

@@ -13,6 +13,8 @@ from hogwild_rl.envs.host import EnvironmentFailedError
 from hogwild_rl.runs import cli, crew
 from hogwild_rl.runs.session import Session
 
+pytestmark = pytest.mark.long
+
 ENVS = 2
 ASYNC = ("--vectorization", "async", "--num-envs", str(ENVS))
 

@@ -25,6 +25,8 @@ from hogwild_rl.runs.normalize import Normalization
 from hogwild_rl.runs.session import Session
 from tests import envs
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("program", ["a3c", "a2c"])
 @pytest.mark.parametrize("fault", ["Blip", "Blur"])

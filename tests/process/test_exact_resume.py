@@ -17,6 +17,8 @@ from hogwild_rl import a2c, a3c
 from hogwild_rl.runs import resuming
 from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Checkpoint
 
+pytestmark = pytest.mark.long
+
 PLAIN = {
     "env": "CartPole-v1",
     "total_timesteps": 12_000,

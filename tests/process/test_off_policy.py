@@ -12,6 +12,8 @@ import torch
 import hogwild_rl
 from hogwild_rl import ddpg, td3
 
+pytestmark = pytest.mark.long
+
 SMALL: dict[str, Any] = {
     "env": "tests.envs:Steered-v0",
     "hidden": (8,),
