@@ -1,0 +1,506 @@
+"""Checks and times A2C, DDPG and TD3 on a GPU, part by part, and A3C on the cores beside it.
+
+    bash benchmarks/gpu_check.sh                 # everything, about 8 minutes, on a GPU machine
+    python benchmarks/gpu_check.py --parts gradients ale
+    python benchmarks/gpu_check.py --dry         # everything, tiny, on the CPU
+    python benchmarks/gpu_check.py --table benchmarks/results/gpu_check.csv
+
+Every number becomes a row of gpu_check.csv when it is measured, in $OUT or benchmarks/results:
+what stops later loses nothing. `--table` prints them as the tables of benchmarks/README.md.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import machine
+import numpy as np
+import pictures
+import throughput
+import torch
+import tyro
+from gymnasium import spaces
+
+from hogwild_rl import a2c, td3
+from hogwild_rl.envs import atari
+from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl.envs.observations import ObservationCodec
+from hogwild_rl.hogwild import memory
+from hogwild_rl.hogwild.model import SharedModel
+from hogwild_rl.hogwild.optim import SharedRMSprop
+from hogwild_rl.learning import graphs, losses
+from hogwild_rl.learning.interface import Interface
+from hogwild_rl.learning.rollout import Act, Collector, Rollout
+from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+
+PONG = "PongNoFrameskip-v4"
+SPACE, ACTIONS = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(6)
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "a3c": {},
+    "a3c, normalized": {"standardize": True},
+    "a3c, bfloat16": {"standardize": True, "bfloat16": True},
+    "a3c, LSTM": {"lstm": 64, "standardize": True},
+    "nature": {"network": "nature"},
+}
+FIELDS = ("part", "name", "metric", "value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to check."""
+
+    parts: tuple[str, ...] = (
+        *("machine", "gradients", "kernels", "ale", "pictures", "profile"),
+        *("resume", "cartpole", "td3", "a3c"),
+    )
+    """Parts, in this order."""
+    dry: bool = False
+    """Tiny sizes on the CPU, where nothing is captured."""
+    num_envs: int = 256
+    """ALE environments."""
+    seconds: float = 6.0
+    """Length of one measurement of training."""
+    table: str | None = None
+    """Print the tables of this CSV file, and nothing else."""
+
+
+class Check:
+    """The parts, and the rows they write.
+
+    Attributes:
+        device: of the learner.
+        seconds: of a measurement.
+    """
+
+    def __init__(self, config: Config, out: pathlib.Path) -> None:
+        self.dry, self.num_envs = config.dry, 4 if config.dry else config.num_envs
+        self.seconds = 0.6 if config.dry else config.seconds
+        self.device = torch.device("cpu" if config.dry else "cuda:0")
+        self.out, self._start_s = out, time.monotonic()
+        self._path = out / "gpu_check.csv"
+        if not self._path.exists():
+            self._path.write_text(",".join(FIELDS) + "\n")
+
+    def row(self, part: str, name: str, **metrics: Any) -> None:
+        """Prints and appends what was measured."""
+        shown = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in metrics.items()}
+        words = " ".join(f"{metric}={value}" for metric, value in shown.items())
+        print(f"[{time.monotonic() - self._start_s:5.1f} s] {part}: {name}: {words}", flush=True)
+        with self._path.open("a", newline="") as file:
+            csv.writer(file).writerows((part, name, *each) for each in shown.items())
+
+    def run(self, part: str) -> bool:
+        """Runs a part. False where it failed; another part may still say something."""
+        try:
+            getattr(self, f"part_{part}")()
+        except Exception:  # whatever a new machine brings
+            traceback.print_exc()
+            return False
+        return True
+
+    def wait(self) -> None:
+        """Waits for the GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def median_ms(self, function: Callable[[], Any], repeats: int = 50) -> float:
+        """Median time of a call, the GPU's work included, in milliseconds."""
+        times = []
+        for number in range(3 if self.dry else 5 + repeats):
+            start_s = time.perf_counter()
+            function()
+            self.wait()
+            if number >= 5 or self.dry:
+                times.append(time.perf_counter() - start_s)
+        return 1e3 * statistics.median(times)
+
+    def model(self, name: str, device: torch.device | None = None) -> SharedModel[ActorCritic]:
+        """An actor-critic for Atari, always with the same parameters."""
+        generator, architecture = torch.Generator().manual_seed(0), ARCHITECTURES[name]
+        module = ActorCritic(SPACE, ACTIONS, Architecture(**architecture), generator)
+        shared = SharedModel(module, device or self.device)
+        if isinstance(shared.module.standardize, torch.nn.Module):
+            shared.module.standardize.mean.data.fill_(100.0)
+            shared.module.standardize.scale.data.fill_(1 / 50)
+        return shared
+
+    def rollout(
+        self, name: str, T: int, B: int, seed: int = 0, device: torch.device | None = None
+    ) -> Rollout:
+        """A rollout of random numbers."""
+        random, lstm = torch.Generator().manual_seed(seed), ARCHITECTURES[name].get("lstm", 0)
+        flags = [torch.rand(T, B, generator=random) < p for p in (0.03, 0.03, 0.95)]
+        fields = {
+            "observations": torch.randint(
+                0, 256, (T + 1, B, *SPACE.shape), dtype=torch.uint8, generator=random
+            ),
+            "state": 0.1 * torch.randn(2, B, lstm, generator=random),
+            "actions": torch.randint(0, 6, (T, B), generator=random),
+            "rewards": torch.randn(T, B, generator=random),
+            **dict(zip(("terminated", "truncated", "valid"), flags, strict=True)),
+        }
+        return Rollout(**{n: t.to(device or self.device) for n, t in fields.items()})
+
+    # ---------------------------------------------------------------------------------- correctness
+
+    def part_machine(self) -> None:
+        """Card, processor and versions."""
+        query = "name,driver_version,memory.total,pcie.link.gen.max,pcie.link.width.max"
+        command = ("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
+        card = "none"
+        if shutil.which(command[0]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            card = done.stdout.strip().replace(",", ";")
+        self.row("machine", "card", value=card)
+        self.row("machine", "host", value=machine.describe().replace(",", ";"))
+        self.row("machine", "cudnn", value=torch.backends.cudnn.version(), os=platform.platform())
+
+    def part_gradients(self) -> None:
+        """CPU against GPU; captured against eager; random streams of captured acting."""
+        T, B = (3, 4) if self.dry else (8, 16)
+        cpu, config = torch.device("cpu"), a2c.Config()
+        tf32 = torch.backends.cudnn.allow_tf32
+        for name in ARCHITECTURES:
+            gradients = []
+            for device, allow in ((cpu, False), (self.device, False), (self.device, tf32)):
+                torch.backends.cudnn.allow_tf32 = allow
+                shared, rollout = self.model(name, device), self.rollout(name, T, B, device=device)
+                loss = losses.of_rollout(shared.module, rollout, config)
+                gradients.append(shared.gradient(loss).cpu().double())
+            norm = float(gradients[0].norm())
+            errors = [float((each - gradients[0]).norm()) / norm for each in gradients[1:]]
+            self.row("gradients", name, norm=norm, error_float32=errors[0], error_tf32=errors[1])
+            if self.device.type == "cuda":
+                self._captured_against_eager(name, T, B, config)
+
+    def _captured_against_eager(self, name: str, T: int, B: int, config: a2c.Config) -> None:
+        shared, static = self.model(name), self.rollout(name, T, B)
+        optimizer, worst = SharedRMSprop(shared, 1e-3), 0.0
+
+        def gradient() -> torch.Tensor:
+            return shared.gradient(losses.of_rollout(shared.module, static, config))
+
+        captured = graphs.Captured(gradient, self.device)
+        step = graphs.Captured(
+            lambda: optimizer.apply_if_finite(shared.gradient.flat, 0.5),
+            self.device,
+            changes=optimizer.tensors,
+        )
+        for seed in range(1, 6):
+            for field, tensor in vars(self.rollout(name, T, B, seed)).items():
+                getattr(static, field).copy_(tensor)
+            one = captured().clone()
+            other = gradient()
+            worst = max(worst, float((one - other).norm() / other.norm()))
+            assert bool(step())
+        streams = [torch.Generator(self.device).manual_seed(1) for _ in range(2)]
+        act = [functools.partial(shared.module.act, generator=stream) for stream in streams]
+        replayed, differ = graphs.captured_act(act[1], static, B, streams[1]), 0
+        with torch.inference_mode():
+            for number in range(40):
+                seen = static.observations[number % T]
+                actions = [each(seen, static.state)[0] for each in (act[0], replayed)]
+                differ += int((actions[0] != actions[1]).sum())
+        equal = bool(torch.equal(streams[0].get_state(), streams[1].get_state()))
+        self.row(
+            "gradients",
+            f"{name}, captured",
+            error=worst,
+            actions_differ=differ,
+            streams_equal=equal,
+        )
+
+    def part_resume(self) -> None:
+        """Runs that go on on the other device."""
+        steps = 3_000 if self.dry else 20_000
+        cpu = torch.device("cpu")
+        with tempfile.TemporaryDirectory() as folder:
+            for number, (first, second) in enumerate(((self.device, cpu), (cpu, self.device))):
+                run = f"{folder}/{number}"
+                flags = {"env": "CartPole-v1", "vectorization": "sync", "device": first.type}
+                settings = {"num_envs": 16, "total_timesteps": steps, "quiet": True}
+                a2c.train(a2c.Config(run_dir=run, **flags, **settings))
+                device = {"device": second.type, "total_timesteps": 2 * steps}
+                counters = a2c.train(a2c.Config(resume=run, **device)).checkpoint.counters
+                name = f"{first.type}, then {second.type}"
+                self.row("resume", name, steps=counters.steps, dropped=counters.dropped)
+
+    def part_cartpole(self) -> None:
+        """CartPole-v1 learned on the device."""
+        steps = 5_000 if self.dry else 600_000
+        for compiled in (False,) if self.dry else (False, True):
+            with tempfile.TemporaryDirectory() as folder:
+                agent = a2c.train(
+                    a2c.Config(
+                        env="CartPole-v1",
+                        device=self.device.type,
+                        compile=compiled,
+                        total_timesteps=steps,
+                        stop_when_solved=True,
+                        run_dir=f"{folder}/run",
+                        quiet=True,
+                    )
+                )
+                counters = agent.checkpoint.counters
+                self.row(
+                    "cartpole",
+                    "captured" if compiled else "eager",
+                    steps=counters.steps,
+                    seconds=counters.elapsed_s,
+                    greedy_return=float(agent.evaluate(2 if self.dry else 10).mean()),
+                )
+
+    # --------------------------------------------------------------------------------------- speed
+
+    def part_kernels(self) -> None:
+        """Copies, acting, gradients and steps, in milliseconds."""
+        for B in (4,) if self.dry else (128, 256, 512):
+            self._copies(B)
+        for name in ("a3c, normalized", "a3c, bfloat16"):
+            for B in (4,) if self.dry else (16, 128, 256, 512):
+                self._acting(name, B)
+        sizes = [("a3c, normalized", 256), ("a3c, bfloat16", 16), ("a3c, bfloat16", 256)]
+        for name, B in [*sizes, ("a3c, LSTM", 128), ("nature", 256)]:
+            self._learning(name, T=5, B=2 if self.dry else B)
+
+    def _copies(self, B: int) -> None:
+        random = np.random.default_rng(0)
+        source = random.integers(0, 256, (B, *SPACE.shape), dtype=np.uint8)
+        shape, on_gpu = (21, B, *SPACE.shape), self.device.type == "cuda"
+        pinned = torch.zeros(shape, dtype=torch.uint8, pin_memory=on_gpu)
+        there, array = torch.zeros(shape, dtype=torch.uint8, device=self.device), pinned.numpy()
+        self.row(
+            "kernels",
+            f"copies of {B} observations",
+            numpy_ms=self.median_ms(lambda: np.copyto(array[7], source)),
+            torch_ms=self.median_ms(lambda: pinned[7].copy_(torch.from_numpy(source))),
+            to_device_ms=self.median_ms(lambda: there[7].copy_(pinned[7], non_blocking=True)),
+            pageable_ms=self.median_ms(lambda: there[7].copy_(torch.from_numpy(source))),
+        )
+
+    def _acting(self, name: str, B: int) -> None:
+        shared, static = self.model(name), self.rollout(name, 1, B)
+        generator = torch.Generator(self.device).manual_seed(0)
+        act = functools.partial(shared.module.act, generator=generator)
+        times = {}
+
+        def actions(choose: Act) -> Any:
+            return choose(static.observations[0], static.state)[0].cpu()
+
+        with torch.inference_mode():
+            times["eager_ms"] = self.median_ms(functools.partial(actions, act))
+        if self.device.type == "cuda":
+            replayed = graphs.captured_act(act, static, B, generator)
+            with torch.inference_mode():
+                times["captured_ms"] = self.median_ms(functools.partial(actions, replayed))
+        self.row("kernels", f"acting, {name}, {B} environments", **times)
+
+    def _learning(self, name: str, T: int, B: int) -> None:
+        shared, static, config = self.model(name), self.rollout(name, T, B), a2c.Config()
+        optimizer = SharedRMSprop(shared, 1e-4)
+
+        def gradient() -> torch.Tensor:
+            return shared.gradient(losses.of_rollout(shared.module, static, config))
+
+        def step() -> torch.Tensor:
+            return optimizer.apply_if_finite(shared.gradient.flat, 0.5)
+
+        times = {"eager_ms": self.median_ms(gradient, 15), "step_eager_ms": self.median_ms(step)}
+        if self.device.type == "cuda":
+            times["captured_ms"] = self.median_ms(graphs.Captured(gradient, self.device), 15)
+            captured = graphs.Captured(step, self.device, changes=optimizer.tensors)
+            times["step_captured_ms"] = self.median_ms(captured)
+            times["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
+            torch.cuda.reset_peak_memory_stats()
+        self.row("kernels", f"gradient, {name}, {T} steps of {B}", **times)
+
+    def part_ale(self) -> None:
+        """ALE's environments alone, and trained with; each set of environments is made once."""
+        if not atari.installed():
+            return
+        N = self.num_envs
+        modes: dict[str, dict[str, Any]] = {"eager": {"compile": False, "precision": "float32"}}
+        modes["eager, bfloat16"] = {"compile": False, "precision": "bfloat16"}
+        modes["captured, bfloat16"] = {"compile": True, "precision": "bfloat16"}
+        names = list(modes)[: 2 if self.dry else 3]
+        small = 2 if self.dry else 16
+        for num_envs, groups, tried in (
+            (N, 2, names[-1:]),
+            (N, 1, names),
+            (2 * N, 2, names[-1:]),
+            (small, 1, names[-1:]),
+        ):
+            for name in tried:
+                self._trained("ale", PONG, num_envs, groups, name, modes[name])
+            throughput.close_environments()
+
+    def part_pictures(self) -> None:
+        """Environments that cost nothing: what acting, learning and copying cost by themselves."""
+        for num_envs, groups in ((4, 1),) if self.dry else ((256, 1), (256, 2), (512, 2)):
+            for name, compiled in (("eager", False), ("captured", True))[: 1 if self.dry else 2]:
+                flags = {"compile": compiled, "precision": "bfloat16"}
+                env = "pictures:Pictures-v0"
+                self._trained("pictures", env, num_envs, groups, f"{name}, bfloat16", flags)
+        throughput.close_environments()
+
+    def _trained(
+        self, part: str, env: str, num_envs: int, groups: int, mode: str, flags: dict[str, Any]
+    ) -> None:
+        start_s = time.monotonic()
+        rates = throughput.trained(
+            a2c,
+            self.seconds,
+            env=env,
+            num_envs=num_envs,
+            env_groups=groups,
+            n_steps=5,
+            vectorization="native",
+            device=self.device.type,
+            normalize_observations=True,
+            **flags,
+        )
+        spent_s = time.monotonic() - start_s
+        raw = throughput.raw_rate(throughput.last_used_environments(), self.seconds / 2)
+        self.row(
+            part,
+            f"{num_envs} environments in {groups} group{'s' * (groups > 1)}, {mode}",
+            steps_per_s=round(rates["steps_per_s"]),
+            raw_steps_per_s=round(raw),
+            share=rates["steps_per_s"] / raw,
+            started_in_s=spent_s - self.seconds,
+            **{f"{p}_share": rates[f"{p}_share"] for p in ("env", "act", "learn")},
+        )
+
+    def part_td3(self) -> None:
+        """TD3 on both devices; on a GPU with its update captured and without."""
+        steps, warm = (250, 100) if self.dry else (3_000, 500)
+        cells = {"cpu": ("cpu", "auto"), "gpu": ("cuda", "auto"), "gpu, eager": ("cuda", False)}
+        for name, (device, compiled) in list(cells.items())[: 1 if self.dry else 3]:
+            with tempfile.TemporaryDirectory() as folder:
+                counters = td3.train(
+                    td3.Config(
+                        env="Pendulum-v1",
+                        device=device,
+                        compile=compiled,
+                        total_timesteps=steps,
+                        learning_starts=warm,
+                        batch_size=32 if self.dry else 256,
+                        buffer_size=10_000,
+                        run_dir=f"{folder}/run",
+                        quiet=True,
+                    )
+                ).checkpoint.counters
+            self.row(
+                "td3",
+                name,
+                updates_per_s=counters.updates / counters.elapsed_s,
+                dropped=counters.dropped,
+            )
+
+    def part_profile(self) -> None:
+        """Kernel times of two iterations, as tables in profile_*.txt."""
+        if self.device.type != "cuda":
+            return
+        from torch.profiler import ProfilerActivity, profile
+
+        shared, name = self.model("a3c, bfloat16"), "a3c, bfloat16"
+        groups = [pictures.Pictures(128), pictures.Pictures(128)]
+        interface = Interface(ObservationCodec.of(SPACE), ActionCodec.of(ACTIONS))
+        collector = Collector(groups, interface, 5, 0, lambda _: None, self.device)
+        generator = torch.Generator(self.device).manual_seed(0)
+        act = functools.partial(shared.module.act, generator=generator)
+
+        def gradient() -> torch.Tensor:
+            return shared.gradient(
+                losses.of_rollout(shared.module, collector.rollout, a2c.Config())
+            )
+
+        replayed = graphs.captured_act(act, collector.rollout, 128, generator)
+        pairs = {"eager": (act, gradient)}
+        pairs["captured"] = (replayed, graphs.Captured(gradient, self.device))
+        for mode, (acting, learning) in pairs.items():
+            collector.collect(acting)
+            learning()
+            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+                for _ in range(2):
+                    collector.collect(acting)
+                    learning()
+                self.wait()
+            averages = profiled.key_averages()
+            text = averages.table(sort_by="cuda_time_total", row_limit=40)
+            text += averages.table(sort_by="self_cpu_time_total", row_limit=25)
+            (self.out / f"profile_{mode}.txt").write_text(text)
+            kernels = sum(each.self_device_time_total for each in averages) / 2e3
+            host = sum(each.self_cpu_time_total for each in averages) / 2e3
+            self.row("profile", f"{mode}, {name}", kernels_ms=kernels, host_ms=host)
+
+    def part_a3c(self) -> None:
+        """A3C, with one environment per worker and with many, by number of workers."""
+        workers = (1, 2) if self.dry else (1, 2, 4, 8, 16)
+        for envs in (1,) if self.dry else (1, 16):
+            config = throughput.Config(seconds=self.seconds / 2, n_steps=5 if envs == 1 else 20)
+            alone = 0.0
+            for count in workers:
+                cell = {"workers": count, "envs_per_worker": envs}
+                rates = throughput.measure(config, cell)
+                alone = alone or rates["steps_per_s"]
+                self.row(
+                    "a3c",
+                    f"{count} workers of {envs}",
+                    steps_per_s=round(rates["steps_per_s"]),
+                    raw_steps_per_s=round(rates["raw_steps_per_s"]),
+                    times_one=rates["steps_per_s"] / alone,
+                    staleness=rates["staleness_mean"],
+                )
+
+
+def tables(path: pathlib.Path) -> str:
+    """The rows of a CSV file as Markdown, a table for each part."""
+    parts: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            parts[row["part"]][row["name"]][row["metric"]] = row["value"]
+    lines = []
+    for part, rows in parts.items():
+        metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+        lines += ["", f"| {part} | {' | '.join(metrics)} |", "|---" * (1 + len(metrics)) + "|"]
+        for name, row in rows.items():
+            lines.append(f"| {name} | {' | '.join(row.get(m, '') for m in metrics)} |")
+    return "\n".join(lines[1:])
+
+
+def main() -> None:
+    """Runs the parts; one that fails does not keep the others from running."""
+    config = tyro.cli(Config, description=__doc__)
+    if config.table is not None:
+        print(tables(pathlib.Path(config.table)))
+        return
+    memory.keep_freed()  # as in a run, so that raw rates and runs allocate alike
+    with contextlib.ExitStack() as stack:
+        default = str(machine.RESULTS)
+        if config.dry:
+            default = stack.enter_context(tempfile.TemporaryDirectory())
+        out = pathlib.Path(os.environ.get("OUT", default))
+        check = Check(config, out)
+        failed = [part for part in config.parts if not check.run(part)]
+        print(tables(out / "gpu_check.csv"))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The check for a machine with a GPU runs, tiny, on the CPU, and its rows become tables."""
+
+import csv
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu_check.py"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(200)
+def test_every_part_runs_dry_and_is_a_table(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--dry"]
+    variables = {**os.environ, "OUT": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with (tmp_path / "gpu_check.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    parts = {row["part"] for row in rows}
+    assert parts == {
+        *("machine", "gradients", "kernels", "ale", "pictures", "resume", "cartpole", "td3", "a3c")
+    }
+    rates = [float(row["value"]) for row in rows if row["metric"].endswith("_per_s")]
+    assert len(rates) > 10
+    assert all(rate > 0 for rate in rates)
+    command = [sys.executable, str(SCRIPT), "--table", str(tmp_path / "gpu_check.csv")]
+    table = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+    for part in parts:
+        assert f"| {part} |" in table.stdout
+    for row in rows:
+        assert f"| {row['value']} |" in table.stdout
