@@ -138,10 +138,12 @@ def environments_made_once() -> Iterator[None]:
     make = a2c.environments
 
     @contextlib.contextmanager
-    def environments(config: a2c.Config, session: Any, backend: Any, *how: int) -> Iterator[Any]:
-        key = (config.env, backend.name, *how)
+    def environments(
+        config: a2c.Config, session: Any, backend: Any, size: int, ranks: Any
+    ) -> Iterator[Any]:
+        key = (config.env, backend.name, config.num_envs, size)
         if key not in _made:
-            _made[key] = _open.enter_context(make(config, session, backend, *how))
+            _made[key] = _open.enter_context(make(config, session, backend, size, ranks))
         _made[key] = _made.pop(key)
         yield _made[key]
 

@@ -91,7 +91,7 @@ def learn(
     slots: Slots,
     ranks: Ranks,
     backend: backends.Backend,
-    groups: int,
+    size: int,
 ) -> dict[str, Any]:
     """Act, learn, step, until the steps of all ranks add up to the total.
 
@@ -101,8 +101,7 @@ def learn(
     device, slot, observed_s = shared.flat.device, slots.writer(0), 0.0
     env_seed, action_seed = random_seeds(config.seed, ranks.index, session.before.lives, 2)
     generator = torch.Generator(device).manual_seed(action_seed)
-    size = group_size(config, ranks, groups)
-    with environments(config, session, backend, groups, size, ranks.index) as envs:
+    with environments(config, session, backend, size, ranks) as envs:
         on_cpu = device.type == "cpu"
         copied_to = None if on_cpu else device
         normalizer = config.normalizer(normalization, ranks.index)
@@ -180,37 +179,28 @@ def computations(
         )
 
 
-def group_size(config: Config, ranks: Ranks, groups: int) -> int:
-    """How many environments of this rank step together."""
+def group_size(config: Config, ranks: Ranks, overlapping: bool) -> int:
+    """How many environments of a rank step together; auto: half, if that overlaps with a GPU."""
+    groups = config.env_groups
+    if groups == "auto":
+        even = config.num_envs % (2 * ranks.count) == 0
+        groups = 2 if overlapping and even and config.num_envs >= _GROUPS_FROM else 1
     return ranks.share("num_envs / env_groups", config.num_envs // groups)
-
-
-def number_of_groups(config: Config, ranks: Ranks, on_gpu: bool, steps_alone: bool) -> int:
-    """How many groups the environments of a rank form."""
-    if config.env_groups != "auto":
-        return config.env_groups
-    halves = config.num_envs % (2 * ranks.count) == 0
-    return 2 if on_gpu and steps_alone and halves and config.num_envs >= _GROUPS_FROM else 1
 
 
 @contextlib.contextmanager
 def environments(
-    config: Config,
-    session: Session,
-    backend: backends.Backend,
-    groups: int,
-    size: int,
-    rank: int,
+    config: Config, session: Session, backend: backends.Backend, size: int, ranks: Ranks
 ) -> Iterator[list[VectorEnv[Any, Any, Any]]]:
     """This rank's groups of `size` environments; closed on leaving."""
     if backend.name == "async":
         workers.preload("hogwild_rl.runs.session")  # or every process would import torch
-    firsts = [(rank * groups + group) * size for group in range(groups)]
-    numbers = range(firsts[0], firsts[-1] + size)
+    share = config.num_envs // ranks.count
+    numbers = range(ranks.index * share, (ranks.index + 1) * share)
     failed = crew.replaced(session, numbers, config, config.n_steps)
     with contextlib.ExitStack() as opened:
-        made = []
-        for first in firsts:
+        groups = []
+        for first in numbers[::size]:
             if size >= _SLOW_FROM and atari.is_game(session.facts.source):
                 session.tell(f"making {size} games, one after another")
             envs = backends.make(
@@ -223,8 +213,8 @@ def environments(
                 config.step_timeout,
             )
             opened.callback(envs.close)
-            made.append(envs)
-        yield made
+            groups.append(envs)
+        yield groups
 
 
 def train(config: Config) -> Agent:
@@ -251,10 +241,10 @@ def train(config: Config) -> Agent:
         model = config.model(session.facts, bfloat16=True)
     config.compiles(device.device)
     source, cores = session.facts.source, settings.usable_cores()
-    size = group_size(config, ranks, 1 if config.env_groups == "auto" else config.env_groups)
+    size = group_size(config, ranks, overlapping=False)
     backend = backends.choose(source, config.vectorization, size, cores)
-    steps_alone = backends.steps_alone(source, backend)
-    groups = number_of_groups(config, ranks, device.device.type != "cpu", steps_alone)
+    overlapping = device.device.type != "cpu" and backends.steps_alone(source, backend)
+    size = group_size(config, ranks, overlapping)
     config.check_rollouts(session.facts, config.num_envs // ranks.count)
     if backend.name == "async":
         machine.check_environments(config.num_envs // ranks.count)
@@ -276,7 +266,7 @@ def train(config: Config) -> Agent:
             session.tell(f"precision float32: {bfloat16.reason}")
         try:
             left = learn(
-                config, session, shared, optimizer, normalization, slots, ranks, backend, groups
+                config, session, shared, optimizer, normalization, slots, ranks, backend, size
             )
         finally:
             agent = session.close(slots, left is None, lambda: left)

@@ -69,9 +69,8 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
     def apply_if_finite(self, gradient: Tensor, max_norm: float = math.inf) -> Tensor:
         """Clips a gradient by its global norm and takes one step, without a read by the host.
 
-        A CUDA graph can record it. Where the norm is not finite, no parameter and no statistic
-        changes. In a recorded step SharedRMSprop follows `learning_rate`; other optimizers keep the
-        rate they were recorded with.
+        Where the norm is not finite, no parameter and no statistic changes. In a CUDA graph
+        SharedRMSprop follows `learning_rate`; other optimizers keep the rate of the recording.
 
         Args:
             gradient: [P]; clipped in place, and 0 where its norm is not finite.

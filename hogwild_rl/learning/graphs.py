@@ -38,32 +38,24 @@ class Captured:
         changes: Sequence[Tensor] = (),
     ) -> None:
         with torch.cuda.device(device):
-            self._record(function, generator, changes)
-
-    def _record(
-        self,
-        function: Callable[[], Tensor],
-        generator: torch.Generator | None,
-        changes: Sequence[Tensor],
-    ) -> None:
-        state = None if generator is None else generator.get_state()
-        before = [tensor.clone() for tensor in changes]
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                function()
-        torch.cuda.current_stream().wait_stream(stream)
-        for tensor, kept in zip(changes, before, strict=True):
-            tensor.copy_(kept)
-        gc.collect()  # a tensor that is freed during the recording would end it
-        self._graph = torch.cuda.CUDAGraph()
-        if generator is not None and state is not None:
-            generator.set_state(state)
-            if _NAMES_GENERATORS:
-                self._graph.register_generator_state(generator)
-        with torch.cuda.graph(self._graph, stream=stream):
-            self._output = function()
+            state = None if generator is None else generator.get_state()
+            before = [tensor.clone() for tensor in changes]
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    function()
+            torch.cuda.current_stream().wait_stream(stream)
+            for tensor, unchanged in zip(changes, before, strict=True):
+                tensor.copy_(unchanged)
+            gc.collect()  # a tensor that is freed during the recording would end it
+            self._graph = torch.cuda.CUDAGraph()
+            if generator is not None and state is not None:
+                generator.set_state(state)
+                if _NAMES_GENERATORS:
+                    self._graph.register_generator_state(generator)
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._output = function()
 
     def __call__(self) -> Tensor:
         """The output, overwritten by the next call."""
@@ -73,11 +65,7 @@ class Captured:
 
 @contextlib.contextmanager
 def recording(network: str) -> Iterator[None]:
-    """Around recordings: translates what CUDA says of a network that cannot be recorded.
-
-    Raises:
-        UserError: it reads a tensor on the host, or its shapes depend on numbers.
-    """
+    """Around recordings: UserError where a network reads a tensor on the host, or masks."""
     try:
         yield
     except torch.OutOfMemoryError:

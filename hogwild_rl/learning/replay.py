@@ -101,13 +101,7 @@ class Replay:
     def empty(
         self, count: int, device: torch.device | None = None, pinned: bool = False
     ) -> tuple[Tensor, Batch]:
-        """A batch of `count` transitions, and the bytes in one piece that its tensors are views of.
-
-        Args:
-            count: N.
-            device: where; the host's memory without one.
-            pinned: in memory that a GPU can read by itself.
-        """
+        """A batch of N = `count`, after the bytes in one piece that its tensors are views of."""
         kept = (self._observations, self._actions, self._rewards, self._observations)
         shapes = [((count, *each.shape[2:]), each.dtype) for each in (*kept, self._terminated)]
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in shapes]

@@ -227,7 +227,7 @@ class Collector:
                 self._resetting[b] = True
             self._ended[-1, b] = True
             self._returns[b] = self._lengths[b] = 0
-            # The next rollout begins with the last row; on a device this one ends with it too.
+            # The next rollout begins with the last row.
             self.host.observations[-1, b] = self.rollout.observations[-1, b] = 0
             self._state[:, b] = 0
 

@@ -35,11 +35,7 @@ class DeviceSettings(settings.CrewSettings):
     """Record acting and updates as CUDA graphs; auto does so on a GPU."""
 
     def compiles(self, device: torch.device) -> bool:
-        """Whether work on this device is recorded.
-
-        Raises:
-            UserError: there are no CUDA graphs on the CPU.
-        """
+        """Whether work on this device is recorded; UserError if asked to on the CPU."""
         if self.compile is True and device.type == "cpu":
             raise UserError("compile records CUDA graphs, and this run is on the CPU: leave it out")
         return device.type == "cuda" if self.compile == "auto" else self.compile
@@ -79,22 +75,16 @@ def choose(wanted: DeviceName, model: torch.nn.Module, ranks: Ranks | None = Non
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if size < _GPU_FROM_PARAMETERS:
         return Device(cpu, f"{size:,} parameters are too few for a GPU to be faster")
-    if not ranks.agree(ranks.local < found):
-        some = f"{found} GPU for local rank {ranks.local}, or none for another rank"
-        return Device(cpu, some if found else "there is no GPU")
+    if not ranks.agree("GPU", ranks.local < found):
+        return Device(
+            cpu, "there is no GPU" if not found else "not every rank has a GPU of its own"
+        )
     return Device(cuda, f"{size:,} parameters")
 
 
 @contextlib.contextmanager
 def enough_memory(settings: str) -> Iterator[None]:
-    """Around GPU work: translates torch's error.
-
-    Args:
-        settings: names and values of those that the memory depends on.
-
-    Raises:
-        UserError: the GPU's memory is full.
-    """
+    """Around GPU work: UserError where its memory is full, with the settings it depends on."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -59,12 +59,12 @@ class Ranks:
 
         return next(iter(rendezvous("env://")))[0]
 
-    def agree(self, answer: bool) -> bool:
-        """Whether the answer of every rank is yes; all of them must ask, before `joined`."""
+    def agree(self, question: str, answer: bool) -> bool:
+        """Whether every rank answers a question with yes; all must ask it once, before `joined`."""
         if self.count == 1:
             return answer
-        self._store.set(f"answer/{self.index}", str(answer))
-        answers = [self._store.get(f"answer/{rank}") for rank in range(self.count)]
+        self._store.set(f"{question}/{self.index}", str(answer))
+        answers = [self._store.get(f"{question}/{rank}") for rank in range(self.count)]
         return all(each == b"True" for each in answers)
 
     @contextlib.contextmanager
@@ -104,8 +104,7 @@ class Ranks:
             ending: whether this rank wants to stop.
 
         Returns:
-            The steps of all ranks, the episodes of all ranks since they were last exchanged, which
-            happens every few updates, and whether any rank wants to stop.
+            The steps of all ranks, every few updates their episodes, and whether any wants to stop.
         """
         if self.count == 1:
             return steps, episodes, ending

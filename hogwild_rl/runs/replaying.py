@@ -70,9 +70,7 @@ def work(worker: Worker, job: Job) -> None:
     kept.restore()
     envs = backends.make(job.facts.source, job.backend, config.envs_per_worker, cores=1)
     experience = Experience(envs, interface, replay, env_seed, slot.lap)
-    update = (_Update if job.device.type == "cpu" else _DeviceUpdate)(
-        job, learner, replay, drawing, slot
-    )
+    update = _Update(job, learner, replay, drawing, slot)
     learn_from = -(-config.learning_starts // config.workers)
     begun = job.before or int(job.slots.rows["steps"][worker.index])  # by whom this one replaces
     random_until = 0 if begun else learn_from
@@ -110,67 +108,44 @@ def work(worker: Worker, job: Job) -> None:
 
 
 class _Update:
-    """Samples a batch and updates with it."""
+    """Samples a batch and updates with it.
+
+    On a device: through one copy of the batch, and where recorded by one launch of the update.
+    """
 
     def __init__(
-        self,
-        job: Job,
-        learner: Learner,
-        replay: Replay,
-        sampling: torch.Generator,
-        slot: SlotWriter,
+        self, job: Job, learner: Learner, replay: Replay, drawing: torch.Generator, slot: SlotWriter
     ) -> None:
         self._job, self._learner, self._slot = job, learner, slot
-        self._replay, self._sampling = replay, sampling
-        pinned = job.device.type == "cuda"
-        self._flat, self._batch = replay.empty(job.config.batch_size, pinned=pinned)
-
-    def _sample(self) -> None:
-        self._learner.updates += 1
-        self._replay.sample(self._job.config.batch_size, self._sampling, self._batch)
-
-    def __call__(self) -> None:
-        updates_before = self._slot.total_updates()
-        self._sample()
-        if self._job.update(self._learner, self._batch, self._job.config):
-            self._slot.add_update(updates_before)
-        else:
-            self._slot.add_dropped()
-
-    def finish(self) -> None:
-        """Counts the last update, where that is not done yet."""
-
-
-class _DeviceUpdate(_Update):
-    """The same on a device: one copy of the batch and, where recorded, one launch of the update."""
-
-    def __init__(
-        self,
-        job: Job,
-        learner: Learner,
-        replay: Replay,
-        sampling: torch.Generator,
-        slot: SlotWriter,
-    ) -> None:
-        super().__init__(job, learner, replay, sampling, slot)
-        self._there = replay.empty(job.config.batch_size, job.device)
+        self._replay, self._drawing, self._size = replay, drawing, job.config.batch_size
+        self._on_cpu, pinned = job.device.type == "cpu", job.device.type == "cuda"
+        self._flat, self._batch = replay.empty(self._size, pinned=pinned)
+        if not self._on_cpu:
+            self._device_flat, self._device_batch = replay.empty(self._size, job.device)
         self._outcomes = Outcomes(slot, job.device)
         self._compiled = job.config.compiles(job.device)
         self._recorded: dict[bool, Callable[[], Tensor]] = {}  # by whether the policy learns too
 
     def __call__(self) -> None:
-        self._sample()
-        self._there[0].copy_(self._flat)  # waits for the update before
-        delayed = self._learner.updates % self._job.policy_delay != 0
-        if delayed not in self._recorded:
-            self._recorded[delayed] = self._record()
-        self._outcomes.add(self._recorded[delayed]())
+        updates_before = self._slot.total_updates()
+        self._learner.updates += 1
+        self._replay.sample(self._size, self._drawing, self._batch)
+        if not self._on_cpu:
+            self._device_flat.copy_(self._flat)  # waits for the update before
+            policy_learns = self._learner.updates % self._job.policy_delay == 0
+            if policy_learns not in self._recorded:
+                self._recorded[policy_learns] = self._record()
+            self._outcomes.add(self._recorded[policy_learns]())
+        elif self._job.update(self._learner, self._batch, self._job.config):
+            self._slot.add_update(updates_before)
+        else:
+            self._slot.add_dropped()
 
     def _record(self) -> Callable[[], Tensor]:
         job = self._job
 
         def update() -> Tensor:
-            return torch.as_tensor(job.update(self._learner, self._there[1], job.config))
+            return torch.as_tensor(job.update(self._learner, self._device_batch, job.config))
 
         if not self._compiled:
             return update
@@ -179,7 +154,7 @@ class _DeviceUpdate(_Update):
             return graphs.Captured(update, job.device, self._learner.generator, changes)
 
     def finish(self) -> None:
-        """Counts the last update."""
+        """Counts the last update of a device."""
         self._outcomes.finish()
 
 
@@ -237,11 +212,7 @@ def _check_kept(config: OffPolicySettings) -> int:
 
 
 def train(
-    algorithm: str,
-    config: OffPolicySettings,
-    critics: int,
-    update: Update,
-    policy_delay: int = 1,
+    algorithm: str, config: OffPolicySettings, critics: int, update: Update, policy_delay: int = 1
 ) -> Agent:
     """Trains until `total_timesteps`, and returns the agent: one worker here, several in processes.
 

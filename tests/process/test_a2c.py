@@ -115,7 +115,7 @@ from hogwild_rl.runs.ranks import Ranks
 
 torch.cuda.device_count = lambda: 1
 ranks = Ranks.here()
-answers = [ranks.agree(answer) for answer in (True, ranks.index == 0)]
+answers = [ranks.agree(name, yes) for name, yes in (("one", True), ("two", ranks.index == 0))]
 chosen = devices.choose("auto", torch.nn.Linear(1000, 1000), ranks)
 assert answers == [True, False], answers
 assert chosen.device == torch.device("cpu"), chosen

@@ -135,7 +135,7 @@ def test_bfloat16_on_the_cpu_is_for_images_and_on_a_gpu_that_has_it_for_all(
     [
         (0, 0, 1024, "there is no GPU"),
         (1, 0, 1024, ""),
-        (1, 1, 1024, "1 GPU for local rank 1"),
+        (1, 1, 1024, "not every rank has a GPU of its own"),
         (2, 1, 1024, ""),
         (1, 0, 64, "too few"),
     ],
@@ -179,22 +179,21 @@ def test_graphs_are_captured_on_a_gpu_unless_told_otherwise(compiled: Any, expec
 
 
 @pytest.mark.parametrize(
-    ("settings", "count", "on_gpu", "steps_alone", "groups"),
+    ("settings", "count", "overlapping", "size"),
     [
-        ({"num_envs": 32}, 1, True, True, 2),
-        ({"num_envs": 31}, 1, True, True, 1),
-        ({"num_envs": 33}, 1, True, True, 1),
-        ({"num_envs": 34}, 2, True, True, 1),
-        ({"num_envs": 32}, 1, False, True, 1),
-        ({"num_envs": 32}, 1, True, False, 1),
-        ({"num_envs": 32, "env_groups": 4}, 1, False, False, 4),
+        ({"num_envs": 32}, 1, True, 16),
+        ({"num_envs": 31}, 1, True, 31),
+        ({"num_envs": 33}, 1, True, 33),
+        ({"num_envs": 34}, 2, True, 17),
+        ({"num_envs": 36}, 2, True, 9),
+        ({"num_envs": 32}, 1, False, 32),
+        ({"num_envs": 32, "env_groups": 4}, 1, False, 8),
     ],
 )
 def test_two_groups_are_the_default_where_one_steps_while_a_gpu_acts_for_the_other(
-    settings: Any, count: int, on_gpu: bool, steps_alone: bool, groups: int
+    settings: Any, count: int, overlapping: bool, size: int
 ) -> None:
-    config = a2c.Config(**settings)
-    assert a2c.number_of_groups(config, Ranks(count=count), on_gpu, steps_alone) == groups
+    assert a2c.group_size(a2c.Config(**settings), Ranks(count=count), overlapping) == size
 
 
 @pytest.mark.parametrize("taken", [[True, False, True], [False], []])
