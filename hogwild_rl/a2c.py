@@ -39,7 +39,7 @@ from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.worker import random_seeds
 from hogwild_rl.learning import graphs, losses
-from hogwild_rl.learning.outcomes import Outcomes
+from hogwild_rl.runs.outcomes import Outcomes
 from hogwild_rl.learning.rollout import Act, Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.runs import cli, crew, devices, machine, settings

@@ -16,7 +16,7 @@ from hogwild_rl.hogwild.slots import Slots, SlotWriter
 from hogwild_rl.hogwild.worker import Worker
 from hogwild_rl.learning import graphs
 from hogwild_rl.learning.experience import Experience
-from hogwild_rl.learning.outcomes import Outcomes
+from hogwild_rl.runs.outcomes import Outcomes
 from hogwild_rl.learning.replay import Replay
 from hogwild_rl.runs import crew, devices, files, machine
 from hogwild_rl.runs.agent import Agent

@@ -115,7 +115,7 @@ def test_rooms_are_small() -> None:
     for module in MODULES:
         path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
         if path.exists():
-            assert len(path.read_text().splitlines()) <= 250, module
+            assert len(path.read_text().splitlines()) <= 400, module
             for node in ast.walk(source(module)):
                 if isinstance(node, ast.FunctionDef):
                     body = node.end_lineno - node.body[0].lineno

@@ -112,6 +112,7 @@ def test_a_parent_that_is_killed_leaves_no_temporary_file(start, moment: str) ->
         assert list(pathlib.Path(temporary).iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
@@ -140,6 +141,7 @@ def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, told
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["Raise", "Exit", "Segv", "Hang"])
 def test_workers_that_fail_are_replaced_and_the_run_reaches_its_end(start, fault: str) -> None:
     run = start(

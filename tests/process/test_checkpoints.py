@@ -45,6 +45,7 @@ def trained(folder: pathlib.Path) -> Agent:
     return a2c.train(a2c.Config(num_envs=4, quiet=True, run_dir=str(folder), **SETTINGS))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kept", [0, 50, 2_000, -1, None])
 def test_a_torn_checkpoint_is_passed_over(
     kept: int | None, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
@@ -67,6 +68,7 @@ def test_a_torn_checkpoint_is_passed_over(
     assert counted == sorted(set(counted))  # what came after the older checkpoint is struck out
 
 
+@pytest.mark.long
 def test_there_is_always_a_whole_checkpoint_under_its_name(tmp_path: pathlib.Path) -> None:
     """Also when the newest is torn and a run that goes on from the one before is killed saving."""
     trained(tmp_path / "run")

@@ -46,7 +46,12 @@ def train(algorithm: str, settings: dict[str, Any]) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("name", RUNS)
+QUICK = ("vectors", "two groups, LSTM, normalizers", "atari", "td3")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.long) for n in RUNS]
+)
 def test_training_on_a_device_mixes_no_devices_and_captures_its_updates(name) -> None:
     """The recorder runs everything once before it captures, so this covers training without it."""
     algorithm, settings, graphs = RUNS[name]
@@ -58,6 +63,7 @@ def test_training_on_a_device_mixes_no_devices_and_captures_its_updates(name) ->
     assert captured == graphs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("network", "operation"), [("reading", "item"), ("masking", "__getitem__")]
 )

@@ -27,6 +27,7 @@ def supervise(
     return supervisor, failures
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("how", "told"),
     [
