@@ -39,7 +39,6 @@ from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.hogwild.worker import random_seeds
 from hogwild_rl.learning import graphs, losses
-from hogwild_rl.runs.outcomes import Outcomes
 from hogwild_rl.learning.rollout import Act, Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.runs import cli, crew, devices, machine, settings
@@ -47,6 +46,7 @@ from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.network import name_of
 from hogwild_rl.runs.normalize import Normalization
+from hogwild_rl.runs.outcomes import Outcomes
 from hogwild_rl.runs.ranks import Ranks
 from hogwild_rl.runs.recall import Recall
 from hogwild_rl.runs.session import Session

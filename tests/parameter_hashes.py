@@ -32,8 +32,14 @@ A3C = {**SHORT, "workers": 1, "envs_per_worker": 2, "env": "CartPole-v1"}
 A2C = {**SHORT, "num_envs": 4, "vectorization": "sync", "env": "CartPole-v1"}
 NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 REPLAY = {
-    **{"env": "Pendulum-v1", "total_timesteps": 600, "learning_starts": 200, "seed": 5},
-    **{"batch_size": 32, "hidden": (32, 32), "buffer_size": 10_000, "learning_rate": 1e-3},
+    "env": "Pendulum-v1",
+    "total_timesteps": 600,
+    "learning_starts": 200,
+    "seed": 5,
+    "batch_size": 32,
+    "hidden": (32, 32),
+    "buffer_size": 10_000,
+    "learning_rate": 1e-3,
 }
 PONG = {"env": "PongNoFrameskip-v4", "total_timesteps": 200, "num_envs": 4}
 WALKER = {"env": "Pendulum-v1", "state_dependent_std": True}
@@ -120,7 +126,9 @@ def two_ranks(run: pathlib.Path) -> str:
             env={
                 **os.environ,
                 **variables,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
             },
         )
         for rank in (0, 1)

@@ -16,13 +16,13 @@ from hogwild_rl.hogwild.slots import Slots, SlotWriter
 from hogwild_rl.hogwild.worker import Worker
 from hogwild_rl.learning import graphs
 from hogwild_rl.learning.experience import Experience
-from hogwild_rl.runs.outcomes import Outcomes
 from hogwild_rl.learning.replay import Replay
 from hogwild_rl.runs import crew, devices, files, machine
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.learner import Learner, Optimizers, Part, Update
 from hogwild_rl.runs.network import name_of
 from hogwild_rl.runs.off_policy import OffPolicySettings
+from hogwild_rl.runs.outcomes import Outcomes
 from hogwild_rl.runs.session import Session
 
 _REPLAY_FILE = "replay_{}.pt"

@@ -16,10 +16,10 @@ from hogwild_rl.hogwild.optim import SharedRMSprop
 from hogwild_rl.hogwild.slots import Slots
 from hogwild_rl.learning import graphs, losses
 from hogwild_rl.learning.interface import Interface
-from hogwild_rl.runs.outcomes import Outcomes
 from hogwild_rl.learning.rollout import Collector, Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from hogwild_rl.runs import devices
+from hogwild_rl.runs.outcomes import Outcomes
 from hogwild_rl.runs.ranks import Ranks
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
