@@ -61,9 +61,7 @@ def update(learner: Learner, batch: Batch, config: Config) -> bool | Tensor:
     """One update with a batch. False where a gradient was not finite, and its step not taken."""
     actor, critics = learner.actor, learner.critics
     with torch.no_grad():
-        drawn = torch.randn(
-            batch.actions.shape, generator=learner.generator, device=batch.actions.device
-        )
+        drawn = torch.empty_like(batch.actions).normal_(generator=learner.generator)
         noise = (drawn * config.target_noise).clamp_(
             -config.target_noise_clip, config.target_noise_clip
         )

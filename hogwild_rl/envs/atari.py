@@ -10,7 +10,7 @@ Source: Mnih et al. 2015 (Nature 518), methods; sticky actions: Machado et al. 2
 
 import contextlib
 import importlib.util
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -44,7 +44,7 @@ def from_ale(env: Any) -> bool:
     return isinstance(env, EnvSpec) and str(env.entry_point).startswith("ale_py")
 
 
-def is_game(env: Any) -> bool:
+def is_game(env: Any) -> TypeGuard[EnvSpec]:
     """Whether it is a game, as registered, that is seen on a screen and played with buttons."""
     return (
         from_ale(env)

@@ -68,6 +68,11 @@ def inspect(env: EnvSource) -> EnvFacts:
     """
     source, name = spec(env) if isinstance(env, str) else env, name_of(env)
     _check_picklable(source)
+    # The vector form of a game needs no image library, and is what trains.
+    if atari.is_game(source) and (games := atari.make_vector(source, 1, threads=1)) is not None:
+        games.close()
+        observed, acted = games.single_observation_space, games.single_action_space
+        return EnvFacts(source, name, observed, acted, source.reward_threshold, atari.FRAMESKIP)
     instance = contract.called(name, "making it", lambda: make_env(source))
     try:
         contract.check(instance, name, played=not contract.tested_by_others(source))
@@ -155,7 +160,6 @@ def native(env: EnvSource, num_envs: int, threads: int = 1) -> VectorEnv[Any, An
     if isinstance(env, str):
         env = spec(env)
     if atari.is_game(env):
-        assert isinstance(env, EnvSpec)
         return atari.make_vector(env, num_envs, threads)
     if not isinstance(env, EnvSpec) or env.vector_entry_point is None or env.additional_wrappers:
         return None

@@ -194,3 +194,18 @@ def test_what_an_environment_does_not_have_is_refused(wanted: Any) -> None:
     source = vector.spec("tests.envs:Chain-v0")
     with pytest.raises(UserError, match=r"Chain-v0|not installed"):
         backends.choose(source, wanted, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("env", "name", "expected"),
+    [
+        ("CartPole-v1", "native", False),
+        ("CartPole-v1", "sync", False),
+        ("CartPole-v1", "async", True),
+        ("CartPole-v1", "envpool", True),
+        ("PongNoFrameskip-v4", "native", True),
+    ],
+)
+def test_threads_and_processes_step_while_the_caller_goes_on(env, name, expected) -> None:
+    backend = backends.Backend(name, "")
+    assert backends.steps_alone(vector.spec(env), backend) == expected
