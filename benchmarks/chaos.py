@@ -5,7 +5,7 @@
 
 Troubles: every second a random worker gets SIGKILL (kill) or SIGSTOP (stop); or the environment
 itself raises, pays NaN or never returns now and then, see troubled.py. Reported are the failures
-that were told, how long it took until there were as many workers as before, whether the run came to
+that were printed, the time until as many workers ran as before, whether the run came to
 its end with every step counted, and the greedy return of its agent over 100 episodes.
 """
 
@@ -27,7 +27,7 @@ import tyro
 from solve import command
 
 import hogwild_rl
-from hogwild_rl.runs import presets
+from hogwild_rl.config import presets
 
 HERE = pathlib.Path(__file__).parent
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}

@@ -22,11 +22,11 @@ import solve
 import tyro
 
 from hogwild_rl import a3c, plot
-from hogwild_rl.runs import settings
+from hogwild_rl.config import base
 
-# A3C's settings that every side is told alike, whatever its own preset says.
+# A3C's settings that every side is printed alike, whatever its own preset says.
 _ITS_OWN = {"workers", "envs_per_worker", "learning_rate"}
-_OF_ANY_RUN = {field.name for field in dataclasses.fields(settings.RunSettings)}
+_OF_ANY_RUN = {field.name for field in dataclasses.fields(base.RunConfig)}
 SHARED = ["env", "total_timesteps"] + [
     field.name
     for field in dataclasses.fields(a3c.Config)

@@ -36,15 +36,13 @@ import tyro
 from gymnasium import spaces
 
 from hogwild_rl import a2c, td3
+from hogwild_rl.collect.rollout import Act, Collector, Rollout
 from hogwild_rl.envs import atari
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.hogwild import memory
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.hogwild.optim import SharedRMSprop
-from hogwild_rl.learning import graphs, losses
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Act, Collector, Rollout
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.hogwild import shared_memory
+from hogwild_rl.hogwild.optimizers import SharedRMSprop
+from hogwild_rl.hogwild.shared_model import SharedModel
+from hogwild_rl.learn import cuda_graphs, losses
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
 PONG = "PongNoFrameskip-v4"
@@ -179,7 +177,7 @@ class Check:
             for device, allow in ((cpu, False), (self.device, False), (self.device, tf32)):
                 torch.backends.cudnn.allow_tf32 = allow
                 shared, rollout = self.model(name, device), self.rollout(name, T, B, device=device)
-                loss = losses.of_rollout(shared.module, rollout, config)
+                loss = losses.actor_critic_loss(shared.module, rollout, config)
                 gradients.append(shared.gradient(loss).cpu().double())
             norm = float(gradients[0].norm())
             errors = [float((each - gradients[0]).norm()) / norm for each in gradients[1:]]
@@ -192,10 +190,10 @@ class Check:
         optimizer, worst = SharedRMSprop(shared, 1e-3), 0.0
 
         def gradient() -> torch.Tensor:
-            return shared.gradient(losses.of_rollout(shared.module, static, config))
+            return shared.gradient(losses.actor_critic_loss(shared.module, static, config))
 
-        captured = graphs.Captured(gradient, self.device)
-        step = graphs.Captured(
+        captured = cuda_graphs.Captured(gradient, self.device)
+        step = cuda_graphs.Captured(
             lambda: optimizer.apply_if_finite(shared.gradient.flat, 0.5),
             self.device,
             changes=optimizer.tensors,
@@ -209,7 +207,7 @@ class Check:
             assert bool(step())
         streams = [torch.Generator(self.device).manual_seed(1) for _ in range(2)]
         act = [functools.partial(shared.module.act, generator=stream) for stream in streams]
-        replayed, differ = graphs.captured_act(act[1], static, B, streams[1]), 0
+        replayed, differ = cuda_graphs.captured_act(act[1], static, B, streams[1]), 0
         with torch.inference_mode():
             for number in range(40):
                 seen = static.observations[number % T]
@@ -304,7 +302,7 @@ class Check:
         with torch.inference_mode():
             times["eager_ms"] = self.median_ms(functools.partial(actions, act))
         if self.device.type == "cuda":
-            replayed = graphs.captured_act(act, static, B, generator)
+            replayed = cuda_graphs.captured_act(act, static, B, generator)
             with torch.inference_mode():
                 times["captured_ms"] = self.median_ms(functools.partial(actions, replayed))
         self.row("kernels", f"acting, {name}, {B} environments", **times)
@@ -314,15 +312,15 @@ class Check:
         optimizer = SharedRMSprop(shared, 1e-4)
 
         def gradient() -> torch.Tensor:
-            return shared.gradient(losses.of_rollout(shared.module, static, config))
+            return shared.gradient(losses.actor_critic_loss(shared.module, static, config))
 
         def step() -> torch.Tensor:
             return optimizer.apply_if_finite(shared.gradient.flat, 0.5)
 
         times = {"eager_ms": self.median_ms(gradient, 15), "step_eager_ms": self.median_ms(step)}
         if self.device.type == "cuda":
-            times["captured_ms"] = self.median_ms(graphs.Captured(gradient, self.device), 15)
-            captured = graphs.Captured(step, self.device, changes=optimizer.tensors)
+            times["captured_ms"] = self.median_ms(cuda_graphs.Captured(gradient, self.device), 15)
+            captured = cuda_graphs.Captured(step, self.device, changes=optimizer.tensors)
             times["step_captured_ms"] = self.median_ms(captured)
             times["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
             torch.cuda.reset_peak_memory_stats()
@@ -419,19 +417,19 @@ class Check:
 
         shared, name = self.model("a3c, bfloat16"), "a3c, bfloat16"
         groups = [pictures.Pictures(128), pictures.Pictures(128)]
-        interface = Interface(ObservationCodec.of(SPACE), ActionCodec.of(ACTIONS))
+        interface = EnvCodec(ObservationCodec.of(SPACE), ActionCodec.of(ACTIONS))
         collector = Collector(groups, interface, 5, 0, lambda _: None, self.device)
         generator = torch.Generator(self.device).manual_seed(0)
         act = functools.partial(shared.module.act, generator=generator)
 
         def gradient() -> torch.Tensor:
             return shared.gradient(
-                losses.of_rollout(shared.module, collector.rollout, a2c.Config())
+                losses.actor_critic_loss(shared.module, collector.rollout, a2c.Config())
             )
 
-        replayed = graphs.captured_act(act, collector.rollout, 128, generator)
+        replayed = cuda_graphs.captured_act(act, collector.rollout, 128, generator)
         pairs = {"eager": (act, gradient)}
-        pairs["captured"] = (replayed, graphs.Captured(gradient, self.device))
+        pairs["captured"] = (replayed, cuda_graphs.Captured(gradient, self.device))
         for mode, (acting, learning) in pairs.items():
             collector.collect(acting)
             learning()
@@ -489,7 +487,7 @@ def main() -> None:
     if config.table is not None:
         print(tables(pathlib.Path(config.table)))
         return
-    memory.keep_freed()  # as in a run, so that raw rates and runs allocate alike
+    shared_memory.retain_freed_memory()  # as in a run, so that raw rates and runs allocate alike
     with contextlib.ExitStack() as stack:
         default = str(machine.RESULTS)
         if config.dry:

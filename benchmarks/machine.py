@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from hogwild_rl.config.base import usable_cores
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def describe() -> str:
     """The processor, its usable cores and the versions that matter."""
-    from hogwild_rl.runs.settings import usable_cores
-
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "gymnasium", "numpy")]
     return (
         f"{_processor()}, {usable_cores()} usable cores; Python {platform.python_version()}, "

@@ -33,9 +33,9 @@ import machine
 import tyro
 from solve import command
 
-from hogwild_rl import UserError
-from hogwild_rl.runs.checkpoint import BEST_FILE, CHECKPOINT_FILE, Checkpoint, Counters, newest
-from hogwild_rl.runs.metrics import PROGRESS_FILE
+from hogwild_rl.errors import UserError
+from hogwild_rl.runs.checkpoint import BEST_FILE, CHECKPOINT_FILE, Checkpoint, load_newest
+from hogwild_rl.runs.logger import PROGRESS_FILE, Progress
 
 SHARED_MEMORY = pathlib.Path("/dev/shm")
 Moment = Literal["random", "checkpoint", "start"]
@@ -106,7 +106,7 @@ class State:
     """What a dead run's folder holds: its newest checkpoint and its log."""
 
     file: str
-    counters: Counters
+    counters: Progress
     rows: list[dict[str, str]]
     torn: bool
 
@@ -119,7 +119,7 @@ class State:
         """
         if (run / BEST_FILE).exists():
             Checkpoint.load(run / BEST_FILE)
-        checkpoint, path = newest(run)
+        checkpoint, path = load_newest(run)
         text = (run / PROGRESS_FILE).read_text()
         lines = text.splitlines(keepends=True)
         columns = lines[0].count(",")
@@ -378,7 +378,7 @@ def main() -> None:
     )
     print("\n".join(troubles))
     if "Traceback" in errors:
-        print(f"errors told by the run:\n{errors[-4_000:]}")
+        print(f"errors printed by the run:\n{errors[-4_000:]}")
     sys.exit(bool(troubles))
 
 

@@ -20,18 +20,16 @@ import torch
 import tyro
 from torch import Tensor
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-
 from hogwild_rl import reinforce
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning import losses, returns
-from hogwild_rl.learning.episodes import EpisodeCollector
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Rollout
+from hogwild_rl.collect.episodes import EpisodeCollector
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.envs import vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.learn import losses, returns
 from hogwild_rl.models.actor_critic import ActorCritic
 from tests import mdp
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 VARIANTS = list(itertools.product(("total", "to-go"), ("none", "mean", "value")))
 
@@ -50,16 +48,16 @@ def estimates(model: ActorCritic, batches: list[Rollout], credit: Any, baseline:
     """The policy's gradient from each batch, [N, P]."""
     config = reinforce.Config(returns=credit, baseline=baseline, gamma=1, ent_coef=0, vf_coef=0)
     policy = [*model.policy_body.parameters(), *model.policy_head.parameters()]
-    objectives = (reinforce.loss_of(model, batch, config) for batch in batches)
+    objectives = (reinforce.reinforce_objective(model, batch, config) for batch in batches)
     gradients = (torch.autograd.grad(loss, policy) for loss in objectives)
     return -torch.stack([torch.cat([g.double().flatten() for g in parts]) for parts in gradients])
 
 
 def played(env: Any, model: ActorCritic, size: int, count: int, seed: int) -> list[Rollout]:
     """As many batches of so many episodes."""
-    envs = vector.make_vector_env(env, size)
+    envs = vectorize.make_vector_env(env, size)
     seen, chosen = envs.single_observation_space, envs.single_action_space
-    interface = Interface(ObservationCodec.of(seen), ActionCodec.of(chosen))
+    interface = EnvCodec(ObservationCodec.of(seen), ActionCodec.of(chosen))
     act = functools.partial(model.act, generator=torch.Generator().manual_seed(seed))
     collector = EpisodeCollector(envs, interface, seed, lambda _: None)
     return [collector.collect(act) for _ in range(count)]
@@ -69,7 +67,7 @@ def fit(model: ActorCritic, batches: list[Rollout], steps: int) -> None:
     """The value function alone learns the returns to go."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)  # the policy's have no gradient
     for batch in itertools.islice(itertools.cycle(batches), steps):
-        error = returns.to_go(batch.rewards, 1.0) - model(batch.observations)[1][:-1]
+        error = returns.returns_to_go(batch.rewards, 1.0) - model(batch.observations)[1][:-1]
         optimizer.zero_grad()
         losses.mean(error.square(), batch.valid).backward()
         optimizer.step()

@@ -34,8 +34,8 @@ from chaos import workers_of
 from parent_kills import SHARED_MEMORY, members, named, orphans
 from solve import command
 
-from hogwild_rl.runs.metrics import PROGRESS_FILE
-from hogwild_rl.runs.session import FAILURES_FILE
+from hogwild_rl.runs.logger import PROGRESS_FILE
+from hogwild_rl.runs.run import FAILURES_FILE
 
 _MB = 1e6
 
@@ -222,9 +222,9 @@ def main() -> None:
         rows, kills = soak(config, folder)
         with (folder / "run" / PROGRESS_FILE).open() as file:
             last = list(csv.DictReader(file))[-1]
-        told = (folder / "run" / FAILURES_FILE).read_text().count("was killed by SIGKILL")
+        printed = (folder / "run" / FAILURES_FILE).read_text().count("was killed by SIGKILL")
     print(
-        f"{config.minutes:g} minutes, {kills} workers killed, {told} told; "
+        f"{config.minutes:g} minutes, {kills} workers killed, {printed} printed; "
         f"{int(last['steps']):,} steps, mean return {float(last['return_mean']):.1f} at the end; "
         f"left in /dev/shm afterwards: {', '.join(orphans(before)) or 'nothing'}"
     )

@@ -39,12 +39,12 @@ import tyro
 from chaos import workers_of
 
 from hogwild_rl import a3c
-from hogwild_rl.hogwild import memory, slots
-from hogwild_rl.hogwild.slots import SlotWriter
+from hogwild_rl.collect.rollout import Collector
+from hogwild_rl.hogwild import counters, shared_memory
+from hogwild_rl.hogwild.counters import CounterWriter
+from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.supervisor import Supervisor
-from hogwild_rl.hogwild.worker import Worker
-from hogwild_rl.learning.rollout import Collector
-from hogwild_rl.runs import crew
+from hogwild_rl.training import launch
 
 _SETTLE_S = 0.05  # for the parent, which may be at its log when it is switched off
 _ANSWER_WITHIN_S = 60.0
@@ -81,7 +81,7 @@ def _without_line(function: Callable[..., Any], word: str) -> CodeType:
     if len(kept) != len(lines) - 1:
         raise SystemExit(f"{function.__qualname__} has not one line with {word} any more")
     names: dict[str, Any] = {}
-    exec("\n".join(kept), dict(vars(slots)), names)
+    exec("\n".join(kept), dict(vars(counters)), names)
     code: CodeType = names[function.__name__].__code__
     return code
 
@@ -99,7 +99,7 @@ class Switch:
 
     def __init__(self, worker: Worker, sides: torch.Tensor) -> None:
         self._stop, self._sides, self._me = worker.stop, sides.numpy(), 1 + worker.index
-        self._laps = _without_line(SlotWriter.lap, "heartbeat_s"), SlotWriter.lap.__code__
+        self._laps = _without_line(CounterWriter.lap, "heartbeat_s"), CounterWriter.lap.__code__
         self._mends = (lambda _: None).__code__, Collector._mend.__code__
         self._sides[self._me] = 1
 
@@ -107,7 +107,7 @@ class Switch:
         """Whether the work should end."""
         wanted = self._sides[0]
         if wanted != self._sides[self._me]:
-            SlotWriter.lap.__code__ = self._laps[wanted]
+            CounterWriter.lap.__code__ = self._laps[wanted]
             Collector._mend.__code__ = self._mends[wanted]
             self._sides[self._me] = wanted
         return self._stop()
@@ -123,28 +123,28 @@ _A3C_WORK = a3c.work
 
 
 @contextlib.contextmanager
-def patched(sides: torch.Tensor, watching: threading.Event) -> Iterator[list[slots.Slots]]:
+def patched(sides: torch.Tensor, watching: threading.Event) -> Iterator[list[counters.Counters]]:
     """Runs started meanwhile can be switched: workers by `sides`, the parent by `watching`.
 
     Gives the slots of such a run, once it has some.
     """
-    made: list[slots.Slots] = []
-    watch, in_processes = Supervisor.watch, crew.in_processes
+    made: list[counters.Counters] = []
+    watch, in_processes = Supervisor.watch, launch.in_processes
 
     def watch_at_times(self: Supervisor, timeout_s: float) -> Any:
         watching.wait()
         return watch(self, timeout_s)
 
-    def start(session: Any, rows: slots.Slots, _: Any, arguments: Any, *more: Any) -> Any:
+    def start(session: Any, rows: counters.Counters, _: Any, arguments: Any, *more: Any) -> Any:
         made.append(rows)
         return in_processes(session, rows, work, (*arguments, sides), *more)
 
-    Supervisor.watch, crew.in_processes = watch_at_times, start  # type: ignore[method-assign]
+    Supervisor.watch, launch.in_processes = watch_at_times, start  # type: ignore[method-assign]
     try:
         yield made
     finally:
         Supervisor.watch = watch  # type: ignore[method-assign]
-        crew.in_processes = in_processes
+        launch.in_processes = in_processes
 
 
 class Visit(NamedTuple):
@@ -178,7 +178,7 @@ class Visits(threading.Thread):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self._config, self._watching = config, threading.Event()
-        self._sides = memory.zeros(1 + config.workers, dtype=torch.uint8)
+        self._sides = shared_memory.zeros(1 + config.workers, dtype=torch.uint8)
         self._switch(1)
         self.pairs: list[tuple[Visit, Visit]] = []
         self.failed = ""

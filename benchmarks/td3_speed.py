@@ -25,11 +25,11 @@ import torch
 import tyro
 
 from hogwild_rl import td3
-from hogwild_rl.learning.experience import Experience
-from hogwild_rl.learning.replay import Replay
-from hogwild_rl.runs import replaying
-from hogwild_rl.runs.learner import Part
-from hogwild_rl.runs.settings import usable_cores
+from hogwild_rl.collect.replay import ReplayBuffer
+from hogwild_rl.collect.transitions import TransitionCollector
+from hogwild_rl.config.base import usable_cores
+from hogwild_rl.training import off_policy
+from hogwild_rl.training.learner import TargetedModule
 
 _WARM_UP = 500  # steps, of which the last have updates
 
@@ -66,7 +66,7 @@ def ours(config: Config) -> float:
         return plain(learner, batch, settings)
 
     with tempfile.TemporaryDirectory() as folder:
-        replaying.train("td3", _settings(config, f"{folder}/run"), 2, timed)
+        off_policy.train("td3", _settings(config, f"{folder}/run"), 2, timed)
     counted = steps[-config.steps :]
     return (len(counted) - 1) / (counted[-1] - counted[0])
 
@@ -140,7 +140,13 @@ def profile(config: Config) -> str:
     from line_profiler import LineProfiler
 
     profiler, text = LineProfiler(), io.StringIO()
-    for function in (replaying.work, Experience.step, Replay.sample, td3.update, Part.descend):
+    for function in (
+        off_policy.work,
+        TransitionCollector.step,
+        ReplayBuffer.sample,
+        td3.update,
+        TargetedModule.descend,
+    ):
         profiler.add_function(function)
     with tempfile.TemporaryDirectory() as folder, profiler:
         td3.train(_settings(config, f"{folder}/run"))

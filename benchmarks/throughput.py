@@ -33,10 +33,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from hogwild_rl import a2c, a3c
-from hogwild_rl.envs import backends, vector
-from hogwild_rl.hogwild import workers
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.hogwild.worker import Worker
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.hogwild import processes
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.processes import Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Config:
     """A3C: numbers of environments each worker steps together."""
     num_envs: tuple[int, ...] = (16, 64, 256, 1024)
     """A2C: numbers of environments."""
-    vectorization: backends.Vectorization = "auto"
+    vectorization: vectorize.Vectorization = "auto"
     """A2C: what steps them."""
     n_steps: int = 20
     """Steps between updates."""
@@ -178,9 +178,9 @@ def raw_rate(groups: Sequence[VectorEnv[Any, Any, Any]], seconds: float) -> floa
 
 def raw_rate_of_workers(config: Config, cell: Mapping[str, Any]) -> float:
     """Valid steps per second of A3C's environments by themselves, in as many processes."""
-    slots = Slots(cell["workers"])
-    arguments = (vector.spec(config.env), cell["envs_per_worker"], slots)
-    with workers.Workers(play_at_random, arguments, cell["workers"], seed=0) as crew:
+    slots = Counters(cell["workers"])
+    arguments = (make.spec(config.env), cell["envs_per_worker"], slots)
+    with processes.Workers(play_at_random, arguments, cell["workers"], seed=0) as crew:
         while (slots.rows["steps"] == 0).any():
             crew.wait(0.01)
         before, start_s = slots.total("steps"), time.perf_counter()
@@ -190,11 +190,11 @@ def raw_rate_of_workers(config: Config, cell: Mapping[str, Any]) -> float:
     return rate
 
 
-def play_at_random(worker: Worker, spec: EnvSpec, num_envs: int, slots: Slots) -> None:
+def play_at_random(worker: Worker, spec: EnvSpec, num_envs: int, slots: Counters) -> None:
     """What a worker does that only steps its environments."""
     slot, counted = slots.writer(worker.index), 0
-    backend = backends.choose(spec, "auto", num_envs, cores=1)
-    for steps in random_play([backends.make(spec, backend, num_envs, cores=1)]):
+    backend = vectorize.choose(spec, "auto", num_envs, cores=1)
+    for steps in random_play([vectorize.make_envs(spec, backend, num_envs, cores=1)]):
         slot.add_rollout(steps - counted, [])
         counted = steps
         if worker.stopping:
@@ -210,7 +210,7 @@ def random_play(groups: Sequence[VectorEnv[Any, Any, Any]]) -> Iterator[int]:
     for envs in groups:
         envs.reset(seed=0)
         envs.action_space.seed(0)
-        halves.append(vector.halves(envs))
+        halves.append(vectorize.async_step(envs))
         actions.append([envs.action_space.sample() for _ in range(64)])
     for (send, _), each in zip(halves, actions, strict=True):
         send(each[0])

@@ -18,8 +18,8 @@ import torch
 import tyro
 from torch import nn
 
-from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
-from hogwild_rl.hogwild.optim import SharedRMSprop
+from hogwild_rl.hogwild.optimizers import SharedRMSprop
+from hogwild_rl.hogwild.shared_model import SharedModel, clip_by_global_norm_
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: nn.Sequential(

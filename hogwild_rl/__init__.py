@@ -16,22 +16,19 @@ if TYPE_CHECKING:
     from hogwild_rl import ddpg as ddpg
     from hogwild_rl import reinforce as reinforce
     from hogwild_rl import td3 as td3
+    from hogwild_rl.errors import UserError as UserError
     from hogwild_rl.runs.agent import Agent as Agent
     from hogwild_rl.runs.agent import load as load
 
 __version__ = "0.1.0"
 __all__ = ["Agent", "UserError", "a2c", "a3c", "ddpg", "load", "reinforce", "td3"]
 
-_HOMES = {"Agent": "hogwild_rl.runs.agent", "load": "hogwild_rl.runs.agent"}
+_HOMES = {
+    "Agent": "hogwild_rl.runs.agent",
+    "load": "hogwild_rl.runs.agent",
+    "UserError": "hogwild_rl.errors",
+}
 _MODULES = {"a2c", "a3c", "ddpg", "reinforce", "td3"}
-
-
-class UserError(ValueError):
-    """Something a person gave that cannot be used.
-
-    The message is one line: what was given, what is wanted, what to do. Commands print it and end
-    with exit code 2.
-    """
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,8 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -31,34 +33,35 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from hogwild_rl import UserError
-from hogwild_rl.envs import atari, backends
-from hogwild_rl.hogwild import memory, workers
-from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
-from hogwild_rl.hogwild.optim import SharedRMSprop
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.hogwild.worker import random_seeds
-from hogwild_rl.learning import graphs, losses
-from hogwild_rl.learning.rollout import Act, Collector, Rollout
+from hogwild_rl.collect.rollout import Act, Collector, Rollout
+from hogwild_rl.config import base, cli, resources, validation
+from hogwild_rl.config.network import name_of
+from hogwild_rl.config.policy import ActorCriticConfig
+from hogwild_rl.envs import atari, vectorize
+from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild import processes, shared_memory
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.optimizers import SharedRMSprop
+from hogwild_rl.hogwild.processes import random_seeds
+from hogwild_rl.hogwild.shared_model import SharedModel, clip_by_global_norm_
+from hogwild_rl.learn import cuda_graphs, losses
+from hogwild_rl.learn.normalization import Normalization
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.runs import cli, crew, devices, machine, settings
-from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
-from hogwild_rl.runs.network import name_of
-from hogwild_rl.runs.normalize import Normalization
-from hogwild_rl.runs.outcomes import Outcomes
-from hogwild_rl.runs.ranks import Ranks
-from hogwild_rl.runs.recall import Recall
-from hogwild_rl.runs.session import Session
+from hogwild_rl.runs.run import Run
+from hogwild_rl.training import devices, launch
+from hogwild_rl.training.distributed import Ranks
+from hogwild_rl.training.exact_resume import WorkerState
+from hogwild_rl.training.outcomes import Outcomes
 
 _OBSERVE_EVERY_S = 0.05
 _GROUPS_FROM = 32  # environments
 _SLOW_FROM = 32  # games; ALE takes 75 ms to make one, and does not let other threads run meanwhile
 
 
-@settings.completed("a2c")
+@base.with_presets("a2c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ActorCriticSettings, devices.DeviceSettings):
+class Config(ActorCriticConfig, base.DeviceConfig):
     """Settings of A2C. What is not given comes from the environment's preset."""
 
     num_envs: int = 16
@@ -66,15 +69,15 @@ class Config(ActorCriticSettings, devices.DeviceSettings):
     env_groups: Literal["auto"] | int = "auto"
     """2: the policy acts for one half of the environments while the other half steps. auto: 2 on a
     GPU for 32 or more environments that step in threads or processes, else 1."""
-    vectorization: backends.Vectorization = "auto"
+    vectorization: vectorize.Vectorization = "auto"
     """What steps them: gymnasium's native form, in turn, processes or EnvPool."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settings.at_least("num_envs", self.num_envs, 1)
+        validation.at_least("num_envs", self.num_envs, 1)
         if self.env_groups == "auto":
             return
-        settings.at_least("env_groups", self.env_groups, 1)
+        validation.at_least("env_groups", self.env_groups, 1)
         if self.num_envs % self.env_groups:
             raise UserError(
                 f"num_envs must be a multiple of env_groups, got {self.num_envs} and "
@@ -84,13 +87,13 @@ class Config(ActorCriticSettings, devices.DeviceSettings):
 
 def learn(
     config: Config,
-    session: Session,
+    session: Run,
     shared: SharedModel[ActorCritic],
     optimizer: SharedRMSprop,
     normalization: Normalization,
-    slots: Slots,
+    slots: Counters,
     ranks: Ranks,
-    backend: backends.Backend,
+    backend: vectorize.Backend,
     size: int,
 ) -> dict[str, Any]:
     """Act, learn, step, until the steps of all ranks add up to the total.
@@ -107,7 +110,7 @@ def learn(
         normalizer = config.normalizer(normalization, ranks.index)
         interface = config.interface(session.facts, normalizer)
         collector = Collector(envs, interface, config.n_steps, env_seed, slot.lap, copied_to)
-        recall = Recall(generator, envs, collector, normalizer)
+        recall = WorkerState(generator, envs, collector, normalizer)
         alone = ranks.count == 1  # what one rank was in the middle of is none of the others'
         reset = recall.restore(session.recalled if alone else None, env_seed)
         if reset:
@@ -164,18 +167,18 @@ def computations(
     act: Act = functools.partial(shared.module.act, generator=generator)
 
     def take_gradient() -> Tensor:
-        return shared.gradient(losses.of_rollout(shared.module, rollout, config))
+        return shared.gradient(losses.actor_critic_loss(shared.module, rollout, config))
 
     def take_step() -> Tensor:
         return optimizer.apply_if_finite(shared.gradient.flat, config.max_grad_norm)
 
     if not config.compiles(device):
         return act, take_gradient, take_step
-    with graphs.recording(name_of(config.network)):
+    with cuda_graphs.recording(name_of(config.network)):
         return (
-            graphs.captured_act(act, rollout, size, generator),
-            graphs.Captured(take_gradient, device),
-            graphs.Captured(take_step, device, changes=optimizer.tensors),
+            cuda_graphs.captured_act(act, rollout, size, generator),
+            cuda_graphs.Captured(take_gradient, device),
+            cuda_graphs.Captured(take_step, device, changes=optimizer.tensors),
         )
 
 
@@ -190,24 +193,24 @@ def group_size(config: Config, ranks: Ranks, overlapping: bool) -> int:
 
 @contextlib.contextmanager
 def environments(
-    config: Config, session: Session, backend: backends.Backend, size: int, ranks: Ranks
+    config: Config, session: Run, backend: vectorize.Backend, size: int, ranks: Ranks
 ) -> Iterator[list[VectorEnv[Any, Any, Any]]]:
     """This rank's groups of `size` environments; closed on leaving."""
     if backend.name == "async":
-        workers.preload("hogwild_rl.runs.session")  # or every process would import torch
+        processes.preload("hogwild_rl.runs.run")  # or every process would import torch
     share = config.num_envs // ranks.count
     numbers = range(ranks.index * share, (ranks.index + 1) * share)
-    failed = crew.replaced(session, numbers, config, config.n_steps)
+    failed = launch.restart_policy(session, numbers, config, config.n_steps)
     with contextlib.ExitStack() as opened:
         groups = []
         for first in numbers[::size]:
             if size >= _SLOW_FROM and atari.is_game(session.facts.source):
                 session.tell(f"making {size} games, one after another")
-            envs = backends.make(
+            envs = vectorize.make_envs(
                 session.facts.source,
                 backend,
                 size,
-                settings.usable_cores(),
+                base.usable_cores(),
                 first,
                 failed,
                 config.step_timeout,
@@ -231,29 +234,29 @@ def train(config: Config) -> Agent:
         SystemExit: SIGTERM, likewise.
     """
     torch.set_flush_denormal(True)
-    memory.keep_freed()
+    shared_memory.retain_freed_memory()
     ranks = Ranks.here()
-    session = Session("a2c", config, reports=ranks.index == 0)
+    session = Run("a2c", config, reports=ranks.index == 0)
     model = config.model(session.facts)
     device = devices.choose(config.device, model, ranks)
     bfloat16 = devices.bfloat16(config.precision, session.facts, device.device.type)
     if bfloat16.on:  # what pays depends on the device, and that on the model's size
         model = config.model(session.facts, bfloat16=True)
     config.compiles(device.device)
-    source, cores = session.facts.source, settings.usable_cores()
+    source, cores = session.facts.source, base.usable_cores()
     size = group_size(config, ranks, overlapping=False)
-    backend = backends.choose(source, config.vectorization, size, cores)
-    overlapping = device.device.type != "cpu" and backends.steps_alone(source, backend)
+    backend = vectorize.choose(source, config.vectorization, size, cores)
+    overlapping = device.device.type != "cpu" and vectorize.steps_asynchronously(source, backend)
     size = group_size(config, ranks, overlapping)
     config.check_rollouts(session.facts, config.num_envs // ranks.count)
     if backend.name == "async":
-        machine.check_environments(config.num_envs // ranks.count)
+        resources.check_environments(config.num_envs // ranks.count)
     normalization = config.normalization(session.facts, ranks.count)
-    slots = Slots(1)
+    slots = Counters(1)
     left: dict[str, Any] | None = None
     with (
         devices.enough_memory(f"num_envs {config.num_envs} and n_steps {config.n_steps}"),
-        devices.few_threads(model, config.num_envs),
+        devices.limit_threads(model, config.num_envs),
         ranks.joined(device.device),
         session.interruptible(),
     ):

@@ -12,44 +12,43 @@ Source: Mnih et al. 2016 (arXiv:1602.01783), algorithm S3; lock-free: Recht et a
 
 import signal
 
-from hogwild_rl.hogwild import workers
+from hogwild_rl.hogwild import processes
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
-    workers.preload(
-        "hogwild_rl.runs.session"
-    )  # the workers' import of torch runs beside ours, below
+    processes.preload("hogwild_rl.runs.run")  # the workers' import of torch runs beside ours, below
 
 import dataclasses
 import functools
 import math
+import signal
 from typing import Any, Literal
 
 import torch
 
-from hogwild_rl.envs import backends, vector
-from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
-from hogwild_rl.hogwild.optim import SharedRMSprop
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.hogwild.worker import Worker
-from hogwild_rl.learning import losses
-from hogwild_rl.learning.rollout import Collector
+from hogwild_rl.collect.rollout import Collector
+from hogwild_rl.config import base, cli, resources, validation
+from hogwild_rl.config.policy import ActorCriticConfig
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.optimizers import SharedRMSprop
+from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.hogwild.shared_model import SharedModel, clip_by_global_norm_
+from hogwild_rl.learn import losses
+from hogwild_rl.learn.normalization import Normalization
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.runs import cli, crew, devices, machine, settings
-from hogwild_rl.runs.actor_critic import ActorCriticSettings
 from hogwild_rl.runs.agent import Agent
-from hogwild_rl.runs.normalize import Normalization
-from hogwild_rl.runs.recall import Recall
-from hogwild_rl.runs.session import Session
-from hogwild_rl.runs.standstill import Standstill
+from hogwild_rl.runs.run import Run
+from hogwild_rl.training import devices, launch
+from hogwild_rl.training.exact_resume import SafePoint, WorkerState
 
 
-@settings.completed("a3c")
+@base.with_presets("a3c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ActorCriticSettings, settings.CrewSettings):
+class Config(ActorCriticConfig, base.FaultToleranceConfig):
     """Settings of A3C. What is not given comes from the environment's preset."""
 
-    workers: int = dataclasses.field(default_factory=settings.usable_cores)
+    workers: int = dataclasses.field(default_factory=base.usable_cores)
     """Worker processes; by default one per usable core."""
     envs_per_worker: int = 1
     """Environments each worker steps together; 1 is the paper's A3C."""
@@ -59,32 +58,32 @@ class Config(ActorCriticSettings, settings.CrewSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("workers", "envs_per_worker"):
-            settings.at_least(name, getattr(self, name), 1)
+            validation.at_least(name, getattr(self, name), 1)
 
 
 def work(
     worker: Worker,
-    facts: vector.EnvFacts,
-    backend: backends.Backend,
+    facts: make.EnvInfo,
+    backend: vectorize.Backend,
     config: Config,
     shared: SharedModel[ActorCritic],
     optimizer: SharedRMSprop,
     normalization: Normalization,
-    slots: Slots,
+    slots: Counters,
     steps_before: int,
     recalled: dict[str, Any] | None,
-    standstill: Standstill | None,
+    standstill: SafePoint | None,
 ) -> None:
     """One worker's life: pull, act, learn, step, until the steps of all add up to the total."""
     env_seed, action_seed = worker.random_seeds(2)
     generator = torch.Generator().manual_seed(action_seed)
     local, slot = shared.replica(), slots.writer(worker.index)
-    envs = backends.make(facts.source, backend, config.envs_per_worker, cores=1)
+    envs = vectorize.make_envs(facts.source, backend, config.envs_per_worker, cores=1)
     normalizer = config.normalizer(normalization, worker.index)
     interface = config.interface(facts, normalizer)
     collector = Collector([envs], interface, config.n_steps, env_seed, slot.lap)
     act = functools.partial(local.module.act, generator=generator)
-    recall = Recall(generator, [envs], collector, normalizer)
+    recall = WorkerState(generator, [envs], collector, normalizer)
     if standstill is not None:
         standstill.begin()
         if slots.rows["steps"][worker.index] == 0:  # not in the place of one that had gone on
@@ -101,7 +100,7 @@ def work(
         normalizer.add(rollout)
         slot.add_rollout(collector.steps, collector.episodes)
         slot.add_broken(collector.broken)
-        gradient = local.gradient(losses.of_rollout(local.module, rollout, config))
+        gradient = local.gradient(losses.actor_critic_loss(local.module, rollout, config))
         norm = clip_by_global_norm_(gradient, config.max_grad_norm)
         slot.lap("learn")
         if math.isfinite(norm):
@@ -127,11 +126,11 @@ def train(config: Config) -> Agent:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM, likewise.
     """
-    session = Session("a3c", config)
-    machine.check_workers(config.workers)
+    session = Run("a3c", config)
+    resources.check_workers(config.workers)
     config.check_rollouts(session.facts, config.workers * config.envs_per_worker)
     bfloat16 = devices.bfloat16(config.precision, session.facts)
-    backend = backends.choose(
+    backend = vectorize.choose(
         session.facts.source, config.vectorization, config.envs_per_worker, cores=1
     )
     model = config.model(session.facts, bfloat16.on)
@@ -139,12 +138,12 @@ def train(config: Config) -> Agent:
     shared = SharedModel(model)
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
     normalization = config.normalization(session.facts, config.workers)
-    slots = Slots(config.workers)
+    slots = Counters(config.workers)
     session.open(shared.module, optimizer, normalization)
     if bfloat16.reason:
         session.tell(f"precision float32: {bfloat16.reason}")
     # Of several workers no two runs are equal: none is worth stopping for.
-    standstill = Standstill(session.folder) if config.workers == 1 else None
+    standstill = SafePoint(session.folder) if config.workers == 1 else None
     arguments = (
         session.facts,
         backend,
@@ -157,7 +156,7 @@ def train(config: Config) -> Agent:
         session.recalled,
         standstill,
     )
-    return crew.in_processes(session, slots, work, arguments, config, standstill)
+    return launch.in_processes(session, slots, work, arguments, config, standstill)
 
 
 def main() -> None:

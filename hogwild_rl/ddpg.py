@@ -24,33 +24,38 @@ if __name__ == "__main__":
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # torch's threads wait, but not for ever
 
 import dataclasses
+import os
+import signal
 
 import torch
 from torch import Tensor
 
-from hogwild_rl.learning import losses, returns
-from hogwild_rl.learning.replay import Batch
-from hogwild_rl.runs import cli, replaying, settings
+from hogwild_rl.collect.replay import Transitions
+from hogwild_rl.config import base, cli
+from hogwild_rl.config.off_policy import OffPolicyConfig
+from hogwild_rl.learn import losses, returns
 from hogwild_rl.runs.agent import Agent
-from hogwild_rl.runs.learner import Learner
-from hogwild_rl.runs.off_policy import OffPolicySettings
+from hogwild_rl.training import off_policy
+from hogwild_rl.training.learner import Learner
 
 
-@settings.completed("ddpg")
+@base.with_presets("ddpg")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(OffPolicySettings):
+class Config(OffPolicyConfig):
     """Settings of DDPG. What is not given comes from the environment's preset."""
 
 
-def update(learner: Learner, batch: Batch, config: Config) -> bool | Tensor:
+def update(learner: Learner, batch: Transitions, config: Config) -> bool | Tensor:
     """One update with a batch. False where a gradient was not finite, and its step not taken."""
     actor, critics = learner.actor, learner.critics
     with torch.no_grad():
         next_actions = actor.target(batch.next_observations)
         (next_values,) = critics.target(batch.next_observations, next_actions)
-        targets = returns.one_step(batch.rewards, next_values, batch.terminated, gamma=config.gamma)
+        targets = returns.td_targets(
+            batch.rewards, next_values, batch.terminated, gamma=config.gamma
+        )
     values = critics.online(batch.observations, batch.actions)
-    taken = critics.descend(losses.critics(values, targets))
+    taken = critics.descend(losses.td_loss(values, targets))
     actions = actor.online(batch.observations)
     worth = critics.online.first(batch.observations, actions)
     taken = actor.descend(-worth.mean()) & taken
@@ -61,7 +66,7 @@ def update(learner: Learner, batch: Batch, config: Config) -> bool | Tensor:
 
 def train(config: Config) -> Agent:
     """Trains until `total_timesteps`, and returns the agent; see `replaying.train`."""
-    return replaying.train("ddpg", config, critics=1, update=update)
+    return off_policy.train("ddpg", config, critics=1, update=update)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import pathlib
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,9 +24,10 @@ import numpy as np
 import tyro
 from gymnasium.wrappers import RecordVideo
 
-from hogwild_rl import UserError
-from hogwild_rl.envs import complaints, contract, vector
-from hogwild_rl.runs import agent, checkpoint, cli, settings
+from hogwild_rl.config import cli, validation
+from hogwild_rl.envs import checks, make
+from hogwild_rl.errors import UserError
+from hogwild_rl.runs import agent, checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,8 @@ class Config:
     """New folder for one video per episode."""
 
     def __post_init__(self) -> None:
-        settings.at_least("episodes", self.episodes, 1)
-        settings.at_least("seed", self.seed, 0)
+        validation.at_least("episodes", self.episodes, 1)
+        validation.at_least("seed", self.seed, 0)
         if self.render is not None and self.video is not None:
             raise UserError("render and video exclude each other: give one of them")
 
@@ -75,7 +77,7 @@ def evaluate(config: Config) -> agent.Episodes:
 
 
 @contextlib.contextmanager
-def _environment(player: agent.Agent, config: Config) -> Iterator[vector.Env]:
+def _environment(player: agent.Agent, config: Config) -> Iterator[make.Env]:
     if config.video is not None:
         _check_video(config.video)
     render_mode = "rgb_array" if config.video is not None else config.render
@@ -83,10 +85,10 @@ def _environment(player: agent.Agent, config: Config) -> Iterator[vector.Env]:
     what = "making it" if render_mode is None else f"making it with render_mode {render_mode}"
     with warnings.catch_warnings():
         if render_mode is not None:
-            warnings.simplefilter("ignore")  # what cannot be shown is told below, in one line
-        env = contract.called(name, what, lambda: player.make_env(config.env, render_mode))
+            warnings.simplefilter("ignore")  # what cannot be shown is printed below, in one line
+        env = checks.called(name, what, lambda: player.make_env(config.env, render_mode))
     try:
-        contract.check(env, name, played=False)
+        checks.check(env, name, played=False)
         if render_mode is not None:
             _check_shown(env, name, config)
         if config.video is not None:
@@ -96,20 +98,20 @@ def _environment(player: agent.Agent, config: Config) -> Iterator[vector.Env]:
         env.close()
 
 
-def _check_shown(env: vector.Env, name: str, config: Config) -> None:
+def _check_shown(env: make.Env, name: str, config: Config) -> None:
     """Begins an episode and looks at it, which is to show nothing but that it can be shown."""
     try:
-        contract.called(name, "showing it", lambda: env.reset(seed=config.seed))
-        picture = contract.called(name, "render()", env.render)
+        checks.called(name, "showing it", lambda: env.reset(seed=config.seed))
+        picture = checks.called(name, "render()", env.render)
     except UserError as error:
         if isinstance(error.__cause__, gymnasium.error.DependencyNotInstalled):
-            told = f"rendering needs a package that is not installed: {error.__cause__}"
-            raise UserError(told) from error
+            printed = f"rendering needs a package that is not installed: {error.__cause__}"
+            raise UserError(printed) from error
         raise
     if config.video is not None and not isinstance(picture, np.ndarray):
         raise UserError(
             f"environment {name}: with render_mode rgb_array render() must give an array, got "
-            f"{complaints.kind(picture)}"
+            f"{checks.describe_type(picture)}"
         )
 
 

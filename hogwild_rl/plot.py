@@ -12,6 +12,7 @@ if __name__ == "__main__":
 import csv
 import dataclasses
 import pathlib
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -20,8 +21,9 @@ import gymnasium
 import numpy as np
 import tyro
 
-from hogwild_rl import UserError
-from hogwild_rl.runs import cli, files, metrics, settings
+from hogwild_rl.config import base, cli
+from hogwild_rl.errors import UserError
+from hogwild_rl.runs import files, logger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,8 +89,8 @@ def read(folder: pathlib.Path) -> Run:
     Raises:
         UserError: there is no run, it cannot be read, or none of its rows has a finite return.
     """
-    algorithm, values = settings.read(folder)
-    path = folder / metrics.PROGRESS_FILE
+    algorithm, values = base.read_settings(folder)
+    path = folder / logger.PROGRESS_FILE
     try:
         with path.open(newline="") as file:
             whole = [row for row in csv.DictReader(file) if None not in row.values()]
@@ -170,8 +172,8 @@ def picture(groups: Groups, axes: Sequence[Axis], thresholds: Iterable[float]) -
     try:
         from matplotlib import figure, ticker
     except ImportError as error:
-        told = f"plots need an extra: {sys.executable} -m pip install matplotlib"
-        raise UserError(told) from error
+        printed = f"plots need an extra: {sys.executable} -m pip install matplotlib"
+        raise UserError(printed) from error
     drawn = figure.Figure(figsize=(6 * len(axes), 4), layout="constrained")
     panels = drawn.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for panel, x in zip(panels, axes, strict=True):
@@ -207,7 +209,7 @@ def draw(
         OSError: the file cannot be written.
     """
     drawn = picture(groups, axes, thresholds)
-    with files.replacing(path) as file:
+    with files.atomic_write(path) as file:
         drawn.savefig(file, format=path.suffix[1:], dpi=150)
 
 

@@ -34,33 +34,35 @@ import contextlib
 import dataclasses
 import functools
 import math
+import signal
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hogwild_rl import UserError
-from hogwild_rl.envs import backends
-from hogwild_rl.hogwild import memory
-from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
-from hogwild_rl.hogwild.optim import SharedAdam
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.hogwild.worker import random_seeds
-from hogwild_rl.learning import losses, returns
-from hogwild_rl.learning.episodes import EpisodeCollector
-from hogwild_rl.learning.rollout import Rollout
+from hogwild_rl.collect.episodes import EpisodeCollector
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.config import base, cli, validation
+from hogwild_rl.config.policy import PolicyConfig
+from hogwild_rl.envs import vectorize
+from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild import shared_memory
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.optimizers import SharedAdam
+from hogwild_rl.hogwild.processes import random_seeds
+from hogwild_rl.hogwild.shared_model import SharedModel, clip_by_global_norm_
+from hogwild_rl.learn import losses, returns
+from hogwild_rl.learn.normalization import Normalization
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.runs import cli, devices, settings
 from hogwild_rl.runs.agent import Agent
-from hogwild_rl.runs.normalize import Normalization
-from hogwild_rl.runs.policy import PolicySettings
-from hogwild_rl.runs.session import Session
+from hogwild_rl.runs.run import Run
+from hogwild_rl.training import devices
 
 
-@settings.completed("reinforce")
+@base.with_presets("reinforce")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(PolicySettings):
+class Config(PolicyConfig):
     """Settings of REINFORCE. What is not given comes from the environment's preset."""
 
     returns: Literal["total", "to-go"] = "to-go"
@@ -72,42 +74,42 @@ class Config(PolicySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settings.at_least("episodes", self.episodes, 1)
+        validation.at_least("episodes", self.episodes, 1)
         if self.baseline == "mean" and self.episodes == 1:
             raise UserError("baseline mean is that of other episodes: give episodes 2 or more")
 
 
-def loss_of(model: ActorCritic, episodes: Rollout, config: Config) -> Tensor:
+def reinforce_objective(model: ActorCritic, episodes: Rollout, config: Config) -> Tensor:
     """Minus the estimate of J, with what a value network and the policy's entropy add to it."""
     policy, values = model(episodes.observations)
     values, valid = values[:-1], episodes.valid
-    credited = {"total": returns.total, "to-go": returns.to_go}[config.returns]
+    credited = {"total": returns.total_returns, "to-go": returns.returns_to_go}[config.returns]
     credit = credited(episodes.rewards, config.gamma)
     loss = -config.ent_coef * losses.mean(policy.entropy(), valid)
     if config.baseline == "mean":
         credit = credit - returns.mean_of_others(credit)
     elif config.baseline == "value":
-        ahead = returns.to_go(episodes.rewards, config.gamma)
+        ahead = returns.returns_to_go(episodes.rewards, config.gamma)
         loss = loss + config.vf_coef * losses.mean((ahead - values).square(), valid)
         credit = credit - values.detach()
-    return loss + losses.reinforce(policy.log_prob(episodes.actions), credit, valid)
+    return loss + losses.reinforce_loss(policy.log_prob(episodes.actions), credit, valid)
 
 
 def learn(
     config: Config,
-    session: Session,
+    session: Run,
     shared: SharedModel[ActorCritic],
     optimizer: SharedAdam,
     normalization: Normalization,
-    slots: Slots,
+    slots: Counters,
 ) -> None:
     """Play, learn, step, until the steps add up to the total."""
     env_seed, action_seed = random_seeds(config.seed, 0, session.before.lives, 2)
     act = functools.partial(shared.module.act, generator=torch.Generator().manual_seed(action_seed))
     slot, normalizer = slots.writer(0), config.normalizer(normalization, 0)
     source, interface = session.facts.source, config.interface(session.facts, normalizer)
-    backend = backends.choose(source, "auto", config.episodes, cores=1)
-    envs = backends.make(source, backend, config.episodes, cores=1)
+    backend = vectorize.choose(source, "auto", config.episodes, cores=1)
+    envs = vectorize.make_envs(source, backend, config.episodes, cores=1)
     with contextlib.closing(envs):
         collector = EpisodeCollector(envs, interface, env_seed, slot.lap)
         while not session.ending:
@@ -117,7 +119,7 @@ def learn(
             normalization.freeze(shared.module)
             episodes = collector.collect(act)
             normalizer.add(episodes)
-            gradient = shared.gradient(loss_of(shared.module, episodes, config))
+            gradient = shared.gradient(reinforce_objective(shared.module, episodes, config))
             slot.add_rollout(collector.steps, collector.episodes)
             slot.add_broken(collector.broken)
             if math.isfinite(clip_by_global_norm_(gradient, config.max_grad_norm)):
@@ -146,14 +148,14 @@ def train(config: Config) -> Agent:
         SystemExit: SIGTERM, likewise.
     """
     torch.set_flush_denormal(True)
-    memory.keep_freed()
-    session = Session("reinforce", config)
+    shared_memory.retain_freed_memory()
+    session = Run("reinforce", config)
     shared = SharedModel(config.model(session.facts))
     optimizer = SharedAdam(shared, config.learning_rate)
     normalization = config.normalization(session.facts, workers=1)
-    slots = Slots(1)
+    slots = Counters(1)
     finished = False
-    with devices.few_threads(shared.module, config.episodes), session.interruptible():
+    with devices.limit_threads(shared.module, config.episodes), session.interruptible():
         session.open(shared.module, optimizer, normalization)
         try:
             learn(config, session, shared, optimizer, normalization, slots)

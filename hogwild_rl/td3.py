@@ -23,21 +23,24 @@ if __name__ == "__main__":
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # torch's threads wait, but not for ever
 
 import dataclasses
+import os
+import signal
 
 import torch
 from torch import Tensor
 
-from hogwild_rl.learning import losses, returns
-from hogwild_rl.learning.replay import Batch
-from hogwild_rl.runs import cli, replaying, settings
+from hogwild_rl.collect.replay import Transitions
+from hogwild_rl.config import base, cli, validation
+from hogwild_rl.config.off_policy import OffPolicyConfig
+from hogwild_rl.learn import losses, returns
 from hogwild_rl.runs.agent import Agent
-from hogwild_rl.runs.learner import Learner
-from hogwild_rl.runs.off_policy import OffPolicySettings
+from hogwild_rl.training import off_policy
+from hogwild_rl.training.learner import Learner
 
 
-@settings.completed("td3")
+@base.with_presets("td3")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(OffPolicySettings):
+class Config(OffPolicyConfig):
     """Settings of TD3. What is not given comes from the environment's preset."""
 
     critics: int = 2
@@ -52,12 +55,12 @@ class Config(OffPolicySettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("critics", "policy_delay"):
-            settings.at_least(name, getattr(self, name), 1)
+            validation.at_least(name, getattr(self, name), 1)
         for name in ("target_noise", "target_noise_clip"):
-            settings.between(name, getattr(self, name), 0, 1e9)
+            validation.between(name, getattr(self, name), 0, 1e9)
 
 
-def update(learner: Learner, batch: Batch, config: Config) -> bool | Tensor:
+def update(learner: Learner, batch: Transitions, config: Config) -> bool | Tensor:
     """One update with a batch. False where a gradient was not finite, and its step not taken."""
     actor, critics = learner.actor, learner.critics
     with torch.no_grad():
@@ -67,11 +70,11 @@ def update(learner: Learner, batch: Batch, config: Config) -> bool | Tensor:
         )
         next_actions = actor.target(batch.next_observations) + noise
         next_values = critics.target(batch.next_observations, next_actions.clamp_(-1, 1))
-        targets = returns.one_step(
+        targets = returns.td_targets(
             batch.rewards, next_values.amin(0), batch.terminated, gamma=config.gamma
         )
     values = critics.online(batch.observations, batch.actions)
-    taken = critics.descend(losses.critics(values, targets))
+    taken = critics.descend(losses.td_loss(values, targets))
     if learner.updates % config.policy_delay:
         return taken
     actions = actor.online(batch.observations)
@@ -84,7 +87,7 @@ def update(learner: Learner, batch: Batch, config: Config) -> bool | Tensor:
 
 def train(config: Config) -> Agent:
     """Trains until `total_timesteps`, and returns the agent; see `replaying.train`."""
-    return replaying.train("td3", config, config.critics, update, config.policy_delay)
+    return off_policy.train("td3", config, config.critics, update, config.policy_delay)
 
 
 def main() -> None:

@@ -21,13 +21,13 @@ class Fault:
     """What is different from a chain that keeps the contract.
 
     Attributes:
-        told: what the refusal says of it.
+        printed: what the refusal says of it.
         spaces: attributes set to other spaces, made anew for every environment.
         reset: turns what reset gives into what it gives instead.
         step: likewise.
     """
 
-    told: str
+    printed: str
     spaces: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
     reset: Callable[[Any], Any] = lambda given: given
     step: Callable[[Any], Any] = lambda given: given
@@ -54,25 +54,25 @@ class Altered(envs.Chain):
         return self._fault.step(_FIVE)
 
 
-def space(told: str, make: Callable[[], Any], attribute: str = "observation_space") -> Fault:
+def space(printed: str, make: Callable[[], Any], attribute: str = "observation_space") -> Fault:
     """A space that is none, or none that can be learnt in."""
-    return Fault(told, {attribute: make})
+    return Fault(printed, {attribute: make})
 
 
-def seen(told: str, observation: Any, make: Callable[[], Any] | None = None) -> Fault:
+def seen(printed: str, observation: Any, make: Callable[[], Any] | None = None) -> Fault:
     """An observation that is not one of the space."""
     changed = {} if make is None else {"observation_space": make}
     return Fault(
-        told,
+        printed,
         changed,
         reset=lambda given: (observation, given[1]),
         step=lambda given: (observation, *given[1:]),
     )
 
 
-def stepped(told: str, index: int, value: Any) -> Fault:
+def stepped(printed: str, index: int, value: Any) -> Fault:
     """One of the five parts that a step gives is something else."""
-    return Fault(told, step=lambda given: (*given[:index], value, *given[index + 1 :]))
+    return Fault(printed, step=lambda given: (*given[:index], value, *given[index + 1 :]))
 
 
 def raises(error: BaseException) -> Callable[[Any], Any]:

@@ -20,13 +20,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from hogwild_rl import UserError, a2c, ddpg, td3
-from hogwild_rl.envs import vector
-from hogwild_rl.hogwild import memory
-from hogwild_rl.learning import graphs
-from hogwild_rl.learning.replay import Replay
-from hogwild_rl.learning.rollout import Rollout
-from hogwild_rl.runs import devices, keeper, session
+from hogwild_rl import a2c, ddpg, td3
+from hogwild_rl.collect.replay import ReplayBuffer
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.envs import make
+from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild import shared_memory
+from hogwild_rl.learn import cuda_graphs
+from hogwild_rl.runs import checkpoint, run
+from hogwild_rl.training import devices
 
 PROGRAMS: dict[str, Any] = {"a2c": a2c, "ddpg": ddpg, "td3": td3}
 DEVICE_TYPE = "fake"
@@ -139,20 +141,20 @@ def train(program: Any, settings: dict[str, Any]) -> Any:
     """Trains on the fake device and returns the run's counters."""
     _setup_privateuseone_for_python_backend(DEVICE_TYPE)
     device = torch.device(DEVICE_TYPE, 0)
-    empty_rollout, empty_batch = Rollout.empty.__func__, Replay.empty
+    empty_rollout, empty_batch = Rollout.empty.__func__, ReplayBuffer.empty
     Rollout.empty = classmethod(
         lambda cls, T, B, interface, device=None, pinned=False: (
             empty_rollout if device else real(empty_rollout)
         )(cls, T, B, interface, device)
     )
-    Replay.empty = lambda self, count, device=None, pinned=False: (
+    ReplayBuffer.empty = lambda self, count, device=None, pinned=False: (
         empty_batch if device else real(empty_batch)
     )(self, count, device)
-    memory.zeros, vector.inspect = real(memory.zeros), real(vector.inspect)
+    shared_memory.zeros, make.inspect_env = real(shared_memory.zeros), real(make.inspect_env)
     devices.choose = lambda *_: devices.Device(device, "fake")
-    graphs.Captured = Recorder
-    session.Agent = lambda checkpoint, **_: checkpoint
-    keeper.Checkpoint.save = check_saved
+    cuda_graphs.Captured = Recorder
+    run.Agent = lambda checkpoint, **_: checkpoint
+    checkpoint.Checkpoint.save = check_saved
     torch.Generator = Generator
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from hogwild_rl.learning.rollout import Rollout
+from hogwild_rl.collect.rollout import Rollout
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
 Floats = NDArray[np.float64]

@@ -1,1 +1,1 @@
-"""Every source of environments behind one contract: vectorised, NEXT_STEP autoreset."""
+"""Environments: made, vectorized, checked, and their spaces as arrays."""

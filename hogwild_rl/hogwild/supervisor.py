@@ -1,11 +1,75 @@
-"""Keeps a crew of workers going: who fails or hangs is replaced, and the others never wait."""
+"""Restarts workers that crash or hang; the others keep training."""
 
+import collections
 import time
+from collections.abc import Sequence
 
-from hogwild_rl.hogwild.failure import Failure
-from hogwild_rl.hogwild.restarts import Restarts
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.hogwild.workers import Workers
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.processes import Failure, Workers
+
+_HOUR_S = 3600.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 60.0
+_HOPELESS = 2  # times in a row that a process may fail before it was of use
+
+
+class Restarts:
+    """The rules by which numbered processes that fail are replaced.
+
+    One that fails again before it was of use waits, twice as long each time. If that happens to all
+    of them, it is no accident, and the run is given up.
+
+    Args:
+        numbers: of the processes.
+        max_restarts: of one process within an hour; 0 gives up at the first failure.
+        use: what one that was of use has done, in words.
+
+    Attributes:
+        give_up_reason: why the run should be given up; empty while it should not.
+    """
+
+    def __init__(
+        self, numbers: Sequence[int], max_restarts: int, use: str = "counted a step"
+    ) -> None:
+        self._max_restarts, self._use = max_restarts, use
+        self._failures = dict.fromkeys(numbers, 0)  # failures in a row without use
+        self._restart_times_s = {number: collections.deque[float]() for number in numbers}
+        self.give_up_reason = ""
+
+    def pause_s(self, failure: Failure, useful: bool) -> float:
+        """Notes a failure.
+
+        Args:
+            failure: of one of the processes.
+            useful: whether it was of use before.
+
+        Returns:
+            Seconds until it should be replaced, unless there is a give_up_reason.
+        """
+        number, now_s = failure.worker, time.monotonic()
+        restart_times_s = self._restart_times_s[number]
+        while restart_times_s and now_s - restart_times_s[0] > _HOUR_S:
+            restart_times_s.popleft()
+        failures_in_a_row = 0 if useful else self._failures[number] + 1
+        self._failures[number] = failures_in_a_row
+        if self._max_restarts == 0:
+            self.give_up_reason = str(failure)
+        elif len(restart_times_s) >= self._max_restarts:
+            self.give_up_reason = (
+                f"{failure}\n{failure.kind} {number} was replaced {len(restart_times_s)} times "
+                "within an hour, which is all that max_restarts allows"
+            )
+        elif min(self._failures.values()) >= _HOPELESS:
+            self.give_up_reason = (
+                f"{failure}\nevery {failure.kind} failed {_HOPELESS} times in a row before it had "
+                f"{self._use}: this is no accident"
+            )
+        restart_times_s.append(now_s)
+        # Beyond a few doublings the longest pause holds, and powers of two are infinite at last.
+        return (
+            min(_FIRST_PAUSE_S * 2 ** min(failures_in_a_row - 1, 10), _LONGEST_PAUSE_S)
+            if failures_in_a_row
+            else 0.0
+        )
 
 
 class Supervisor:
@@ -24,7 +88,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, crew: Workers, slots: Slots, max_restarts: int, step_timeout_s: float
+        self, crew: Workers, slots: Counters, max_restarts: int, step_timeout_s: float
     ) -> None:
         self._crew, self._slots = crew, slots
         self._step_timeout_s = step_timeout_s
@@ -36,9 +100,9 @@ class Supervisor:
         self.replaced = 0
 
     @property
-    def verdict(self) -> str:
+    def give_up_reason(self) -> str:
         """Why the run should be given up; empty while it should not."""
-        return self._restarts.verdict
+        return self._restarts.give_up_reason
 
     @property
     def running(self) -> bool:
@@ -50,7 +114,7 @@ class Supervisor:
 
         Returns:
             The workers found to have failed or to hang; they are or will be replaced, unless there
-            is a verdict.
+            is a give_up_reason.
         """
         failures = self._crew.wait(timeout_s)
         now_s = time.monotonic()
@@ -58,12 +122,12 @@ class Supervisor:
             beat_s = float(self._slots.rows["heartbeat_s"][worker])
             alive_s = max(beat_s, self._started_s[worker])
             if now_s - alive_s > self._step_timeout_s:
-                failures.append(self._crew.put_down(worker, now_s - alive_s))
+                failures.append(self._crew.kill_hung(worker, now_s - alive_s))
         for failure in failures:
             moved = self._counted(failure.worker) > self._steps[failure.worker]
             self._due_s[failure.worker] = now_s + self._restarts.pause_s(failure, moved)
         for worker, due_s in list(self._due_s.items()):
-            if due_s <= now_s and not self.verdict:
+            if due_s <= now_s and not self.give_up_reason:
                 del self._due_s[worker]
                 self._replace(worker)
         return failures

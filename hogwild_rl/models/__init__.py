@@ -1,1 +1,1 @@
-"""Networks, the distributions of actions they give, and the two together."""
+"""Networks and action distributions."""

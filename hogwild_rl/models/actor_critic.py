@@ -8,10 +8,10 @@ import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from hogwild_rl import UserError
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.models import heads, networks, vision
-from hogwild_rl.models.distributions import Distribution
+from hogwild_rl.envs.codecs import ObservationCodec
+from hogwild_rl.errors import UserError
+from hogwild_rl.models import distributions, encoders, layers
+from hogwild_rl.models.distributions import StochasticDistribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Architecture:
         bfloat16: compute the bodies in it; parameters and heads stay float32.
     """
 
-    network: str | networks.BodyMaker = "auto"
+    network: str | layers.BodyMaker = "auto"
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     shared_trunk: bool = False
@@ -84,20 +84,20 @@ class ActorCritic(nn.Module):
         self.state_size = architecture.lstm
         self.memory = None
         if architecture.lstm:
-            self.memory = networks.Memory(features, architecture.lstm, generator)
+            self.memory = layers.LSTMCore(features, architecture.lstm, generator)
             features = architecture.lstm
-        self.policy_head = heads.head(
+        self.policy_head = distributions.head(
             action_space,
             features,
             generator,
             state_dependent_std=architecture.state_dependent_std,
             log_std_init=architecture.log_std_init,
         )
-        self.value_head = networks.linear(features, 1, 1.0, generator)
+        self.value_head = layers.linear(features, 1, 1.0, generator)
 
     def policy(
         self, observations: Tensor, state: Tensor | None = None
-    ) -> tuple[Distribution, Tensor | None]:
+    ) -> tuple[StochasticDistribution, Tensor | None]:
         """π(·|s) over [B] for observations [B, *O]; the value function is not computed.
 
         Args:
@@ -116,7 +116,7 @@ class ActorCritic(nn.Module):
             state = self.memory.nothing(len(features)) if state is None else state
             state = self.memory.step(features, state)
             features = state[0]
-        policy: Distribution = self.policy_head(features)
+        policy: StochasticDistribution = self.policy_head(features)
         return policy, state
 
     def act(
@@ -131,7 +131,7 @@ class ActorCritic(nn.Module):
 
     def forward(
         self, observations: Tensor, state: Tensor | None = None, valid: Tensor | None = None
-    ) -> tuple[Distribution, Tensor]:
+    ) -> tuple[StochasticDistribution, Tensor]:
         """π(·|s_t) for t = 0..T-1 and V(s_t) for t = 0..T, in one pass over a rollout.
 
         Args:
@@ -150,13 +150,13 @@ class ActorCritic(nn.Module):
             if valid is None:
                 valid = features.new_ones(features.shape[:2], dtype=torch.bool)
             features = self.memory(features, state, valid)
-        policy: Distribution = self.policy_head(features[:-1])
+        policy: StochasticDistribution = self.policy_head(features[:-1])
         if self.value_body is not self.policy_body:
             features = self._features(self.value_body, inputs)
         return policy, self.value_head(features).squeeze(-1)
 
     def _inputs(self, observations: Tensor) -> Tensor:
-        if isinstance(self.standardize, networks.Standardize):
+        if isinstance(self.standardize, layers.Standardize):
             standard: Tensor = self.standardize(observations)
             return standard
         return observations  # the eye itself compares pictures with their mean
@@ -169,15 +169,15 @@ class ActorCritic(nn.Module):
         with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):
             return body(inputs).float()  # type: ignore[no-any-return]
 
-    def _standardize(self, codec: ObservationCodec) -> networks.Standardize | networks.Contrast:
+    def _standardize(self, codec: ObservationCodec) -> layers.Standardize | layers.MeanImageNorm:
         if codec.vector:
-            return networks.Standardize(codec.vector)
+            return layers.Standardize(codec.vector)
         if self._own or codec.dtype != np.uint8:
             raise UserError(
                 "normalize_observations is for vectors, and for a single image in a network of "
                 "ours: leave it out"
             )
-        return networks.Contrast(codec.images[0])
+        return layers.MeanImageNorm(codec.images[0])
 
     def _body(
         self, codec: ObservationCodec, architecture: Architecture, generator: torch.Generator
@@ -185,12 +185,12 @@ class ActorCritic(nn.Module):
         """What turns rows [..., *O] into features [..., F], and F."""
         network, hidden = architecture.network, architecture.hidden
         if not isinstance(network, str):
-            return networks.own(network, codec, generator)
-        contrast = self.standardize if isinstance(self.standardize, networks.Contrast) else None
-        front, size = vision.front(codec, network, generator, contrast)
-        if isinstance(front, vision.Vision):
+            return layers.custom_body(network, codec, generator)
+        contrast = self.standardize if isinstance(self.standardize, layers.MeanImageNorm) else None
+        front, size = encoders.encoder(codec, network, generator, contrast)
+        if isinstance(front, encoders.ConvEncoder):
             return front, size
-        layers = networks.mlp(size, hidden, architecture.activation, generator)
+        body = layers.mlp(size, hidden, architecture.activation, generator)
         if codec.images:
-            layers.insert(0, front)
-        return layers, hidden[-1] if hidden else size
+            body.insert(0, front)
+        return body, hidden[-1] if hidden else size

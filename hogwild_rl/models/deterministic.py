@@ -11,10 +11,9 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
-from hogwild_rl import UserError
-from hogwild_rl.envs.actions import ActionCodec, one_line
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.models import distributions, networks, vision
+from hogwild_rl.envs.codecs import ActionCodec, ObservationCodec, one_line
+from hogwild_rl.errors import UserError
+from hogwild_rl.models import distributions, encoders, layers
 from hogwild_rl.models.actor_critic import Architecture
 
 M = TypeVar("M", bound=nn.Module)
@@ -44,7 +43,7 @@ class DeterministicActorCritic(nn.Module):
     """
 
     state_size = 0
-    standardize: networks.Standardize | None = None
+    standardize: layers.Standardize | None = None
 
     def __init__(
         self,
@@ -59,16 +58,16 @@ class DeterministicActorCritic(nn.Module):
         _check(action_space)
         actions = ActionCodec.of(action_space).shape
         generator = generator or torch.Generator()
-        self.actor = Tracked(_Actor(codec, math.prod(actions), architecture, generator))
-        self.critics = Tracked(
+        self.actor = WithTarget(_Actor(codec, math.prod(actions), architecture, generator))
+        self.critics = WithTarget(
             _Critics(codec, math.prod(actions), architecture, critics, generator)
         )
 
     def policy(
         self, observations: Tensor, state: Tensor | None = None
-    ) -> tuple[distributions.Point, Tensor | None]:
+    ) -> tuple[distributions.Deterministic, Tensor | None]:
         """μ(s) over [B] for observations [B, *O], and the state that was given."""
-        return distributions.Point(self.actor(observations)), state
+        return distributions.Deterministic(self.actor(observations)), state
 
 
 def _check(action_space: Space[Any]) -> None:
@@ -81,7 +80,7 @@ def _check(action_space: Space[Any]) -> None:
     )
 
 
-class Tracked(nn.Module, Generic[M]):
+class WithTarget(nn.Module, Generic[M]):
     """A module, and a slow copy of it that is not trained.
 
     In the flat layout of `SharedModel` what is trained comes first and what is not behind it, so
@@ -106,7 +105,7 @@ class Tracked(nn.Module, Generic[M]):
 
 
 @torch.no_grad()
-def follow_(flat: Tensor, tau: float) -> None:
+def polyak_update_(flat: Tensor, tau: float) -> None:
     """Lets a slow copy follow its module: θ' ← (1 − τ) θ' + τ θ.
 
     Args:
@@ -130,9 +129,9 @@ class _Actor(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.front, size = _front(codec, architecture, generator)
+        self.front, size = _encoder(codec, architecture, generator)
         sizes = (size, *architecture.hidden, actions)
-        self.layers = Perceptrons(1, sizes, architecture.activation, generator)
+        self.layers = EnsembleMLP(1, sizes, architecture.activation, generator)
 
     def forward(self, observations: Tensor) -> Tensor:
         return torch.tanh(self.layers(self.front(observations))[0])
@@ -150,9 +149,9 @@ class _Critics(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.front, size = _front(codec, architecture, generator)
+        self.front, size = _encoder(codec, architecture, generator)
         sizes = (size + actions, *architecture.hidden, 1)
-        self.layers = Perceptrons(critics, sizes, architecture.activation, generator)
+        self.layers = EnsembleMLP(critics, sizes, architecture.activation, generator)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         inputs = torch.cat([self.front(observations), actions], dim=-1)
@@ -164,7 +163,7 @@ class _Critics(nn.Module):
         return cast(Tensor, self.layers(inputs, only=1))[0].squeeze(-1)
 
 
-class Perceptrons(nn.Module):
+class EnsembleMLP(nn.Module):
     """N multilayer perceptrons side by side, which see the same: [B, I] → [N, B, O].
 
     Args:
@@ -203,13 +202,13 @@ class Perceptrons(nn.Module):
         return torch.bmm(hidden, weight).add_(bias)
 
 
-def _front(
+def _encoder(
     codec: ObservationCodec, architecture: Architecture, generator: torch.Generator
 ) -> tuple[nn.Module, int]:
     network = architecture.network
     if isinstance(network, str):
-        return vision.front(codec, network, generator)
-    body, size = networks.own(network, codec, generator)
+        return encoders.encoder(codec, network, generator)
+    body, size = layers.custom_body(network, codec, generator)
     if not all(parameter.requires_grad for parameter in body.parameters()):
         raise UserError(
             "network has parameters that need no gradient, which slow copies cannot follow: "

@@ -1,19 +1,24 @@
-"""Distributions over actions, one contract: sample, log_prob, entropy, mode."""
+"""Action distributions with one interface (sample, log_prob, entropy, mode), and their heads."""
 
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from gymnasium import Space, spaces
+from torch import Tensor, nn
 from torch.nn import functional
+
+from hogwild_rl.envs import codecs
+from hogwild_rl.errors import UserError
+from hogwild_rl.models import layers
 
 _LOG_2_PI = math.log(2 * math.pi)
 
 
-class Choice(Protocol):
+class ActionDistribution(Protocol):
     """What any policy gives for states [...]: actions of shape A each."""
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
@@ -23,7 +28,7 @@ class Choice(Protocol):
         """The likeliest actions, [..., *A], without gradient."""
 
 
-class Distribution(Choice, Protocol):
+class StochasticDistribution(ActionDistribution, Protocol):
     """What a stochastic policy gives: actions whose probabilities are known."""
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -200,7 +205,7 @@ class Gaussian:
         return (self._log_std.sum(-1) + constant).expand(self._mean.shape[:-1])
 
 
-class Point:
+class Deterministic:
     """One action, taken for certain.
 
     Args:
@@ -217,3 +222,101 @@ class Point:
     def mode(self) -> Tensor:
         """That action, [..., *A]."""
         return self._actions.detach()
+
+
+# A linear function of features has no bounds of its own: far from what was seen σ would be 0 or ∞.
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # the code of Haarnoja et al. 2018 (arXiv:1801.01290)
+
+_GAIN = 0.01  # the first policy is close to uniform, or its mean close to 0
+
+
+def head(
+    action_space: Space[Any],
+    features: int,
+    generator: torch.Generator,
+    *,
+    state_dependent_std: bool = False,
+    log_std_init: float = 0.0,
+) -> nn.Module:
+    """The module that turns features [..., F] into a distribution over actions for each [...].
+
+    Discrete gives a Categorical, MultiDiscrete a MultiCategorical, MultiBinary a Bernoulli and a
+    Box a Gaussian. Their actions are what `envs.actions.ActionCodec` takes: choices counted from 0,
+    and the space flattened to one axis of N where an action is more than a single choice.
+
+    Args:
+        action_space: Discrete, MultiDiscrete, MultiBinary or a Box of floats.
+        features: F.
+        generator: source of the initial weights.
+        state_dependent_std: log σ of a Gaussian is a linear function of the features, kept within
+            LOG_STD_MIN..LOG_STD_MAX; otherwise it is a parameter of its own, without bounds.
+        log_std_init: log σ at the start.
+
+    Raises:
+        UserError: the space is not supported, or log_std_init is not within that range.
+    """
+    shape = codecs.ActionCodec.of(action_space).shape  # refuses other spaces
+    size = math.prod(shape)
+    if isinstance(action_space, spaces.Discrete):
+        return _Logits(features, int(action_space.n), Categorical, generator)
+    if isinstance(action_space, spaces.MultiDiscrete):
+        sizes = tuple(int(n) for n in action_space.nvec.flat)
+        choices = functools.partial(MultiCategorical, sizes=sizes)
+        return _Logits(features, sum(sizes), choices, generator)
+    if isinstance(action_space, spaces.MultiBinary):
+        return _Logits(features, size, Bernoulli, generator)
+    if not state_dependent_std:
+        return _Gaussian(features, size, log_std_init, generator)
+    if not LOG_STD_MIN < log_std_init < LOG_STD_MAX:
+        raise UserError(
+            f"log_std_init must lie between {LOG_STD_MIN:g} and {LOG_STD_MAX:g}, got {log_std_init}"
+        )
+    return _StateDependentGaussian(features, size, log_std_init, generator)
+
+
+class _Logits(nn.Module):
+    """One linear layer, whose outputs are the logits of a distribution."""
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        distribution: Callable[[Tensor], StochasticDistribution],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self._distribution = distribution
+        self.logits = layers.linear(features, outputs, _GAIN, generator)
+
+    def forward(self, features: Tensor) -> StochasticDistribution:
+        return self._distribution(self.logits(features))
+
+
+class _Gaussian(nn.Module):
+    """A linear mean, and one log σ for all states."""
+
+    def __init__(
+        self, features: int, size: int, log_std_init: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.mean = layers.linear(features, size, _GAIN, generator)
+        self.log_std = nn.Parameter(torch.full((size,), log_std_init))
+
+    def forward(self, features: Tensor) -> StochasticDistribution:
+        return Gaussian(self.mean(features), self.log_std)
+
+
+class _StateDependentGaussian(nn.Module):
+    """A linear mean and a linear log σ."""
+
+    def __init__(
+        self, features: int, size: int, log_std_init: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.mean = layers.linear(features, size, _GAIN, generator)
+        self.log_std = layers.linear(features, size, _GAIN, generator)
+        nn.init.constant_(self.log_std.bias, log_std_init)
+
+    def forward(self, features: Tensor) -> StochasticDistribution:
+        log_std = self.log_std(features).clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return Gaussian(self.mean(features), log_std)

@@ -1,1 +1,1 @@
-"""What a run is told and what it leaves behind."""
+"""A run on disk: checkpoints, logs, resuming, and the trained agent."""

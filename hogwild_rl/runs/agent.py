@@ -9,13 +9,12 @@ import gymnasium
 import numpy as np
 import torch
 
-from hogwild_rl import UserError
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec, one_line
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.models import networks
-from hogwild_rl.runs import off_policy, policy, trust
-from hogwild_rl.runs.checkpoint import Checkpoint, newest
+from hogwild_rl.config import base, off_policy, policy
+from hogwild_rl.envs import make
+from hogwild_rl.envs.codecs import ActionCodec, ObservationCodec, one_line
+from hogwild_rl.errors import UserError
+from hogwild_rl.models import layers
+from hogwild_rl.runs.checkpoint import Checkpoint, load_newest
 
 _DETERMINISTIC = ("ddpg", "td3")  # algorithms of a policy that names one action
 
@@ -44,9 +43,9 @@ class Agent:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        env: vector.EnvSource | None = None,
+        env: make.EnvSource | None = None,
         run_dir: pathlib.Path | None = None,
-        network: networks.BodyMaker | None = None,
+        network: layers.BodyMaker | None = None,
         allow_import: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
@@ -57,7 +56,7 @@ class Agent:
             self._rebuild(checkpoint, network)
         self.model.requires_grad_(False).eval()
 
-    def _rebuild(self, checkpoint: Checkpoint, network: networks.BodyMaker | None) -> None:
+    def _rebuild(self, checkpoint: Checkpoint, network: layers.BodyMaker | None) -> None:
         settings = checkpoint.settings
         deterministic = checkpoint.algorithm in _DETERMINISTIC
         rescale = deterministic or settings["rescale_actions"]
@@ -131,7 +130,7 @@ class Agent:
         *,
         deterministic: bool = True,
         seed: int = 0,
-        env: vector.EnvSource | vector.Env | None = None,
+        env: make.EnvSource | make.Env | None = None,
     ) -> Array:
         """Undiscounted returns of whole episodes, [episodes].
 
@@ -152,7 +151,7 @@ class Agent:
         *,
         deterministic: bool = True,
         seed: int = 0,
-        env: vector.EnvSource | vector.Env | None = None,
+        env: make.EnvSource | make.Env | None = None,
     ) -> "Episodes":
         """Plays whole episodes, one after another; see `evaluate`."""
         if episodes < 1:
@@ -181,8 +180,8 @@ class Agent:
         self.checkpoint.save(pathlib.Path(path))
 
     def make_env(
-        self, env: vector.EnvSource | None = None, render_mode: str | None = None
-    ) -> vector.Env:
+        self, env: make.EnvSource | None = None, render_mode: str | None = None
+    ) -> make.Env:
         """The environment the agent was trained on, or another one.
 
         Raises:
@@ -192,11 +191,11 @@ class Agent:
         env = env if env is not None else self._env
         if env is None:
             env = self.checkpoint.settings.get("env")
-            trust.check_import(env, "the checkpoint", self._allow_import)
+            base.require_import_allowed(env, "the checkpoint", self._allow_import)
             assert env is not None
-        return vector.make_env(env, render_mode)
+        return make.make_env(env, render_mode)
 
-    def _check_spaces(self, env: vector.Env) -> None:
+    def _check_spaces(self, env: make.Env) -> None:
         for name in ("observation_space", "action_space"):
             wanted, got = getattr(self.checkpoint, name), getattr(env, name)
             if wanted != got:
@@ -216,7 +215,7 @@ class Episodes:
 
 def load(
     path: str | os.PathLike[str],
-    network: networks.BodyMaker | None = None,
+    network: layers.BodyMaker | None = None,
     *,
     allow_import: bool = False,
 ) -> Agent:
@@ -236,4 +235,4 @@ def load(
     path = pathlib.Path(path)
     if not path.is_dir():
         return Agent(Checkpoint.load(path), network=network, allow_import=allow_import)
-    return Agent(newest(path)[0], run_dir=path, network=network, allow_import=allow_import)
+    return Agent(load_newest(path)[0], run_dir=path, network=network, allow_import=allow_import)

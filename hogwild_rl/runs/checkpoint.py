@@ -1,48 +1,30 @@
-"""Everything a run needs to go on, in one file that is either whole or not there."""
+"""Checkpoints: one file with a digest, written atomically, and its predecessor."""
 
 import contextlib
 import dataclasses
 import io
+import math
 import pathlib
+import time
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 import gymnasium
 import torch
 from torch import Tensor
 
-from hogwild_rl import UserError
-from hogwild_rl.envs import complaints, plainspaces
-from hogwild_rl.runs import files, kinds
+from hogwild_rl.config import validation
+from hogwild_rl.envs import checks
+from hogwild_rl.envs.make import EnvInfo
+from hogwild_rl.errors import UserError
+from hogwild_rl.learn.normalization import Normalization
+from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.models.deterministic import DeterministicActorCritic
+from hogwild_rl.runs import files, space_dicts
+from hogwild_rl.runs.logger import Progress, Recent, Snapshot
 
 FORMAT = "hogwild_rl-5"
 CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
-
-
-@dataclasses.dataclass(frozen=True)
-class Counters:
-    """How far a run has come, over all its lives.
-
-    Attributes:
-        steps: transitions that counted.
-        updates: gradients applied.
-        episodes: episodes finished.
-        dropped: gradients that were not finite.
-        elapsed_s: seconds trained.
-        best_return: highest mean over 100 episodes, or None before there were 100.
-        lives: how often the run was started or resumed.
-        recent_returns, recent_lengths: of the last 100 episodes at most, oldest first.
-    """
-
-    steps: int = 0
-    updates: int = 0
-    episodes: int = 0
-    dropped: int = 0
-    elapsed_s: float = 0.0
-    best_return: float | None = None
-    lives: int = 0
-    recent_returns: tuple[float, ...] = ()
-    recent_lengths: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +49,7 @@ class Checkpoint:
     parameters: dict[str, Tensor]
     optimizer: dict[str, Any]
     normalization: dict[str, Any]
-    counters: Counters
+    counters: Progress
     recall: dict[str, Any] | None = None
 
     def save(self, path: pathlib.Path, previous: pathlib.Path | None = None) -> None:
@@ -84,8 +66,8 @@ class Checkpoint:
             "format": FORMAT,
             "algorithm": self.algorithm,
             "settings": self.settings,
-            "observation_space": plainspaces.describe(self.observation_space),
-            "action_space": plainspaces.describe(self.action_space),
+            "observation_space": space_dicts.space_to_dict(self.observation_space),
+            "action_space": space_dicts.space_to_dict(self.action_space),
             "parameters": self.parameters,
             "optimizer": self.optimizer,
             "normalization": self.normalization,
@@ -94,7 +76,7 @@ class Checkpoint:
         }
         stream = io.BytesIO()
         torch.save(document, stream)
-        files.write_sealed(path, stream.getbuffer(), previous)
+        files.write_with_digest(path, stream.getbuffer(), previous)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Checkpoint":
@@ -105,7 +87,7 @@ class Checkpoint:
         """
         foreign = f"{path} is not a checkpoint of hogwild_rl, or it is damaged: give another"
         try:
-            content = io.BytesIO(files.read_sealed(path))
+            content = io.BytesIO(files.read_with_digest(path))
             document = torch.load(content, weights_only=True, map_location="cpu")
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist: give a run or a saved agent") from error
@@ -120,12 +102,12 @@ class Checkpoint:
             loaded = cls(
                 algorithm=document["algorithm"],
                 settings=document["settings"],
-                observation_space=plainspaces.made(document["observation_space"]),
-                action_space=plainspaces.made(document["action_space"]),
+                observation_space=space_dicts.space_from_dict(document["observation_space"]),
+                action_space=space_dicts.space_from_dict(document["action_space"]),
                 parameters=document["parameters"],
                 optimizer=document["optimizer"],
                 normalization=document["normalization"],
-                counters=Counters(**document["counters"]),
+                counters=Progress(**document["counters"]),
                 recall=document["recall"],
             )
             loaded._check_kinds()
@@ -136,7 +118,7 @@ class Checkpoint:
     def _check_kinds(self) -> None:
         for thing in (self, self.counters):
             for name, hint in get_type_hints(type(thing)).items():
-                kinds.fitting(name, getattr(thing, name), hint)
+                validation.check_type(name, getattr(thing, name), hint)
 
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
@@ -150,9 +132,9 @@ class Checkpoint:
         except UserError:
             raise
         except Exception as error:  # whatever torch makes of it
-            told = complaints.short(f"{type(error).__name__}: {error}")
+            printed = checks.abbreviate(f"{type(error).__name__}: {error}")
             raise UserError(
-                f"the checkpoint's parameters do not fit its settings ({told}): give another"
+                f"the checkpoint's parameters do not fit its settings ({printed}): give another"
             ) from error
 
 
@@ -168,7 +150,7 @@ def _check_format(path: pathlib.Path, found: Any, foreign: str) -> None:
     raise UserError(foreign)
 
 
-def newest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path]:
+def load_newest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path]:
     """The newest whole checkpoint in a run's folder, and its file.
 
     Raises:
@@ -187,12 +169,12 @@ def newest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path]:
         return Checkpoint.load(there[0]), there[0]  # to complain of the newest
 
 
-def forget_torn(folder: pathlib.Path) -> None:
+def remove_torn(folder: pathlib.Path) -> None:
     """Removes the newest checkpoint where it is not whole and the one before it is.
 
     The next one to be saved would put it in that one's place, and leave no whole one for a moment.
     """
-    if newest(folder)[1].name == PREVIOUS_FILE:
+    if load_newest(folder)[1].name == PREVIOUS_FILE:
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
@@ -203,3 +185,127 @@ def copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: copied(item) for key, item in value.items()}
     return [copied(item) for item in value] if isinstance(value, list) else value
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps the state of."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+
+
+class Checkpointer:
+    """What a run is made of, and the files it is kept in.
+
+    Args:
+        algorithm: name of the module that trains.
+        settings: of the run, plain values.
+        facts: of the environment.
+        model, optimizer, normalization: as they are at any moment.
+        life: number of this life of the run, from 1.
+
+    Attributes:
+        best: highest mean return so far, or None.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        settings: dict[str, Any],
+        facts: EnvInfo,
+        model: ActorCritic | DeterministicActorCritic,
+        optimizer: Stateful,
+        normalization: Normalization,
+        life: int,
+    ) -> None:
+        self._algorithm, self._settings, self._facts = algorithm, settings, facts
+        self._model, self._optimizer, self._normalization = model, optimizer, normalization
+        self._life = life
+        self.best: float | None = None
+        self._good: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._attempts = files.BestEffortWrites()
+        self._saved_s = time.monotonic()
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Goes on from a checkpoint: parameters and statistics, in place.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        with saved.fitting():
+            self._model.load_state_dict(saved.parameters)
+            self._optimizer.load_state_dict(saved.optimizer)
+            self._normalization.restore(saved.normalization)
+
+    def checkpoint(
+        self, snapshot: Snapshot, episodes: Recent, recall: dict[str, Any] | None = None
+    ) -> Checkpoint:
+        """The run at this moment, and what its only worker is in the middle of."""
+        self._normalization.freeze(self._model)
+        return Checkpoint(
+            algorithm=self._algorithm,
+            settings=self._settings,
+            observation_space=self._facts.observation_space,
+            action_space=self._facts.action_space,
+            parameters=copied(dict(self._model.state_dict())),
+            optimizer=copied(self._optimizer.state_dict()),
+            normalization=self._normalization.state(),
+            counters=Progress(
+                steps=snapshot.steps,
+                updates=snapshot.updates,
+                episodes=snapshot.episodes,
+                dropped=snapshot.dropped,
+                elapsed_s=snapshot.time_s,
+                best_return=self.best,
+                lives=self._life,
+                recent_returns=episodes.returns,
+                recent_lengths=episodes.lengths,
+            ),
+            recall=recall,
+        )
+
+    def guard(self) -> bool:
+        """Puts parameters that are not finite back to what they were when last looked at.
+
+        Returns:
+            Whether that had to be done.
+        """
+        parameters = dict(self._model.state_dict())
+        finite = torch.stack([tensor.isfinite().all() for tensor in parameters.values()])
+        if finite.all():  # read once: on a GPU every answer is waited for
+            self._good = copied(parameters), copied(self._optimizer.state_dict())
+            return False
+        if self._good is None:
+            return False
+        self._model.load_state_dict(self._good[0])
+        self._optimizer.load_state_dict(self._good[1])
+        return True
+
+    def keep_best(self, folder: pathlib.Path, snapshot: Snapshot, episodes: Recent) -> None:
+        """Keeps the run as the best so far, if it is."""
+        best = -math.inf if self.best is None else self.best
+        if best < snapshot.return_mean < math.inf:
+            self.best = snapshot.return_mean
+            with self._attempts.at(folder / BEST_FILE):
+                self.checkpoint(snapshot, episodes).save(folder / BEST_FILE)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the newest was kept."""
+        return time.monotonic() - self._saved_s
+
+    def keep_newest(
+        self,
+        folder: pathlib.Path,
+        snapshot: Snapshot,
+        episodes: Recent,
+        recall: dict[str, Any] | None,
+    ) -> None:
+        """Keeps the run as it is; what was the newest stays beside it."""
+        self._saved_s = time.monotonic()
+        newest, previous = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
+        with self._attempts.at(newest):
+            self.checkpoint(snapshot, episodes, recall).save(newest, previous)

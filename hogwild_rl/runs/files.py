@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 FULL = (OSError, RuntimeError)  # what a full disk raises; torch.save makes the latter of it
-_SEAL = b"hogwild_rl sha256 "
-_SEAL_BYTES = len(_SEAL) + 64 + 1
+_DIGEST = b"hogwild_rl sha256 "
+_DIGEST_BYTES = len(_DIGEST) + 64 + 1
 
 
 class DamagedError(ValueError):
@@ -18,7 +18,7 @@ class DamagedError(ValueError):
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path, previous: pathlib.Path | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: pathlib.Path, previous: pathlib.Path | None = None) -> Iterator[BinaryIO]:
     """Opens a file beside `path` to write; at the end it is flushed to disk and takes that name.
 
     Args:
@@ -39,7 +39,7 @@ def replacing(path: pathlib.Path, previous: pathlib.Path | None = None) -> Itera
         temporary.replace(path)
         _flush_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # the first error is the one to be told
+        with contextlib.suppress(OSError):  # the first error is the one to be printed
             temporary.unlink(missing_ok=True)
 
 
@@ -53,8 +53,8 @@ def _flush_folder(folder: pathlib.Path) -> None:
             os.close(descriptor)
 
 
-class Attempts:
-    """Writes that a run can do without: a failure is told once, until one of them works again."""
+class BestEffortWrites:
+    """Writes that a run can do without: a failure is printed once, until a write succeeds."""
 
     def __init__(self) -> None:
         self._failing = False
@@ -78,7 +78,7 @@ class Attempts:
             self._failing = True
 
 
-def sweep(folder: pathlib.Path) -> None:
+def remove_temporaries(folder: pathlib.Path) -> None:
     """Removes what processes that were killed while they wrote left behind."""
     for path in folder.glob(".*.*"):
         if path.suffix[1:].isdigit():
@@ -87,7 +87,7 @@ def sweep(folder: pathlib.Path) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file whole."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 
@@ -102,16 +102,16 @@ def append_text(path: pathlib.Path, text: str) -> None:
         file.write(text)
 
 
-def write_sealed(
+def write_with_digest(
     path: pathlib.Path, content: bytes | memoryview, previous: pathlib.Path | None = None
 ) -> None:
     """Writes a file whole, with a digest of its content in front; see `replacing`."""
-    with replacing(path, previous) as file:
-        file.write(_SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n")
+    with atomic_write(path, previous) as file:
+        file.write(_DIGEST + hashlib.sha256(content).hexdigest().encode() + b"\n")
         file.write(content)
 
 
-def read_sealed(path: pathlib.Path) -> bytes:
+def read_with_digest(path: pathlib.Path) -> bytes:
     """The content of a sealed file.
 
     Raises:
@@ -119,7 +119,7 @@ def read_sealed(path: pathlib.Path) -> bytes:
         DamagedError: it is not whole.
     """
     whole = path.read_bytes()
-    seal, content = whole[:_SEAL_BYTES], whole[_SEAL_BYTES:]
-    if seal != _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n":
+    seal, content = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
+    if seal != _DIGEST + hashlib.sha256(content).hexdigest().encode() + b"\n":
         raise DamagedError(str(path))
     return content

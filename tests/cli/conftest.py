@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hogwild_rl import a2c, a3c, ddpg, evaluate, plot, reinforce, td3
-from hogwild_rl.runs import cli
+from hogwild_rl.config import cli
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = {
@@ -84,7 +84,7 @@ if name:
     total = int(left) + (limits.tasks(os.getuid()) if name == "RLIMIT_NPROC" else 0)
     resource.setrlimit(getattr(resource, name), (total, total))
 if name == "RLIMIT_NPROC" and not int(left):  # as a3c does, run as a program: nothing can start
-    workers.preload("hogwild_rl.runs.session")
+    workers.preload("hogwild_rl.runs.run")
 sys.argv = [program, *flags]
 cli.run(vars()[program].main)
 """

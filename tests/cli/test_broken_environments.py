@@ -12,19 +12,22 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from hogwild_rl import UserError, a2c, a3c, ddpg, reinforce, td3
-from hogwild_rl.envs import contract, vector
+from hogwild_rl import a2c, a3c, ddpg, reinforce, td3
+from hogwild_rl.envs import checks, make, vectorize
+from hogwild_rl.errors import UserError
 from tests import broken, envs
 from tests.cli.conftest import Command
 
-ALTERED = [(functools.partial(broken.Altered, name), f.told) for name, f in broken.FAULTS.items()]
+ALTERED = [
+    (functools.partial(broken.Altered, name), f.printed) for name, f in broken.FAULTS.items()
+]
 CASES = {**dict(zip(broken.FAULTS, ALTERED, strict=True)), **broken.OTHERS}
 
 
-@pytest.mark.parametrize(("env", "told"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("env", "printed"), CASES.values(), ids=CASES)
 def test_a_broken_environment_gets_one_line(
     env: Any,
-    told: str,
+    printed: str,
     one_line: Callable[[Callable[[], Any]], str],
     tmp_path: pathlib.Path,
 ) -> None:
@@ -32,8 +35,8 @@ def test_a_broken_environment_gets_one_line(
     folder = tmp_path / "run"
     pickle.dumps(env)  # or it would be refused for that
     said = one_line(lambda: a3c.train(a3c.Config(env=env, workers=1, run_dir=str(folder))))
-    assert told in said
-    assert vector.name_of(env) in said
+    assert printed in said
+    assert make.name_of(env) in said
     assert not folder.exists()
 
 
@@ -44,7 +47,7 @@ def test_an_id_of_a_broken_environment_gets_one_line(
     """From the command line, where gymnasium's wrappers lie around it and stumble first."""
     env, folder = f"tests.broken:Altered{number}-v0", tmp_path / "run"
     said = refused("a2c", "--env", env, "--run-dir", str(folder))
-    assert list(broken.FAULTS.values())[number].told in said
+    assert list(broken.FAULTS.values())[number].printed in said
     assert env in said
     assert not folder.exists()
 
@@ -58,7 +61,7 @@ def test_every_algorithm_refuses(algorithm: Any, tmp_path: pathlib.Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("env", "told"),
+    ("env", "printed"),
     [
         (lambda: envs.Clock(True), "cannot be sent to workers"),
         (functools.partial(envs.Chain, threading.Lock()), "cannot be sent to workers"),
@@ -71,12 +74,12 @@ def test_every_algorithm_refuses(algorithm: Any, tmp_path: pathlib.Path) -> None
 )
 def test_what_makes_no_environment_gets_one_line(
     env: Any,
-    told: str,
+    printed: str,
     one_line: Callable[[Callable[[], Any]], str],
     tmp_path: pathlib.Path,
 ) -> None:
     folder = tmp_path / "run"
-    assert told in one_line(lambda: a3c.train(a3c.Config(env=env, run_dir=str(folder))))
+    assert printed in one_line(lambda: a3c.train(a3c.Config(env=env, run_dir=str(folder))))
     assert not folder.exists()
 
 
@@ -110,8 +113,8 @@ def test_what_can_be_learnt_from_is_let_through(
     """And vector environments indeed step it."""
     monkeypatch.setitem(broken.FAULTS, fault, TOLERATED[fault])
     env = functools.partial(broken.Altered, fault)
-    assert vector.inspect(env).name == "tests.broken.Altered"
-    stepped = vector.make_vector_env(env, 2)
+    assert make.inspect_env(env).name == "tests.broken.Altered"
+    stepped = vectorize.make_vector_env(env, 2)
     stepped.reset(seed=0)
     for _ in range(3):
         stepped.step(stepped.action_space.sample())
@@ -120,10 +123,10 @@ def test_what_can_be_learnt_from_is_let_through(
 def test_a_trial_is_short() -> None:
     """Two beginnings and a few steps; what gymnasium itself tests is not even begun."""
     counted = Counting()
-    contract.check(counted, "counted")
+    checks.check(counted, "counted")
     assert counted.resets == 2
     assert 1 <= counted.steps <= 10
-    contract.check(counted, "counted", played=False)
+    checks.check(counted, "counted", played=False)
     assert counted.resets == 2
 
 
@@ -131,14 +134,14 @@ def test_a_trial_leaves_the_stream_of_actions_alone() -> None:
     env = Counting()
     env.action_space.seed(3)
     before = env.action_space.np_random.bit_generator.state
-    contract.check(env, "counted")
+    checks.check(env, "counted")
     assert env.action_space.np_random.bit_generator.state == before
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Blackjack-v1"])
 def test_gymnasiums_own_would_pass_the_trial(name: str) -> None:
     with gymnasium.make(name, disable_env_checker=True) as env:
-        contract.check(env, name)
+        checks.check(env, name)
 
 
 class Counting(envs.Chain):

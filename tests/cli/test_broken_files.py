@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import hogwild_rl
-from hogwild_rl import UserError, a3c
+from hogwild_rl import a3c, td3
+from hogwild_rl.errors import UserError
 from hogwild_rl.runs import files
 from hogwild_rl.runs.checkpoint import FORMAT, Checkpoint
 from tests.cli.conftest import Command
@@ -56,13 +57,13 @@ def sealed(run: pathlib.Path, document: Any, name: str = "checkpoint.pt") -> Non
     """A file whose digest is right, whatever it holds: anybody can compute one."""
     with (run / "torch.pt").open("wb") as file:
         torch.save(document, file)
-    files.write_sealed(run / name, (run / "torch.pt").read_bytes())
+    files.write_with_digest(run / name, (run / "torch.pt").read_bytes())
     (run / "torch.pt").unlink()
 
 
 def document_of(run: pathlib.Path) -> Any:
     with (run / "torch.pt").open("wb") as file:
-        file.write(files.read_sealed(run / "checkpoint.pt"))
+        file.write(files.read_with_digest(run / "checkpoint.pt"))
     document = torch.load(run / "torch.pt", weights_only=True)
     (run / "torch.pt").unlink()
     return document
@@ -98,7 +99,7 @@ def part(name: str, key: str, value: Any) -> Damage:
 
 NO_CHECKPOINT = "is not a checkpoint of hogwild_rl, or it is damaged"
 
-# Of a checkpoint: told by --resume and by evaluate alike.
+# Of a checkpoint: printed by --resume and by evaluate alike.
 CHECKPOINTS: dict[str, tuple[Damage, str]] = {
     "empty": (emptied("checkpoint.pt"), NO_CHECKPOINT),
     "words": (writes("checkpoint.pt", "once upon a time"), NO_CHECKPOINT),
@@ -181,29 +182,29 @@ def everything_in(run: pathlib.Path) -> dict[str, bytes | None]:
     return {p.name: None if p.is_dir() else p.read_bytes() for p in run.iterdir()}
 
 
-@pytest.mark.parametrize(("damage", "told"), CHECKPOINTS.values(), ids=CHECKPOINTS)
+@pytest.mark.parametrize(("damage", "printed"), CHECKPOINTS.values(), ids=CHECKPOINTS)
 def test_a_damaged_checkpoint_gets_one_line(
-    damage: Damage, told: str, refused: Command, run: pathlib.Path
+    damage: Damage, printed: str, refused: Command, run: pathlib.Path
 ) -> None:
     """Resumed, played and loaded; nothing is changed."""
     (run / "checkpoint.previous.pt").unlink(missing_ok=True)
     damage(run)
     before = everything_in(run)
-    assert told in refused("a3c", "--resume", str(run), *FURTHER)
-    assert told in refused("evaluate", str(run))
+    assert printed in refused("a3c", "--resume", str(run), *FURTHER)
+    assert printed in refused("evaluate", str(run))
     with pytest.raises(UserError):
         hogwild_rl.load(run)
     assert everything_in(run) == before
 
 
-@pytest.mark.parametrize(("damage", "told"), RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize(("damage", "printed"), RUNS.values(), ids=RUNS)
 def test_a_damaged_run_gets_one_line(
-    damage: Damage, told: str, refused: Command, run: pathlib.Path
+    damage: Damage, printed: str, refused: Command, run: pathlib.Path
 ) -> None:
     """Where it is resumed; nothing is changed."""
     damage(run)
     before = everything_in(run)
-    assert told in refused("a3c", "--resume", str(run), *FURTHER)
+    assert printed in refused("a3c", "--resume", str(run), *FURTHER)
     assert everything_in(run) == before
 
 
@@ -232,7 +233,7 @@ def test_a_damaged_replay_gets_one_line(
     run = tmp_path / "run"
     few = {"total_timesteps": 300, "learning_starts": 100, "hidden": (8,), "buffer_size": 1000}
     kept = {"batch_size": 8, "save_replay": True, "quiet": True, "run_dir": str(run)}
-    hogwild_rl.td3.train(hogwild_rl.td3.Config(env="Pendulum-v1", **few, **kept))
+    td3.train(td3.Config(env="Pendulum-v1", **few, **kept))
     if content is None:
         torch.save(torch.zeros(3), run / "replay_0.pt")
     else:
@@ -249,11 +250,11 @@ def test_a_checkpoint_with_any_bytes_changed_is_loaded_or_refused(
 ) -> None:
     """And sealed anew, so that the digest tells nothing; no other exception comes of it."""
     rng = np.random.default_rng(seed)
-    content = bytearray(files.read_sealed(trained / "checkpoint.pt"))
+    content = bytearray(files.read_with_digest(trained / "checkpoint.pt"))
     document = content.index(b"format")  # the pickle, with all that has a structure, is in front
     for _ in range(rng.integers(1, 4)):
         content[rng.integers(max(0, document - 100), document + 4000)] = rng.integers(256)
-    files.write_sealed(tmp_path / "changed.pt", bytes(content))
+    files.write_with_digest(tmp_path / "changed.pt", bytes(content))
     with contextlib.suppress(UserError):
         hogwild_rl.load(tmp_path / "changed.pt")
 
@@ -265,12 +266,12 @@ def test_a_file_that_nobody_may_read_gets_one_line(
     opened = copied(run, public / "run")
     (opened / "checkpoint.pt").chmod(0)
     (opened / "checkpoint.previous.pt").unlink(missing_ok=True)
-    told = "checkpoint.pt cannot be read (Permission denied)"
-    assert told in refused_unprivileged("evaluate", str(opened))
-    assert told in refused_unprivileged("a3c", "--resume", str(opened), *FURTHER)
+    printed = "checkpoint.pt cannot be read (Permission denied)"
+    assert printed in refused_unprivileged("evaluate", str(opened))
+    assert printed in refused_unprivileged("a3c", "--resume", str(opened), *FURTHER)
     (opened / "settings.json").chmod(0)
-    told = "settings.json cannot be read"
-    assert told in refused_unprivileged("a3c", "--resume", str(opened), *FURTHER)
+    printed = "settings.json cannot be read"
+    assert printed in refused_unprivileged("a3c", "--resume", str(opened), *FURTHER)
 
 
 def test_a_folder_that_nobody_may_write_gets_one_line(
@@ -280,10 +281,10 @@ def test_a_folder_that_nobody_may_write_gets_one_line(
     opened = copied(run, public / "run")
     opened.chmod(0o555)
     before = everything_in(opened)
-    told = "cannot be written (Permission denied)"
-    assert told in refused_unprivileged("a3c", "--resume", str(opened), *FURTHER)
-    assert told in refused_unprivileged("a3c", "--run-dir", str(public / "new"))
-    assert told in refused_unprivileged("a3c", "--run-dir", str(opened / "new"))
+    printed = "cannot be written (Permission denied)"
+    assert printed in refused_unprivileged("a3c", "--resume", str(opened), *FURTHER)
+    assert printed in refused_unprivileged("a3c", "--run-dir", str(public / "new"))
+    assert printed in refused_unprivileged("a3c", "--run-dir", str(opened / "new"))
     assert everything_in(opened) == before
 
 
@@ -298,7 +299,7 @@ def copied(run: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "printed"),
     [
         ("file", "cannot be written (File exists)"),
         ("file/run", "cannot be written (Not a directory)"),
@@ -308,17 +309,17 @@ def copied(run: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
     ],
 )
 def test_a_folder_that_no_run_can_have_gets_one_line(
-    name: str, told: str, refused: Command, tmp_path: pathlib.Path
+    name: str, printed: str, refused: Command, tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").write_text("mine")
-    assert told in refused("a3c", "--run-dir", str(tmp_path / name))
+    assert printed in refused("a3c", "--run-dir", str(tmp_path / name))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "mine"]
 
 
 def test_a_whole_number_may_be_written_as_a_power_of_ten() -> None:
-    config = hogwild_rl.a3c.Config(total_timesteps=1e6)
+    config = a3c.Config(total_timesteps=1e6)
     assert config.total_timesteps == 1_000_000
     assert type(config.total_timesteps) is int
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from hogwild_rl import a3c
-from hogwild_rl.hogwild import memory
-from hogwild_rl.runs import cli
+from hogwild_rl.config import cli
+from hogwild_rl.hogwild import shared_memory
 from tests import envs
 from tests.cli.conftest import Command
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "printed"),
     [
         (["--workers", "0"], "workers must be at least 1, got 0"),
         (["--workers", "-3"], "workers must be at least 1, got -3"),
@@ -62,8 +62,8 @@ from tests.cli.conftest import Command
         (["--resume", "a", "--run-dir", "b"], "run a does not exist"),
     ],
 )
-def test_bad_flags_get_one_line(refused: Command, flags: list[str], told: str) -> None:
-    assert told in refused("a3c", *flags)
+def test_bad_flags_get_one_line(refused: Command, flags: list[str], printed: str) -> None:
+    assert printed in refused("a3c", *flags)
 
 
 def test_missing_extra_names_the_command(refused: Command) -> None:
@@ -97,7 +97,7 @@ def test_a_run_of_another_algorithm_is_refused(refused: Command, run: pathlib.Pa
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "printed"),
     [
         (["--num-envs", "0"], "num_envs must be at least 1, got 0"),
         (["--env-groups", "0"], "env_groups must be at least 1, got 0"),
@@ -112,15 +112,15 @@ def test_a_run_of_another_algorithm_is_refused(refused: Command, run: pathlib.Pa
     ],
 )
 def test_bad_flags_of_a2c_are_refused(
-    refused: Command, flags: list[str], told: str, tmp_path: pathlib.Path
+    refused: Command, flags: list[str], printed: str, tmp_path: pathlib.Path
 ) -> None:
     folder = tmp_path / "run"
-    assert re.search(told, refused("a2c", *flags, "--run-dir", str(folder)))
+    assert re.search(printed, refused("a2c", *flags, "--run-dir", str(folder)))
     assert not folder.exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "printed"),
     [
         (["--episodes", "0"], "episodes must be at least 1, got 0"),
         (["--episodes", "few"], "--episodes wants a whole number, got 'few'"),
@@ -139,16 +139,16 @@ def test_bad_flags_of_a2c_are_refused(
     ],
 )
 def test_bad_flags_of_reinforce_are_refused(
-    refused: Command, flags: list[str], told: str, tmp_path: pathlib.Path
+    refused: Command, flags: list[str], printed: str, tmp_path: pathlib.Path
 ) -> None:
     folder = tmp_path / "run"
-    assert told in refused("reinforce", *flags, "--run-dir", str(folder))
+    assert printed in refused("reinforce", *flags, "--run-dir", str(folder))
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("program", ["ddpg", "td3"])
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "printed"),
     [
         (["--workers", "0"], "workers must be at least 1, got 0"),
         (["--tau", "2"], "tau must lie between 0 and 1, got 2"),
@@ -167,22 +167,22 @@ def test_bad_flags_of_reinforce_are_refused(
     ],
 )
 def test_bad_flags_of_learners_from_a_replay_are_refused(
-    refused: Command, program: str, flags: list[str], told: str, tmp_path: pathlib.Path
+    refused: Command, program: str, flags: list[str], printed: str, tmp_path: pathlib.Path
 ) -> None:
     folder = tmp_path / "run"
-    assert told in refused(program, *flags, "--run-dir", str(folder))
+    assert printed in refused(program, *flags, "--run-dir", str(folder))
     assert not folder.exists()
 
 
 @pytest.mark.parametrize(
-    ("flag", "told"),
+    ("flag", "printed"),
     [
         ("--critics", "critics must be at least 1, got 0"),
         ("--policy-delay", "policy_delay must be at least 1, got 0"),
     ],
 )
-def test_bad_flags_of_td3_are_refused(refused: Command, flag: str, told: str) -> None:
-    assert told in refused("td3", flag, "0")
+def test_bad_flags_of_td3_are_refused(refused: Command, flag: str, printed: str) -> None:
+    assert printed in refused("td3", flag, "0")
 
 
 def test_reinforce_does_not_resume_a_run_of_another(refused: Command, run: pathlib.Path) -> None:
@@ -198,8 +198,8 @@ def test_a_gpu_that_is_not_there_is_refused(refused: Command) -> None:
 def test_a_torn_checkpoint_is_refused(refused: Command, run: pathlib.Path, kept: int) -> None:
     path = run / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:kept])
-    told = refused("a3c", "--resume", str(run), "--total-timesteps", "10000")
-    assert "is not a checkpoint of hogwild_rl, or it is damaged" in told
+    printed = refused("a3c", "--resume", str(run), "--total-timesteps", "10000")
+    assert "is not a checkpoint of hogwild_rl, or it is damaged" in printed
     assert "damaged" in refused("evaluate", str(run))
 
 
@@ -250,12 +250,12 @@ def test_plot_names_the_missing_extra(
     refused: Command, run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    told = refused("plot", str(run), "--output", str(tmp_path / "curves.png"))
-    assert "pip install matplotlib" in told
+    printed = refused("plot", str(run), "--output", str(tmp_path / "curves.png"))
+    assert "pip install matplotlib" in printed
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "printed"),
     [
         ("", "no finite return yet"),
         ("time_s,steps,return_mean\n1.0,100,nan\n2.0,200,inf\n", "no finite return yet"),
@@ -264,10 +264,10 @@ def test_plot_names_the_missing_extra(
     ],
 )
 def test_plot_refuses_a_log_without_returns(
-    refused: Command, run: pathlib.Path, content: str, told: str
+    refused: Command, run: pathlib.Path, content: str, printed: str
 ) -> None:
     (run / "progress.csv").write_text(content)
-    assert told in refused("plot", str(run))
+    assert printed in refused("plot", str(run))
     (run / "progress.csv").unlink()
     assert "holds no progress.csv" in refused("plot", str(run))
 
@@ -319,7 +319,7 @@ def test_settings_survive_json(tmp_path: pathlib.Path) -> None:
 def test_too_little_shared_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """More than /dev/shm holds: what is free, what is needed, what to do, and exit code 2."""
     with pytest.raises(SystemExit) as ending:
-        cli.run(lambda: memory.zeros(2**50))
+        cli.run(lambda: shared_memory.zeros(2**50))
     assert ending.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

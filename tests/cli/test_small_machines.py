@@ -1,4 +1,4 @@
-"""What a machine has too little of is told before a worker starts, with the command that helps."""
+"""A missing resource is reported before a worker starts, with the command that helps."""
 
 import errno
 import os
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from hogwild_rl import UserError, a3c
-from hogwild_rl.hogwild import limits
-from hogwild_rl.runs import cli, machine
+from hogwild_rl import a3c
+from hogwild_rl.config import cli, resources
+from hogwild_rl.errors import UserError
 from tests import envs
 from tests.cli.conftest import ROOT, Command
 
@@ -121,17 +121,17 @@ def test_control_groups_are_read_as_the_kernel_writes_them(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pids.max").write_text(f"{total}\n")
         (folder / "pids.current").write_text(f"{used}\n")
-    found = list(limits.groups(tmp_path / "cgroup", tmp_path / "fs"))
+    found = list(resources.groups(tmp_path / "cgroup", tmp_path / "fs"))
     assert [limit.left for limit in found] == expected
     for limit in found:
-        told = limit.lacking(1000)
-        enough = re.search(r"docker run --pids-limit (\d+)$", told)
-        assert enough, told
+        printed = limit.lacking(1000)
+        enough = re.search(r"docker run --pids-limit (\d+)$", printed)
+        assert enough, printed
         assert int(enough[1]) >= limit.used + 1000
 
 
 def test_enough_is_enough() -> None:
-    limit = limits.Limit(total=100, used=40, whose="a process", remedy="ulimit -n {}")
+    limit = resources.Limit(total=100, used=40, whose="a process", remedy="ulimit -n {}")
     assert limit.lacking(60) == ""
     assert limit.lacking(61) == "60 are left of the 100 that a process may have: ulimit -n 128"
 
@@ -160,19 +160,19 @@ def test_workers_that_cannot_be_started_all_the_same_end_the_run_saved(
     with pytest.raises(SystemExit) as ending:
         cli.run(lambda: a3c.train(config) and None)
     assert ending.value.code == 1
-    told = capsys.readouterr().err
-    assert told == "the workers cannot be started ([Errno 24] Too many open files)\n"
+    printed = capsys.readouterr().err
+    assert printed == "the workers cannot be started ([Errno 24] Too many open files)\n"
     assert (folder / "checkpoint.pt").exists()
 
 
 def test_a_machine_has_no_endless_memory() -> None:
     with pytest.raises(UserError, match=r"^that takes 1,000,000\.00 GB, the machine has .*: less$"):
-        machine.check_memory("that", 10**15, "less")
-    machine.check_memory("that", 1, "less")
+        resources.check_memory("that", 10**15, "less")
+    resources.check_memory("that", 1, "less")
 
 
 @pytest.mark.parametrize(
-    ("program", "flags", "told"),
+    ("program", "flags", "printed"),
     [
         ("a3c", ["--n-steps", "9" * 12], "what 128 environments show in n_steps 999,"),
         ("a2c", ["--num-envs", "9" * 12], "give a smaller n_steps, or fewer environments"),
@@ -184,10 +184,10 @@ def test_a_machine_has_no_endless_memory() -> None:
     ],
 )
 def test_what_fits_into_no_memory_is_refused(
-    refused: Command, program: str, flags: list[str], told: str, tmp_path: pathlib.Path
+    refused: Command, program: str, flags: list[str], printed: str, tmp_path: pathlib.Path
 ) -> None:
     flags = [*flags, "--run-dir", str(tmp_path / "run")]
-    assert told in refused(program, *flags)
+    assert printed in refused(program, *flags)
     assert not (tmp_path / "run").exists()
 
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import hogwild_rl
-from hogwild_rl import UserError, a3c, td3
-from hogwild_rl.runs import cli, files
+from hogwild_rl import a3c, td3
+from hogwild_rl.config import cli
+from hogwild_rl.errors import UserError
+from hogwild_rl.runs import files
 from hogwild_rl.runs.checkpoint import Checkpoint
 from tests import envs
 from tests.cli.conftest import PROGRAMS, Command
@@ -84,9 +86,9 @@ def test_the_next_command_after_a_run_of_a_module_works(
     """It names the switch, since the person who reads it named the module."""
     run = str(tmp_path / "run")
     a3c.train(a3c.Config(env="tests.envs:Chain-v0", workers=1, total_timesteps=500, run_dir=run))
-    told = re.search(r"next: .*hogwild_rl\.(evaluate .*)\n", capsys.readouterr().out)
-    assert told
-    program, *flags = told[1].split()
+    printed = re.search(r"next: .*hogwild_rl\.(evaluate .*)\n", capsys.readouterr().out)
+    assert printed
+    program, *flags = printed[1].split()
     assert "--allow-import" in flags
     monkeypatch.setattr(sys, "argv", [program, *flags])
     with pytest.raises(SystemExit) as ending:
@@ -180,10 +182,10 @@ def test_a_function_that_a_run_names_is_not_imported(
     network: str, refused: Command, run: pathlib.Path, mark: pathlib.Path
 ) -> None:
     claiming(run, network=network)
-    told = f"network {network} is"
-    assert told in refused("evaluate", str(run))
-    assert told in refused("a3c", "--resume", str(run), *FURTHER)
-    with pytest.raises(UserError, match=re.escape(told)):
+    printed = f"network {network} is"
+    assert printed in refused("evaluate", str(run))
+    assert printed in refused("a3c", "--resume", str(run), *FURTHER)
+    with pytest.raises(UserError, match=re.escape(printed)):
         hogwild_rl.load(run)
     assert not mark.exists()
 
@@ -228,18 +230,18 @@ def test_a_checkpoint_cannot_run_code(
     mark: pathlib.Path,
 ) -> None:
     """Sealed as ours are, so that it is the unpickler that refuses."""
-    (run / "raw.pt").write_bytes(files.read_sealed(run / "checkpoint.pt"))
+    (run / "raw.pt").write_bytes(files.read_with_digest(run / "checkpoint.pt"))
     document = torch.load(run / "raw.pt", weights_only=True)
     payload = Payload(mark)
     pickled({**document, field: payload} if field else payload, run / "raw.pt")
     if name != "best.pt":
         for other in ("checkpoint.pt", "checkpoint.previous.pt"):
             (run / other).unlink(missing_ok=True)
-    files.write_sealed(run / name, (run / "raw.pt").read_bytes())
-    told = "is not a checkpoint of hogwild_rl, or it is damaged"
-    assert told in refused("evaluate", str(run / name))
-    assert told in refused("a3c", "--resume", str(run), *FURTHER)
-    with pytest.raises(UserError, match=told):
+    files.write_with_digest(run / name, (run / "raw.pt").read_bytes())
+    printed = "is not a checkpoint of hogwild_rl, or it is damaged"
+    assert printed in refused("evaluate", str(run / name))
+    assert printed in refused("a3c", "--resume", str(run), *FURTHER)
+    with pytest.raises(UserError, match=printed):
         hogwild_rl.load(run / name)
     assert not mark.exists()
 

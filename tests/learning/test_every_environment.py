@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hogwild_rl import a2c, a3c
-from hogwild_rl.envs import atari, vector
+from hogwild_rl.envs import atari, make
 
 pytestmark = pytest.mark.long
 
@@ -75,7 +75,7 @@ def test_it_trains_and_its_agent_acts(
     assert counters.steps >= STEPS
     assert counters.updates >= STEPS / (4 * 128)  # 128 is the longest of the presets' rollouts
     assert counters.dropped == 0
-    initial = config.model(vector.inspect(name)).state_dict()
+    initial = config.model(make.inspect_env(name)).state_dict()
     assert {
         key
         for key, value in initial.items()
@@ -93,4 +93,4 @@ def test_it_trains_and_its_agent_acts(
             observation, _ = env.reset()
     env.close()
     assert all(np.isfinite(action).all() for action in shown)
-    assert atari.is_game(vector.spec(name)) == name.startswith("ALE/")
+    assert atari.is_game(make.spec(name)) == name.startswith("ALE/")

@@ -1,4 +1,4 @@
-"""A cue that is shown once must be told at the end: only a policy with a memory can."""
+"""A cue that is shown once must be printed at the end: only a policy with a memory can."""
 
 import pathlib
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from hogwild_rl import a2c, a3c
-from hogwild_rl.models.networks import Memory
+from hogwild_rl.models.layers import LSTMCore
 from hogwild_rl.runs.agent import Agent
 
 pytestmark = pytest.mark.long
@@ -19,7 +19,7 @@ BLANKS = 20
 LENGTH = BLANKS + 2
 
 
-class Recall(gymnasium.Env[Any, Any]):
+class WorkerState(gymnasium.Env[Any, Any]):
     """Shows −1 or 1, then nothing BLANKS times, then asks: 1 for telling which, −1 otherwise."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Recall(gymnasium.Env[Any, Any]):
 
 def trained(algorithm: str, folder: pathlib.Path, **more: Any) -> Agent:
     settings: dict[str, Any] = {
-        "env": Recall,
+        "env": WorkerState,
         "run_dir": str(folder / "run"),
         "quiet": True,
         "total_timesteps": 80_000,
@@ -80,7 +80,7 @@ def test_without_one_it_stays_at_chance(algorithm: str, tmp_path: pathlib.Path) 
     """Whatever was learnt: what is seen when it is asked is the same for both cues."""
     asked = []
     for cue in (0, 1):
-        env = Recall()
+        env = WorkerState()
         env.reset(seed=0)
         env.cue = cue
         asked.append([env.step(0)[0] for _ in range(LENGTH - 1)][-1].tolist())
@@ -94,7 +94,7 @@ def test_without_one_it_stays_at_chance(algorithm: str, tmp_path: pathlib.Path) 
 
 def test_units_forget_at_rates_between_a_step_and_thirty() -> None:
     """After 10 steps of nothing unit i keeps (1 − 1 / T_i)^10, T = 2, ..., 32."""
-    memory = Memory(2, 4, torch.Generator().manual_seed(0))
+    memory = LSTMCore(2, 4, torch.Generator().manual_seed(0))
     with torch.no_grad():
         memory.cell.weight_hh.zero_()
         state = torch.ones(2, 1, 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hogwild_rl.learning.returns import generalized_advantages
+from hogwild_rl.learn.returns import generalized_advantages
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

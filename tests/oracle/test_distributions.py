@@ -12,9 +12,9 @@ from torch import Tensor
 from hogwild_rl.models.distributions import (
     Bernoulli,
     Categorical,
-    Distribution,
     Gaussian,
     MultiCategorical,
+    StochasticDistribution,
 )
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -60,7 +60,7 @@ class Case:
         center, spread: of the parameters in the tests.
     """
 
-    ours: Callable[..., Distribution]
+    ours: Callable[..., StochasticDistribution]
     theirs: Callable[..., Any]
     shapes: tuple[tuple[int, ...], ...]
     actions: tuple[int, ...]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.hogwild.optim import SharedSGD
+from hogwild_rl.hogwild.optimizers import SharedSGD
+from hogwild_rl.hogwild.shared_model import SharedModel
 
 TRUE_GRADIENTS = [1.0, 2.0, 3.0, 4.0]
 

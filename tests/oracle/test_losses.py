@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hogwild_rl.learning import losses
+from hogwild_rl.learn import losses
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
 T, B = 5, 3
@@ -27,7 +27,7 @@ def random_batch(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 
 def loss_of(batch: dict[str, Tensor]) -> losses.ActorCriticLoss:
     """The loss with the weights of this file."""
-    return losses.actor_critic(**batch, vf_coef=VF_COEF, ent_coef=ENT_COEF)
+    return losses.a2c_loss(**batch, vf_coef=VF_COEF, ent_coef=ENT_COEF)
 
 
 def gradients_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def loss_of_model(model: ActorCritic) -> Callable[[], Tensor]:
 
     def loss() -> Tensor:
         policy, values = model(observations)
-        return losses.actor_critic(
+        return losses.a2c_loss(
             policy.log_prob(actions),
             policy.entropy(),
             values[:-1],

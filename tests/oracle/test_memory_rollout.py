@@ -12,17 +12,15 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Collector, Rollout
+from hogwild_rl.collect.rollout import Collector, Rollout
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
 H, B, T, ROLLOUTS, ACTIONS = 6, 3, 7, 14, 2
 
 
-def short_cartpole() -> vector.Env:
+def short_cartpole() -> make.Env:
     """Cut off after 12 steps, unless the pole falls before."""
     return TimeLimit(gymnasium.make("CartPole-v1").unwrapped, 12)
 
@@ -50,11 +48,11 @@ def model_of(space: spaces.Box) -> ActorCritic:
 
 
 def collector_of(
-    env: vector.EnvSource, groups: int, device: torch.device | None
+    env: make.EnvSource, groups: int, device: torch.device | None
 ) -> tuple[Collector, ActorCritic]:
-    made = [vector.in_turn(env, B) for _ in range(groups)]
+    made = [vectorize.sync_vector_env(env, B) for _ in range(groups)]
     space: Any = made[0].single_observation_space
-    interface = Interface(
+    interface = EnvCodec(
         ObservationCodec.of(space), ActionCodec.of(spaces.Discrete(ACTIONS)), state_size=H
     )
     return Collector(made, interface, T, 5, lambda phase: None, device), model_of(space)

@@ -16,14 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
-from hogwild_rl.hogwild.optim import (
+from hogwild_rl.hogwild.optimizers import (
     SharedAdam,
+    SharedOptimizer,
     SharedRMSprop,
     SharedSGD,
     largest_quotient,
 )
-from hogwild_rl.hogwild.optimizer import SharedOptimizer
+from hogwild_rl.hogwild.shared_model import SharedModel, clip_by_global_norm_
 
 STEPS = 50
 Make = Callable[[SharedModel[Any]], SharedOptimizer]
@@ -317,8 +317,8 @@ def test_making_and_saving_optimizers_does_not_import_dynamo() -> None:
     program = """
 import sys
 import torch
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.hogwild.optim import SharedAdam, SharedRMSprop, SharedSGD
+from hogwild_rl.hogwild.shared_model import SharedModel
+from hogwild_rl.hogwild.optimizers import SharedAdam, SharedRMSprop, SharedSGD
 for make in (SharedAdam, SharedRMSprop, SharedSGD):
     optimizer = make(SharedModel(torch.nn.Linear(2, 2)))
     optimizer.apply(torch.ones(6))

@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from hogwild_rl import reinforce
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.episodes import EpisodeCollector
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Rollout
+from hogwild_rl.collect.episodes import EpisodeCollector
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.envs import vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.models.actor_critic import ActorCritic
 from tests import mdp
 
@@ -35,7 +33,9 @@ def config_of(returns: str, baseline: str, **given: Any) -> reinforce.Config:
 def estimate(model: ActorCritic, played: Rollout, config: reinforce.Config) -> Floats:
     """∇J as the package estimates it, by the policy's weights and biases."""
     head = model.policy_head.logits
-    parts = torch.autograd.grad(reinforce.loss_of(model, played, config), [head.weight, head.bias])
+    parts = torch.autograd.grad(
+        reinforce.reinforce_objective(model, played, config), [head.weight, head.bias]
+    )
     return -np.concatenate([part.double().numpy().ravel() for part in parts])
 
 
@@ -129,7 +129,9 @@ def test_only_a_value_that_is_the_baseline_learns(baseline: str) -> None:
         model.value_head.weight += 1
     config = config_of("total", baseline, vf_coef=0.5)
     (found,) = torch.autograd.grad(
-        reinforce.loss_of(model, played, config), [model.value_head.weight], materialize_grads=True
+        reinforce.reinforce_objective(model, played, config),
+        [model.value_head.weight],
+        materialize_grads=True,
     )
     expected = torch.zeros(mdp.HORIZON * mdp.STATES, dtype=torch.float64)
     for b, t in itertools.product(range(9), range(mdp.HORIZON)):
@@ -143,8 +145,8 @@ def test_only_a_value_that_is_the_baseline_learns(baseline: str) -> None:
 @pytest.fixture(scope="module")
 def batches() -> list[Rollout]:
     """Really played: 60 batches of 1000 episodes."""
-    model, envs = mdp.model(dtype=torch.float32), vector.in_turn(mdp.Small, 1000)
-    interface = Interface(
+    model, envs = mdp.model(dtype=torch.float32), vectorize.sync_vector_env(mdp.Small, 1000)
+    interface = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
     )

@@ -13,18 +13,17 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from hogwild_rl import ddpg, td3
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning import losses, returns
-from hogwild_rl.learning.experience import Experience
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.replay import Batch, Replay
+from hogwild_rl.collect.replay import ReplayBuffer, Transitions
+from hogwild_rl.collect.transitions import TransitionCollector
+from hogwild_rl.envs import vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.learn import losses, returns
 from hogwild_rl.models.actor_critic import Architecture
-from hogwild_rl.models.deterministic import DeterministicActorCritic, Perceptrons
+from hogwild_rl.models.deterministic import DeterministicActorCritic, EnsembleMLP
 from hogwild_rl.runs.checkpoint import Checkpoint
-from hogwild_rl.runs.learner import Learner, Part
-from tests.td3_in_numpy import Floats, Layers, Paper, Settings, Transitions
+from hogwild_rl.training.learner import Learner, TargetedModule
+from tests.td3_in_numpy import Floats, Layers, Paper, Settings
+from tests.td3_in_numpy import Transitions as PlainTransitions
 
 Notes = list[tuple[Tensor, Tensor]]
 
@@ -42,7 +41,7 @@ def double(tensor: Tensor) -> Floats:
 
 def mlps(module: Any) -> list[Layers]:
     """Each of the networks that stand side by side in an actor, or in critics."""
-    stacked: Perceptrons = module.layers
+    stacked: EnsembleMLP = module.layers
     layers = [(double(w), double(b)) for w, b in zip(stacked.weights, stacked.biases, strict=True)]
     count = len(layers[0][0])
     return [[each for w, b in layers for each in (w[i], b[i, 0])] for i in range(count)]
@@ -69,7 +68,9 @@ def make(algorithm: str, seed: int, hidden: tuple[int, ...] = HIDDEN) -> tuple[L
         fan_in = parameter.shape[1]  # 1 for a bias
         nn.init.normal_(parameter, 0, (2 / fan_in) ** 0.5 if fan_in > 1 else 0.1, generator)
     cpu = torch.device("cpu")
-    actor, critics = (Part(p, RATE, cpu, alone=True) for p in (model.actor, model.critics))
+    actor, critics = (
+        TargetedModule(p, RATE, cpu, alone=True) for p in (model.actor, model.critics)
+    )
     remedies = {"policy_delay": DELAY, "target_noise": NOISE, "target_noise_clip": CLIP}
     given = remedies if algorithm == "td3" else {}
     config = MODULES[algorithm].Config(gamma=GAMMA, tau=TAU, **given)
@@ -85,7 +86,7 @@ def paper(algorithm: str, learner: Learner) -> Paper:
     return Paper(settings, actor, critics, actor_copy, critic_copies)
 
 
-def batches(seed: int) -> list[tuple[Batch, Floats]]:
+def batches(seed: int) -> list[tuple[Transitions, Floats]]:
     """Six at random, a third of the transitions terminated; and what their noise is made of."""
     generator = torch.Generator().manual_seed(1000 + seed)
     noise = torch.Generator().manual_seed(seed)  # equal to the learner's
@@ -93,20 +94,20 @@ def batches(seed: int) -> list[tuple[Batch, Floats]]:
     def draw(*shape: int) -> Tensor:
         return torch.randn(N, *shape, generator=generator)
 
-    def batch() -> Batch:
+    def batch() -> Transitions:
         paid = draw() + 3  # so that errors add up: where they cancel, float32 leaves no 6 digits
-        return Batch(draw(OBSERVED), draw(ACTED).tanh(), paid, draw(OBSERVED), draw() > 0.5)
+        return Transitions(draw(OBSERVED), draw(ACTED).tanh(), paid, draw(OBSERVED), draw() > 0.5)
 
     return [(batch(), double(torch.randn(N, ACTED, generator=noise))) for _ in range(6)]
 
 
-def plain(batch: Batch) -> Transitions:
+def plain(batch: Transitions) -> PlainTransitions:
     """The same in NumPy."""
     s, a, following = map(double, (batch.observations, batch.actions, batch.next_observations))
-    return Transitions(s, a, double(batch.rewards), following, batch.terminated.numpy())
+    return PlainTransitions(s, a, double(batch.rewards), following, batch.terminated.numpy())
 
 
-def update(algorithm: str, learner: Learner, batch: Batch, config: Any) -> None:
+def update(algorithm: str, learner: Learner, batch: Transitions, config: Any) -> None:
     """One, counted as training counts."""
     learner.updates += 1
     assert MODULES[algorithm].update(learner, batch, config)
@@ -116,7 +117,7 @@ def update(algorithm: str, learner: Learner, batch: Batch, config: Any) -> None:
 def noted(monkeypatch: pytest.MonkeyPatch) -> Notes:
     """The targets and the critics' loss of every update, as they come."""
     found: Notes = []
-    original = losses.critics
+    original = losses.td_loss
 
     def noting(values: Tensor, targets: Tensor) -> Tensor:
         found.append((targets, original(values, targets)))
@@ -222,13 +223,13 @@ def test_a_time_limit_bootstraps_and_a_termination_does_not(
     weights, biases = learner.critics.target.layers.parameters()
     weights.copy_(torch.eye(OBSERVED + ACTED)[1].unsqueeze(1))
     biases.view(-1).copy_(torch.tensor([7.0, 5.0])[: len(biases)])
-    envs = vector.in_turn(Ends, 2)
-    interface = Interface(
+    envs = vectorize.sync_vector_env(Ends, 2)
+    interface = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space, rescale=True),
     )
-    replay = Replay(24, 2, interface)
-    experience = Experience(envs, interface, replay, 0, lambda phase: None)
+    replay = ReplayBuffer(24, 2, interface)
+    experience = TransitionCollector(envs, interface, replay, 0, lambda phase: None)
     for _ in range(50):  # more than thrice what the replay holds
         experience.step(torch.zeros(2, ACTED))
     batch = replay.sample(500, torch.Generator().manual_seed(0))
@@ -245,5 +246,5 @@ def test_a_time_limit_bootstraps_and_a_termination_does_not(
 def test_one_step_targets_by_hand() -> None:
     """2 + 0.9 · 10, and behind a termination 2, whatever is thought of it."""
     thought, ended = torch.tensor([10.0, 10.0, torch.inf]), torch.tensor([False, True, True])
-    found = returns.one_step(torch.full((3,), 2.0), thought, ended, gamma=0.9)
+    found = returns.td_targets(torch.full((3,), 2.0), thought, ended, gamma=0.9)
     close(found, np.array([11.0, 2.0, 2.0]))

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.hogwild.optimizer import SharedOptimizer
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.hogwild.worker import Worker
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.optimizers import SharedOptimizer
+from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.hogwild.shared_model import SharedModel
 
 
-def count(worker: Worker, slots: Slots, rounds: int) -> None:
+def count(worker: Worker, slots: Counters, rounds: int) -> None:
     slot = slots.writer(worker.index)
     for index in range(rounds):
         slot.add_rollout(3, [(float(index), 3)] if index % 10 == 0 else [])
@@ -56,7 +56,7 @@ def record_surroundings(worker: Worker, notes: torch.Tensor) -> None:
 
 
 def fail(worker: Worker, how: str) -> None:
-    """Worker 1 fails; the others wait to be told to stop."""
+    """Worker 1 fails; the others wait to be printed to stop."""
     if worker.index == 1:
         if how == "raise":
             raise RuntimeError("the gearbox is on fire")
@@ -76,7 +76,7 @@ def never_end(worker: Worker) -> None:
         time.sleep(1)
 
 
-def stumble(worker: Worker, slots: Slots, how: str, goal: int) -> None:
+def stumble(worker: Worker, slots: Counters, how: str, goal: int) -> None:
     """Counts steps until all have counted enough; worker 1 stumbles after every thousand."""
     slot = slots.writer(worker.index)
     began = int(slots.rows["steps"][worker.index])
@@ -93,7 +93,7 @@ def stumble(worker: Worker, slots: Slots, how: str, goal: int) -> None:
             fail(worker, how)
 
 
-def fail_at_once(worker: Worker, slots: Slots, who: int) -> None:
+def fail_at_once(worker: Worker, slots: Counters, who: int) -> None:
     """Some workers fail before their first step, always; the others wait."""
     slots.writer(worker.index)
     if worker.index < who:

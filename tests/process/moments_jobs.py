@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from hogwild_rl.hogwild.moments import Moments
-from hogwild_rl.hogwild.worker import Worker
+from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.hogwild.running_moments import RunningMoments
 
 HALF = 2048
 SIZE = 2 * HALF
@@ -22,7 +22,7 @@ def values(worker: int, index: int) -> np.ndarray:
     return np.concatenate([x, x**2], axis=1)
 
 
-def add(worker: Worker, moments: Moments) -> None:
+def add(worker: Worker, moments: RunningMoments) -> None:
     """Adds batches of vectors that are x in all of their first half and x² in their second."""
     writer = moments.writer(worker.index)
     for index in itertools.count():
@@ -31,7 +31,7 @@ def add(worker: Worker, moments: Moments) -> None:
             return
 
 
-def count_up(worker: Worker, moments: Moments) -> None:
+def count_up(worker: Worker, moments: RunningMoments) -> None:
     """Adds 0, 1, 2, ... for ever, going on where the life before was killed."""
     writer = moments.writer(worker.index)
     for number in itertools.count(int(moments.row_state(worker.index)[0])):

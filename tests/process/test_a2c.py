@@ -14,12 +14,12 @@ import torch
 
 import hogwild_rl
 from hogwild_rl import a2c
-from hogwild_rl.envs import vector
-from hogwild_rl.hogwild.model import SharedModel, clip_by_global_norm_
-from hogwild_rl.hogwild.optim import SharedRMSprop
-from hogwild_rl.hogwild.worker import random_seeds
-from hogwild_rl.learning import losses
-from hogwild_rl.learning.rollout import Collector, Rollout
+from hogwild_rl.collect.rollout import Collector, Rollout
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.hogwild.optimizers import SharedRMSprop
+from hogwild_rl.hogwild.processes import random_seeds
+from hogwild_rl.hogwild.shared_model import SharedModel, clip_by_global_norm_
+from hogwild_rl.learn import losses
 
 ASYNC = ("--vectorization", "async", "--num-envs", "4")
 
@@ -111,7 +111,7 @@ def test_two_ranks_with_half_of_the_environments_equal_one_with_all(tmp_path) ->
 AGREE = """
 import torch
 from hogwild_rl.runs import devices
-from hogwild_rl.runs.ranks import Ranks
+from hogwild_rl.training.distributed import Ranks
 
 torch.cuda.device_count = lambda: 1
 ranks = Ranks.here()
@@ -159,7 +159,7 @@ def ranks_of(program: str) -> list[subprocess.Popen[bytes]]:
 
 def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch.Tensor], int, int]:
     """The environments and draws of both ranks, side by side in one rollout and one loss."""
-    facts = vector.inspect(config.env)
+    facts = make.inspect_env(config.env)
     model = config.model(facts)
     normalization = config.normalization(facts, workers=2)
     shared = SharedModel(model)
@@ -167,7 +167,7 @@ def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch
     collectors, generators, normalizers = [], [], []
     for rank in (0, 1):
         env_seed, action_seed = random_seeds(config.seed, rank, 0, 2)
-        envs = vector.in_turn(config.env, config.num_envs // 2)
+        envs = vectorize.sync_vector_env(config.env, config.num_envs // 2)
         normalizers.append(config.normalizer(normalization, rank))
         interface = config.interface(facts, normalizers[-1])
         collectors.append(
@@ -187,7 +187,7 @@ def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch
         union = Rollout(
             **{name: torch.cat([getattr(h, name) for h in halves], 1) for name in vars(halves[0])}
         )
-        gradient = shared.gradient(losses.of_rollout(model, union, config))
+        gradient = shared.gradient(losses.actor_critic_loss(model, union, config))
         clip_by_global_norm_(gradient, config.max_grad_norm)
         optimizer.apply(gradient)
     normalization.freeze(model)

@@ -1,4 +1,4 @@
-"""A2C whose environments live in processes: those that die or hang are told and replaced."""
+"""A2C whose environments live in processes: those that die or hang are printed and replaced."""
 
 import os
 import re
@@ -8,10 +8,10 @@ import time
 import pytest
 
 import hogwild_rl
-from hogwild_rl import a2c
-from hogwild_rl.envs.host import EnvironmentFailedError
-from hogwild_rl.runs import cli, crew
-from hogwild_rl.runs.session import Session
+from hogwild_rl import a2c, errors
+from hogwild_rl.envs.env_process import EnvironmentFailedError
+from hogwild_rl.runs.run import Run
+from hogwild_rl.training import launch
 
 pytestmark = pytest.mark.long
 
@@ -32,7 +32,7 @@ def steps_are_counted(run, total: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "printed"),
     [
         ("Raise", "failed with exit code 1:\nTraceback"),
         ("Exit", "failed with exit code 7"),
@@ -40,8 +40,8 @@ def steps_are_counted(run, total: int) -> None:
         ("Hang", r"gave no sign of life for \d+ s and was killed:\n"),
     ],
 )
-def test_environments_that_fail_now_and_then_are_replaced(start, fault: str, told: str) -> None:
-    """Each once in a thousand steps: told with where it was, in the log too."""
+def test_environments_that_fail_now_and_then_are_replaced(start, fault: str, printed: str) -> None:
+    """Each once in a thousand steps: printed with where it was, in the log too."""
     flags = ("--normalize-observations", "--normalize-rewards", "--lstm", "8")
     run = start(
         *("a2c", *ASYNC, "--env", f"tests.envs:Faulty{fault}-v0", *flags),
@@ -50,12 +50,12 @@ def test_environments_that_fail_now_and_then_are_replaced(start, fault: str, tol
     code, out, err = run.end()
     assert code == 0, err
     steps_are_counted(run, 2500)
-    found = re.findall(rf"^environment [01] {told}", err, re.MULTILINE)
+    found = re.findall(rf"^environment [01] {printed}", err, re.MULTILINE)
     assert len(found) >= 2, err
     assert err.count("RuntimeError: the gearbox") == (len(found) if fault == "Raise" else 0)
     assert (" in step" in err) == (fault != "Exit")
     assert f"{len(found)} failures: {run.folder / 'failures.log'}" in out
-    assert len(re.findall(told, (run.folder / "failures.log").read_text())) == len(found)
+    assert len(re.findall(printed, (run.folder / "failures.log").read_text())) == len(found)
 
 
 def test_a_killed_environment_is_replaced_at_once(start) -> None:
@@ -99,18 +99,18 @@ def test_what_every_environment_meets_at_once_ends_the_run(start, when: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "printed"),
     [
         ("Raise", "failed with exit code 1:\nTraceback"),
         ("Exit", "failed with exit code 7"),
         ("Segv", "was killed by SIGSEGV"),
     ],
 )
-def test_strictly_the_first_failure_ends_the_run_saved_and_told(start, fault, told) -> None:
+def test_strictly_the_first_failure_ends_the_run_saved_and_told(start, fault, printed) -> None:
     run = start("a2c", *ASYNC, "--env", f"tests.envs:Faulty{fault}-v0", "--max-restarts", "0")
     code, _, err = run.end()
     assert code == 1
-    assert len(re.findall(rf"^environment [01] {told}", err, re.MULTILINE)) == 1, err
+    assert len(re.findall(rf"^environment [01] {printed}", err, re.MULTILINE)) == 1, err
     assert ("the gearbox is on fire" in err) == (fault == "Raise")
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
 
@@ -123,18 +123,20 @@ def test_a_resumed_run_begins_new_episodes_in_new_processes(before, tmp_path, ca
     capsys.readouterr()
     again = a2c.Config(resume=str(run), total_timesteps=128, vectorization="async")
     assert a2c.train(again).checkpoint.counters.steps >= 128
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     why = "episodes begin anew: environments live in processes of their own, which no checkpoint"
-    assert (why in told) == (before == "async")
+    assert (why in printed) == (before == "async")
 
 
 def test_a_rank_without_the_run_s_folder_tells_of_its_environments_too(capsys) -> None:
-    session = Session("a2c", a2c.Config(), reports=False)
-    failed = crew.replaced(session, range(4, 8), a2c.Config(max_restarts=1), useful_steps=16)
+    session = Run("a2c", a2c.Config(), reports=False)
+    failed = launch.restart_policy(
+        session, range(4, 8), a2c.Config(max_restarts=1), useful_steps=16
+    )
     killed = EnvironmentFailedError(5, -9, "", silent_s=0.0, steps=16)
     assert failed(killed) == 0
     assert capsys.readouterr().err == "environment 5 was killed by SIGKILL\n"
-    with pytest.raises(cli.RunFailedError, match="environment 5 was replaced 1 times within an"):
+    with pytest.raises(errors.RunFailedError, match="environment 5 was replaced 1 times within an"):
         failed(killed)
 
 

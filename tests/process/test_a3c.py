@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import hogwild_rl
-from hogwild_rl import a3c
+from hogwild_rl import a3c, errors
 from tests import envs
 
 
@@ -114,14 +114,14 @@ def test_a_parent_that_is_killed_leaves_no_temporary_file(start, moment: str) ->
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "printed"),
     [
         ("Raise", "failed with exit code 1:\nTraceback"),
         ("Exit", "failed with exit code 7"),
         ("Segv", "was killed by SIGSEGV:\nFatal Python error: Segmentation fault"),
     ],
 )
-def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, told: str) -> None:
+def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, printed: str) -> None:
     run = start(
         "a3c",
         "--workers",
@@ -135,8 +135,8 @@ def test_a_worker_that_fails_ends_the_run_saved_and_told(start, fault: str, told
     )
     code, _, err = run.end()
     assert code == 1
-    assert told in err
-    assert told in (run.folder / "failures.log").read_text()
+    assert printed in err
+    assert printed in (run.folder / "failures.log").read_text()
     assert ("the gearbox is on fire" in err) == (fault == "Raise")
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
 
@@ -152,9 +152,9 @@ def test_workers_that_fail_are_replaced_and_the_run_reaches_its_end(start, fault
     assert code == 0, err
     counters = hogwild_rl.load(run.folder).checkpoint.counters
     assert 40_000 <= counters.steps < 40_000 + 2 * 16 * 16
-    told = err.count("worker 0 ") + err.count("worker 1 ")
-    assert told >= 2
-    assert f"{told} failures: {run.folder / 'failures.log'}" in out
+    printed = err.count("worker 0 ") + err.count("worker 1 ")
+    assert printed >= 2
+    assert f"{printed} failures: {run.folder / 'failures.log'}" in out
     assert ("in step" in err) == (fault != "Exit")
 
 
@@ -250,12 +250,12 @@ def test_a_network_of_ones_own_is_trained_and_must_be_sendable(tmp_path: pathlib
     agent = a3c.train(a3c.Config(network=Own, workers=2, run_dir=str(tmp_path / "run"), **settings))
     assert agent.checkpoint.settings["network"].endswith("Own")
     assert agent.evaluate(1).shape == (1,)
-    with pytest.raises(hogwild_rl.UserError, match="Own is a function: give it"):
+    with pytest.raises(errors.UserError, match="Own is a function: give it"):
         hogwild_rl.load(tmp_path / "run")
     loaded = hogwild_rl.load(tmp_path / "run", network=Own)
     assert (loaded.evaluate(2, env=envs.Chain) == agent.evaluate(2)).all()
     refused = a3c.Config(network=lambda _: Own(None), run_dir=str(tmp_path / "other"), **settings)
-    with pytest.raises(hogwild_rl.UserError, match="cannot be sent to workers") as caught:
+    with pytest.raises(errors.UserError, match="cannot be sent to workers") as caught:
         a3c.train(refused)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "other").exists()
@@ -268,6 +268,6 @@ def test_a_callable_environment_and_more_workers_than_cores(tmp_path: pathlib.Pa
     agent = a3c.train(config)
     assert agent.evaluate(2).tolist() == [10.0, 10.0]
     again = hogwild_rl.load(tmp_path / "run")
-    with pytest.raises(hogwild_rl.UserError, match="truncated_clock"):
+    with pytest.raises(errors.UserError, match="truncated_clock"):
         again.evaluate(1)
     assert again.evaluate(1, env=envs.truncated_clock).tolist() == [10.0]

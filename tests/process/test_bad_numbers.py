@@ -1,4 +1,4 @@
-"""Numbers that are not finite are told and left out; they never reach the parameters."""
+"""Numbers that are not finite are printed and left out; they never reach the parameters."""
 
 import functools
 import pathlib
@@ -12,17 +12,15 @@ import torch
 
 import hogwild_rl
 from hogwild_rl import a2c
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.hogwild.optim import SharedRMSprop
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Collector
-from hogwild_rl.runs.keeper import Keeper
-from hogwild_rl.runs.normalize import Normalization
-from hogwild_rl.runs.session import Session
+from hogwild_rl.collect.rollout import Collector
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.optimizers import SharedRMSprop
+from hogwild_rl.hogwild.shared_model import SharedModel
+from hogwild_rl.learn.normalization import Normalization
+from hogwild_rl.runs.checkpoint import Checkpointer
+from hogwild_rl.runs.run import Run
 from tests import envs
 
 pytestmark = pytest.mark.long
@@ -86,10 +84,10 @@ def test_nothing_but_bad_numbers_ends_a_run_that_learns_from_a_replay(start) -> 
 
 @pytest.mark.parametrize("fault", ["blip", "blur"])
 def test_only_the_environment_that_broke_begins_anew(fault: str) -> None:
-    made = vector.in_turn(functools.partial(envs.Faulty, fault), 3)
+    made = vectorize.sync_vector_env(functools.partial(envs.Faulty, fault), 3)
     for b, single in enumerate(made.envs):
         single.unwrapped._taken = 100 * b  # so that they do not break together
-    interface = Interface(
+    interface = EnvCodec(
         ObservationCodec.of(made.single_observation_space),
         ActionCodec.of(made.single_action_space),
     )
@@ -114,11 +112,11 @@ def test_a_run_goes_on_with_parameters_that_were_put_back(tmp_path: pathlib.Path
     """Not ended for the updates that they cost, and saved as they are now."""
     settings: dict[str, Any] = {"total_timesteps": 1_000, "hidden": (8,), "checkpoint_every": 1e-3}
     config = a2c.Config(num_envs=2, run_dir=str(tmp_path / "run"), **settings)
-    session = Session("a2c", config)
+    session = Run("a2c", config)
     shared = SharedModel(config.model(session.facts))
     none = config.normalization(session.facts, workers=2)
     session.open(shared.module, SharedRMSprop(shared), none)
-    good, slots = shared.flat.clone(), Slots(2)
+    good, slots = shared.flat.clone(), Counters(2)
     writers = [slots.writer(0), slots.writer(1)]
     writers[0].add_broken([1, 1])
     for _ in range(200):
@@ -126,9 +124,9 @@ def test_a_run_goes_on_with_parameters_that_were_put_back(tmp_path: pathlib.Path
     shared.flat[7] = torch.nan
     time.sleep(0.01)
     session.observe(slots)
-    told = capsys.readouterr().err
-    assert "the parameters were not finite: put back" in told
-    assert "worker 0, environment 1 and 1 times before it" in told
+    printed = capsys.readouterr().err
+    assert "the parameters were not finite: put back" in printed
+    assert "worker 0, environment 1 and 1 times before it" in printed
     assert torch.equal(shared.flat, good)
     saved = hogwild_rl.load(tmp_path / "run").checkpoint.parameters
     assert all(bool(tensor.isfinite().all()) for tensor in saved.values())
@@ -147,11 +145,13 @@ def test_parameters_that_went_bad_are_put_back(tmp_path: pathlib.Path) -> None:
     shared = SharedModel(agent.model.requires_grad_(True))
     optimizer = SharedRMSprop(shared)
     optimizer.load_state_dict(agent.checkpoint.optimizer)
-    facts = vector.inspect("CartPole-v1")
+    facts = make.inspect_env("CartPole-v1")
     none = Normalization(
         1, ObservationCodec.of(facts.observation_space), observations=False, rewards=False
     )
-    keeper = Keeper("a2c", agent.checkpoint.settings, facts, shared.module, optimizer, none, 1)
+    keeper = Checkpointer(
+        "a2c", agent.checkpoint.settings, facts, shared.module, optimizer, none, 1
+    )
     assert not keeper.guard()
     good, statistics = shared.flat.clone(), optimizer.state[shared.parameter]["square_avg"].clone()
     shared.flat[7] = torch.nan

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from hogwild_rl import a2c, a3c
-from hogwild_rl.runs import resuming
+from hogwild_rl.runs import resume
 from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Checkpoint
 
 pytestmark = pytest.mark.long
@@ -144,7 +144,7 @@ def test_another_seed_or_number_of_environments_begins_new_episodes(tmp_path, ca
         run = tmp_path / str(number)
         a2c.train(a2c.Config(run_dir=str(run), **settings))
         config = a2c.Config(resume=str(run), total_timesteps=900, quiet=False, **other)
-        assert (resuming.recalled(end_of(run), config) is None) == ("seed" in other)
+        assert (resume.state_to_resume(end_of(run), config) is None) == ("seed" in other)
         a2c.train(config)
         printed = capsys.readouterr().out
         assert ("holds another number of environments" in printed) == ("num_envs" in other)
@@ -175,9 +175,9 @@ def test_environments_outside_python_are_named_and_begun_anew(tmp_path, capsys) 
     a2c.train(a2c.Config(run_dir=str(run), total_timesteps=64, **settings))
     capsys.readouterr()
     a2c.train(a2c.Config(resume=str(run), total_timesteps=128))
-    told = capsys.readouterr().out
-    assert "episodes begin anew: " in told
-    assert "Swig" in told
+    printed = capsys.readouterr().out
+    assert "episodes begin anew: " in printed
+    assert "Swig" in printed
 
 
 def test_many_workers_go_on_with_counts_and_statistics(tmp_path) -> None:

@@ -6,18 +6,18 @@ import time
 import numpy as np
 import torch
 
-from hogwild_rl.hogwild.moments import Merged, Moments
-from hogwild_rl.hogwild.workers import Workers
-from tests.process import moments_jobs as jobs
+from hogwild_rl.hogwild.processes import Workers
+from hogwild_rl.hogwild.running_moments import MergedMoments, RunningMoments
+from tests.process import moments_jobs
 
 READINGS = 200  # with different counts, so that workers have written between them
 
 
 def test_eight_workers_are_read_whole_all_the_time_and_add_up_exactly() -> None:
-    moments = Moments(8, jobs.SIZE)
+    moments = RunningMoments(8, moments_jobs.SIZE)
     counts = [0.0]
     deadline = time.monotonic() + 60
-    with Workers(jobs.add, (moments,), 8, seed=0) as crew:
+    with Workers(moments_jobs.add, (moments,), 8, seed=0) as crew:
         while len(set(counts)) < READINGS or not rows(moments)[:, 0].all():
             assert time.monotonic() < deadline, "workers do not add"
             assert crew.wait(0.0) == []
@@ -31,16 +31,16 @@ def test_eight_workers_are_read_whole_all_the_time_and_add_up_exactly() -> None:
     data = np.concatenate([added(worker, int(row[0])) for worker, row in enumerate(rows(moments))])
     merged = moments.merged()
     assert merged.count == len(data)
-    halves = slice(None, None, jobs.HALF)
+    halves = slice(None, None, moments_jobs.HALF)
     assert_whole(merged)
     np.testing.assert_allclose(merged.mean[halves], data.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(merged.variance[halves], data.var(axis=0), rtol=1e-6)
 
 
-def assert_whole(merged: Merged) -> None:
+def assert_whole(merged: MergedMoments) -> None:
     """All columns of a half agree, and E[x²] = Var[x] + E[x]²."""
     for array in (merged.mean, merged.variance):
-        halves = array.reshape(2, jobs.HALF)
+        halves = array.reshape(2, moments_jobs.HALF)
         assert (np.ptp(halves, axis=1) <= 1e-9 * halves[:, 0]).all()
     expected = merged.variance[0] + merged.mean[0] ** 2
     np.testing.assert_allclose(merged.mean[-1], expected, rtol=1e-9)
@@ -51,7 +51,7 @@ def added(worker: int, count: int) -> np.ndarray:
     batches: list[np.ndarray] = []
     left = count
     while left > 0:
-        batches.append(jobs.values(worker, len(batches)))
+        batches.append(moments_jobs.values(worker, len(batches)))
         left -= len(batches[-1])
     assert left == 0
     return np.concatenate(batches)
@@ -59,11 +59,13 @@ def added(worker: int, count: int) -> np.ndarray:
 
 def test_workers_killed_while_they_add_leave_whole_rows_and_go_on() -> None:
     workers, lives, size = 4, 5, 20_000
-    moments = Moments(workers, size)
+    moments = RunningMoments(workers, size)
     for life in range(lives):
         before = rows(moments)[:, 0]
         deadline = time.monotonic() + 60
-        with Workers(jobs.count_up, (moments,), workers, seed=0, incarnation=life) as crew:
+        with Workers(
+            moments_jobs.count_up, (moments,), workers, seed=0, restart_index=life
+        ) as crew:
             while (rows(moments)[:, 0] < before + 20).any():
                 assert time.monotonic() < deadline, "workers do not add"
                 assert crew.wait(0.0) == []
@@ -75,6 +77,6 @@ def test_workers_killed_while_they_add_leave_whole_rows_and_go_on() -> None:
     assert (rows(moments)[:, 0] >= 20 * lives).all()
 
 
-def rows(moments: Moments) -> torch.Tensor:
+def rows(moments: RunningMoments) -> torch.Tensor:
     """All rows, [workers, 1 + 2 size]."""
     return torch.stack([moments.row_state(worker) for worker in range(len(moments))])

@@ -16,27 +16,25 @@ import numpy as np
 import pytest
 import torch
 
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.host import EnvironmentFailedError
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.envs.processes import ProcessVectorEnv
-from hogwild_rl.hogwild import workers
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Collector
+from hogwild_rl.collect.rollout import Collector
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.envs.env_process import EnvironmentFailedError
+from hogwild_rl.envs.subproc import ProcessVectorEnv
+from hogwild_rl.hogwild import processes
 from tests import envs
 
-cartpole = functools.partial(vector.make_env, "CartPole-v1")
+cartpole = functools.partial(make.make_env, "CartPole-v1")
 
 
-def processes() -> dict[str, Any]:
+def environment_processes() -> dict[str, Any]:
     """The environments' processes by name."""
     alive = {process.name: process for process in multiprocessing.active_children()}
     return {name: process for name, process in alive.items() if name.startswith("environment ")}
 
 
 def kill(number: int) -> None:
-    process = processes()[f"environment {number}"]
+    process = environment_processes()[f"environment {number}"]
     process.kill()
     process.join(timeout=30)
     assert process.exitcode is not None
@@ -46,14 +44,14 @@ def kill(number: int) -> None:
 def made(
     make: Callable[[], Any], num_envs: int, pause_s: float = 0.0, **rules: Any
 ) -> Iterator[tuple[ProcessVectorEnv, list[EnvironmentFailedError]]]:
-    """Environments that are replaced after a pause, and what was told of them."""
+    """Environments that are replaced after a pause, and what was printed of them."""
     failures: list[EnvironmentFailedError] = []
 
     def failed(failure: EnvironmentFailedError) -> float:
         failures.append(failure)
         return pause_s
 
-    workers.preload("hogwild_rl.envs.host")
+    processes.preload("hogwild_rl.envs.env_process")
     with contextlib.closing(ProcessVectorEnv(make, num_envs, failed=failed, **rules)) as made:
         yield made, failures
 
@@ -61,14 +59,17 @@ def made(
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     yield
-    assert not processes()
+    assert not environment_processes()
 
 
 class Pair:
     """Environments in processes beside the same ones in turn, which nothing ever happens to."""
 
     def __init__(self, disturbed: ProcessVectorEnv) -> None:
-        self.disturbed, self.quiet = disturbed, vector.in_turn("CartPole-v1", disturbed.num_envs)
+        self.disturbed, self.quiet = (
+            disturbed,
+            vectorize.sync_vector_env("CartPole-v1", disturbed.num_envs),
+        )
         seen, expected = disturbed.reset(seed=7)[0], self.quiet.reset(seed=7)[0]
         np.testing.assert_array_equal(seen, expected)
         self._draw = np.random.default_rng(3)
@@ -142,7 +143,7 @@ def test_the_pause_before_a_replacement_is_kept_and_the_others_go_on() -> None:
             assert disturbed.lost.tolist() == [True, False]
             assert (seen[0] == 0).all()
             assert paid[0] == 0
-        assert processes().keys() == {"environment 1"}
+        assert environment_processes().keys() == {"environment 1"}
     assert len(failures) == 1
 
 
@@ -155,7 +156,7 @@ def test_nobody_waits_for_a_new_process_until_it_is_ready() -> None:
             seen, *_ = disturbed.step(np.zeros(2, dtype=np.int64))
             assert seen[1].argmax() == step % 11
             assert disturbed.lost.tolist() == [True, False]
-        assert processes().keys() == {"environment 0", "environment 1"}
+        assert environment_processes().keys() == {"environment 0", "environment 1"}
     assert len(failures) == 1
 
 
@@ -215,7 +216,7 @@ def test_without_another_rule_the_first_failure_is_raised_and_the_others_end() -
 def test_observations_of_parts_are_those_of_environments_in_turn() -> None:
     with made(envs.Nested, 3) as (disturbed, _):
         codec = ObservationCodec.of(disturbed.single_observation_space)
-        quiet = vector.in_turn(envs.Nested, 3)
+        quiet = vectorize.sync_vector_env(envs.Nested, 3)
         pairs = [(disturbed.reset(seed=0), quiet.reset(seed=0))]
         draw = np.random.default_rng(0)
         for _ in range(40):
@@ -235,7 +236,7 @@ def test_an_environment_begins_anew_when_it_is_asked_to() -> None:
         disturbed.reset(seed=0)
         for _ in range(3):
             disturbed.step(np.zeros(3, dtype=np.int64))
-        assert vector.reset_next(disturbed, 1)
+        assert vectorize.force_reset(disturbed, 1)
         seen, paid, *_ = disturbed.step(np.zeros(3, dtype=np.int64))
         assert seen.argmax(axis=1).tolist() == [4, 0, 4]
         assert paid.tolist() == [1, 0, 1]
@@ -264,7 +265,7 @@ def test_rollouts_keep_their_shape_and_count_only_what_came_out(groups: int) -> 
     with contextlib.ExitStack() as opened:
         pairs = [opened.enter_context(made(envs.Mortal, B // groups)) for _ in range(groups)]
         several = [disturbed for disturbed, _ in pairs]
-        interface = Interface(
+        interface = EnvCodec(
             ObservationCodec.of(several[0].single_observation_space),
             ActionCodec.of(several[0].single_action_space),
             state_size=1,
@@ -306,7 +307,7 @@ def test_rollouts_keep_their_shape_and_count_only_what_came_out(groups: int) -> 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_one_that_fails_at_its_first_reset_is_not_valid_until_it_is_back(num_envs: int) -> None:
     with made(envs.Superstitious, num_envs) as (disturbed, failures):
-        interface = Interface(
+        interface = EnvCodec(
             ObservationCodec.of(disturbed.single_observation_space),
             ActionCodec.of(disturbed.single_action_space),
         )

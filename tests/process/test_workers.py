@@ -1,4 +1,4 @@
-"""Processes that share memory: exact counts, failures told, nobody left behind."""
+"""Processes that share memory: exact counts, failures printed, nobody left behind."""
 
 import multiprocessing
 import pathlib
@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from hogwild_rl.hogwild import memory
-from hogwild_rl.hogwild.failure import Failure
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.hogwild.optim import SharedAdam, SharedRMSprop, SharedSGD
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.hogwild.workers import Workers
+from hogwild_rl.hogwild import shared_memory
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.optimizers import SharedAdam, SharedRMSprop, SharedSGD
+from hogwild_rl.hogwild.processes import Failure, Workers
+from hogwild_rl.hogwild.shared_model import SharedModel
 from tests.process import jobs
 
 
@@ -31,7 +30,7 @@ def run(target: Any, arguments: tuple[Any, ...], count: int, **more: Any) -> lis
 
 
 def test_counts_of_eight_workers_are_exact() -> None:
-    slots = Slots(8)
+    slots = Counters(8)
     assert run(jobs.count, (slots, 2000), 8) == []
     assert slots.total("steps") == 8 * 2000 * 3
     assert slots.total("updates") == 8 * 2000
@@ -71,16 +70,16 @@ def test_workers_together_fit_a_linear_map(optimizer: Any, lr: float) -> None:
 
 
 def test_a_worker_has_one_thread_flushes_denormals_and_seeds_of_its_own() -> None:
-    first, second = memory.zeros(3, 5), memory.zeros(3, 5)
+    first, second = shared_memory.zeros(3, 5), shared_memory.zeros(3, 5)
     assert run(jobs.record_surroundings, (first,), 3) == []
-    assert run(jobs.record_surroundings, (second,), 3, incarnation=1) == []
+    assert run(jobs.record_surroundings, (second,), 3, restart_index=1) == []
     assert first[:, :3].eq(1).all()
     seeds = torch.cat([first[:, 3:], second[:, 3:]]).flatten().tolist()
     assert len(set(seeds)) == len(seeds)
 
 
 @pytest.mark.parametrize(
-    ("how", "exit_code", "told"),
+    ("how", "exit_code", "printed"),
     [
         ("raise", 1, "worker 1 failed with exit code 1:\nTraceback"),
         ("exit", 7, "worker 1 failed with exit code 7"),
@@ -89,11 +88,11 @@ def test_a_worker_has_one_thread_flushes_denormals_and_seeds_of_its_own() -> Non
     ],
 )
 def test_a_failure_names_worker_exit_code_and_traceback(
-    how: str, exit_code: int, told: str
+    how: str, exit_code: int, printed: str
 ) -> None:
     (failure,) = run(jobs.fail, (how,), 3)
     assert (failure.worker, failure.exit_code) == (1, exit_code)
-    assert str(failure).startswith(told)
+    assert str(failure).startswith(printed)
     assert ("the gearbox is on fire" in failure.traceback) == (how == "raise")
 
 
@@ -118,11 +117,11 @@ def test_leaving_the_context_by_an_exception_leaves_no_process() -> None:
 
 def test_shared_memory_has_no_name_that_could_stay_behind() -> None:
     before = set(pathlib.Path("/dev/shm").iterdir())
-    tensor = memory.zeros(1000)
+    tensor = shared_memory.zeros(1000)
     assert tensor.is_shared()
     assert set(pathlib.Path("/dev/shm").iterdir()) == before
 
 
 def test_too_little_shared_memory_is_said_before_it_is_touched() -> None:
     with pytest.raises(OSError, match="bytes free"):
-        memory.zeros(1 << 42, dtype=torch.uint8)
+        shared_memory.zeros(1 << 42, dtype=torch.uint8)

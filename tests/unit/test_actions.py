@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-import hogwild_rl
-from hogwild_rl.envs.actions import ActionCodec
+from hogwild_rl import errors
+from hogwild_rl.envs.codecs import ActionCodec
 
 B = 50
 INF = np.inf
@@ -174,7 +174,7 @@ def test_codecs_can_be_sent_to_workers(name: str, rescale: bool) -> None:
 )
 def test_other_spaces_are_refused(space: gymnasium.Space[Any]) -> None:
     """One line names the space and what there is instead."""
-    with pytest.raises(hogwild_rl.UserError, match=re.escape(str(space))) as caught:
+    with pytest.raises(errors.UserError, match=re.escape(str(space))) as caught:
         ActionCodec.of(space)
     assert str(caught.value).endswith(
         "is not supported: Discrete, MultiDiscrete, MultiBinary and Box of floats are"
@@ -182,11 +182,11 @@ def test_other_spaces_are_refused(space: gymnasium.Space[Any]) -> None:
 
 
 def test_a_wide_space_is_refused_in_one_line() -> None:
-    """A space whose bounds fill several lines when printed is still told in one."""
+    """A space whose bounds fill several lines when printed is still printed in one."""
     bounds = np.arange(1, 61)
     space = spaces.Box(-bounds, bounds, dtype=np.int64)
     assert "\n" in str(space)
-    with pytest.raises(hogwild_rl.UserError, match="Box") as caught:
+    with pytest.raises(errors.UserError, match="Box") as caught:
         ActionCodec.of(space)
     assert "\n" not in str(caught.value)
 

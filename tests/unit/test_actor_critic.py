@@ -11,10 +11,9 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
-import hogwild_rl
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.models import networks
+from hogwild_rl import errors
+from hogwild_rl.envs.codecs import ActionCodec, ObservationCodec
+from hogwild_rl.models import layers
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
 T, B, ACTIONS, INPUTS = 6, 3, 5, 4
@@ -188,7 +187,7 @@ def test_other_observation_spaces_are_refused(
     space: Space[Any], within: Callable[[Space[Any]], Space[Any]]
 ) -> None:
     """One line names the space, also where it is but a part."""
-    with pytest.raises(hogwild_rl.UserError, match=re.escape(str(space))) as caught:
+    with pytest.raises(errors.UserError, match=re.escape(str(space))) as caught:
         ActorCritic(within(space), spaces.Discrete(2), Architecture())
     assert "\n" not in str(caught.value)
     assert "observation space" in str(caught.value)
@@ -206,18 +205,18 @@ def test_other_observation_spaces_are_refused(
 )
 def test_other_action_spaces_are_refused(space: Space[Any]) -> None:
     """One line names the space."""
-    with pytest.raises(hogwild_rl.UserError, match=re.escape(str(space))) as caught:
+    with pytest.raises(errors.UserError, match=re.escape(str(space))) as caught:
         ActorCritic(OBSERVATIONS, space, Architecture())
     assert "\n" not in str(caught.value)
     assert "action space" in str(caught.value)
 
 
 def test_a_wide_space_is_refused_in_one_line() -> None:
-    """A space whose bounds fill several lines when printed is still told in one."""
+    """A space whose bounds fill several lines when printed is still printed in one."""
     bounds = np.arange(1, 31)
     wide = spaces.Box(-bounds, bounds, dtype=np.int64)
     assert "\n" in str(wide)
-    with pytest.raises(hogwild_rl.UserError, match="Box") as caught:
+    with pytest.raises(errors.UserError, match="Box") as caught:
         ActorCritic(OBSERVATIONS, wide, Architecture())
     assert "\n" not in str(caught.value)
 
@@ -304,7 +303,7 @@ def test_an_mlp_is_its_layers_in_turn(
     activation: str, function: Callable[[Tensor], Tensor]
 ) -> None:
     """Linear, activation, linear, activation: nothing else, and the activation that was named."""
-    body, seen = networks.mlp(INPUTS, (7, 2), activation, generator()), observations(9)
+    body, seen = layers.mlp(INPUTS, (7, 2), activation, generator()), observations(9)
     first, second = (m for m in body if isinstance(m, nn.Linear))
     hidden = function(seen @ first.weight.T + first.bias)
     expected = function(hidden @ second.weight.T + second.bias)

@@ -10,12 +10,10 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from hogwild_rl.envs import atari, backends, vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Collector, Rollout
-from hogwild_rl.runs.normalize import Clip, Normalization, Normalizer
+from hogwild_rl.collect.rollout import Collector, Rollout
+from hogwild_rl.envs import atari, make, vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.learn.normalization import Clip, Normalization, Normalizer
 
 pytest.importorskip("ale_py")
 pytest.importorskip("cv2")  # gymnasium's wrappers need it
@@ -27,7 +25,7 @@ both_forms = pytest.mark.parametrize("form", ["native", "in turn"])
 
 def spec(game: str) -> EnvSpec:
     """Without repetition of actions by chance."""
-    return vector.spec(f"{game}NoFrameskip-v4")
+    return make.spec(f"{game}NoFrameskip-v4")
 
 
 def cpp(source: EnvSpec, num_envs: int, **options: Any) -> VectorEnv[Any, Any, Any]:
@@ -99,11 +97,11 @@ def test_the_step_after_a_game_over_only_resets(game: str) -> None:
 
 @pytest.mark.parametrize("name", ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5"])
 def test_ids_give_preprocessed_games(name: str) -> None:
-    facts = vector.inspect(name)
+    facts = make.inspect_env(name)
     assert facts.frames_per_step == 4
     assert facts.observation_space.shape == (4, 84, 84)
     assert ObservationCodec.of(facts.observation_space).images[0].chw == (4, 84, 84)
-    single, envs = vector.make_env(name), vector.make_vector_env(name, 2)
+    single, envs = make.make_env(name), vectorize.make_vector_env(name, 2)
     assert type(envs).__name__ == "Games"
     assert single.observation_space == envs.single_observation_space == facts.observation_space
     assert single.action_space == envs.single_action_space == facts.action_space
@@ -116,13 +114,13 @@ def test_ids_give_preprocessed_games(name: str) -> None:
     before = envs.step(np.zeros(2, np.int64))[4]["episode_frame_number"]
     after = envs.step(np.zeros(2, np.int64))[4]["episode_frame_number"]
     assert (after - before).tolist() == [4, 4]
-    assert backends.choose(facts.source, "auto", 1, 2).name == "native"
+    assert vectorize.choose(facts.source, "auto", 1, 2).name == "native"
     single.close()
     envs.close()
 
 
 def test_other_environments_have_no_frames() -> None:
-    assert vector.inspect("CartPole-v1").frames_per_step == 1
+    assert make.inspect_env("CartPole-v1").frames_per_step == 1
 
 
 def test_sticky_actions_are_the_id_s() -> None:
@@ -131,7 +129,7 @@ def test_sticky_actions_are_the_id_s() -> None:
     for name in ("BreakoutNoFrameskip-v4", "ALE/Breakout-v5"):
         shown = []
         for seed in (1, 2):
-            envs, rng = cpp(vector.spec(name), 1, noops=0), np.random.default_rng(0)
+            envs, rng = cpp(make.spec(name), 1, noops=0), np.random.default_rng(0)
             envs.reset(seed=seed)
             rows = [envs.step(rng.integers(4, size=1))[0].copy() for _ in range(100)]
             shown.append(np.stack(rows))
@@ -152,12 +150,12 @@ def test_noops_make_starts_differ_by_the_seed() -> None:
 
 @pytest.mark.parametrize("settings", [{"mode": 4}, {"difficulty": 1}], ids=str)
 def test_a_mode_that_cpp_does_not_have_is_played_in_turn(settings: dict[str, int]) -> None:
-    source = vector.spec("ALE/Breakout-v5")
+    source = make.spec("ALE/Breakout-v5")
     changed = copy.deepcopy(source)
     changed.kwargs.update(settings)
-    assert vector.has_native(source)
-    assert not vector.has_native(changed)
-    envs = vector.make_vector_env(changed, 2)
+    assert vectorize.has_native(source)
+    assert not vectorize.has_native(changed)
+    envs = vectorize.make_vector_env(changed, 2)
     assert envs.reset(seed=0)[0].shape == (2, 4, 84, 84)
     assert [env.unwrapped._game_mode for env in envs.envs] == [settings.get("mode")] * 2
     envs.close()
@@ -165,9 +163,9 @@ def test_a_mode_that_cpp_does_not_have_is_played_in_turn(settings: dict[str, int
 
 @pytest.mark.parametrize("settings", [{"obs_type": "ram"}, {"continuous": True}], ids=str)
 def test_what_is_no_screen_with_buttons_is_as_registered(settings: dict[str, Any]) -> None:
-    changed = copy.deepcopy(vector.spec("ALE/Breakout-v5"))
+    changed = copy.deepcopy(make.spec("ALE/Breakout-v5"))
     changed.kwargs.update(settings)
-    facts, envs = vector.inspect(changed), vector.make_vector_env(changed, 6)
+    facts, envs = make.inspect_env(changed), vectorize.make_vector_env(changed, 6)
     assert facts.frames_per_step == 1
     assert envs.single_observation_space == facts.observation_space
     assert envs.single_action_space == facts.action_space
@@ -179,7 +177,11 @@ def test_what_is_no_screen_with_buttons_is_as_registered(settings: dict[str, Any
 
 def vectorized(game: str, form: str) -> VectorEnv[Any, Any, Any]:
     source = spec(game)
-    made = vector.make_vector_env(source, 2) if form == "native" else vector.in_turn(source, 2)
+    made = (
+        vectorize.make_vector_env(source, 2)
+        if form == "native"
+        else vectorize.sync_vector_env(source, 2)
+    )
     assert (type(made).__name__ == "Games") == (form == "native")
     return made
 
@@ -194,7 +196,7 @@ def played(
         Normalization(1, codec, observations=False, rewards=False), 0, 0.99, clip, 1.0
     ).pay
     actions = ActionCodec.of(envs.single_action_space)
-    talk = Interface(codec, actions, rewards=pay, **interface)
+    talk = EnvCodec(codec, actions, rewards=pay, **interface)
     collector = Collector([envs], talk, steps, SEED, lambda phase: None)
     generator = torch.Generator().manual_seed(SEED)
     choices = int(envs.single_action_space.n)
@@ -242,9 +244,9 @@ def test_a_lost_life_ends_the_values_but_not_the_episode(form: str) -> None:
     np.testing.assert_array_equal(rollout.valid.numpy()[1:], ~overs[:-1])
     assert sorted(episodes) == whole_games(true["rewards"], overs)
     assert sum(paid for paid, _ in episodes) > 0
-    without, told = played("Breakout", form, 380)
+    without, printed = played("Breakout", form, 380)
     np.testing.assert_array_equal(without.terminated.numpy(), overs)
-    assert sorted(told) == sorted(episodes)
+    assert sorted(printed) == sorted(episodes)
 
 
 def test_a_game_without_lives_loses_none() -> None:
@@ -257,7 +259,7 @@ def test_a_game_without_lives_loses_none() -> None:
     ("form", "clip"), [("native", "sign"), ("native", 20.0), ("native", 20), ("in turn", "sign")]
 )
 def test_clipping_changes_what_is_learnt_from_but_not_what_is_told(form: str, clip: Clip) -> None:
-    plain, told = played("Qbert", form, 450)
+    plain, printed = played("Qbert", form, 450)
     clipped, episodes = played("Qbert", form, 450, clip)
     rewards = replayed("Qbert", form, plain)["rewards"]
     np.testing.assert_array_equal(plain.rewards.numpy(), rewards)
@@ -265,5 +267,5 @@ def test_clipping_changes_what_is_learnt_from_but_not_what_is_told(form: str, cl
     expected = np.where(rewards > 0, limit, 0) - np.where(rewards < 0, limit, 0)
     np.testing.assert_array_equal(clipped.rewards.numpy(), expected)
     assert rewards.max() >= 25 > limit
-    assert episodes == told
+    assert episodes == printed
     assert max(paid for paid, _ in episodes) >= 25

@@ -10,12 +10,10 @@ import pytest
 import torch
 from gymnasium.vector import VectorEnv
 
-from hogwild_rl import UserError
-from hogwild_rl.envs import backends, vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Act, Collector, Rollout
+from hogwild_rl.collect.rollout import Act, Collector, Rollout
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.errors import UserError
 
 SEED, STEPS = 17, 120
 needs_pool = pytest.mark.skipif(
@@ -23,9 +21,9 @@ needs_pool = pytest.mark.skipif(
 )
 
 
-def interface_of(envs: VectorEnv[Any, Any, Any]) -> Interface:
+def interface_of(envs: VectorEnv[Any, Any, Any]) -> EnvCodec:
     """Observations and actions as the environments have them, and nothing remembered."""
-    return Interface(
+    return EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
     )
@@ -39,9 +37,9 @@ def at_random() -> Act:
 
 def played(name: str, num_envs: int, groups: int = 1) -> Rollout:
     """Random actions in CartPole-v1, through a collector."""
-    spec = vector.spec("CartPole-v1")
-    backend = backends.Backend(name, "")
-    made = [backends.make(spec, backend, num_envs // groups, 2) for _ in range(groups)]
+    spec = make.spec("CartPole-v1")
+    backend = vectorize.Backend(name, "")
+    made = [vectorize.make_envs(spec, backend, num_envs // groups, 2) for _ in range(groups)]
     collector = Collector(made, interface_of(made[0]), STEPS, SEED, lambda phase: None)
     rollout = collector.collect(at_random())
     for envs in made:
@@ -133,8 +131,8 @@ def test_groups_step_the_same_environments(name: str) -> None:
 )
 def test_a_reset_without_a_seed_goes_on_and_one_with_a_seed_begins_again(name: str) -> None:
     """In the middle of episodes too: other starts every time, and the first ones from the seed."""
-    source = vector.spec("CartPole-v1")
-    envs = backends.make(source, backends.Backend(name, "for this test"), 3, cores=1)
+    source = make.spec("CartPole-v1")
+    envs = vectorize.make_envs(source, vectorize.Backend(name, "for this test"), 3, cores=1)
     with contextlib.closing(envs):
         starts = []
         for seed in (SEED, None, None, None, SEED):
@@ -149,7 +147,7 @@ def test_a_rollout_copied_to_a_device_is_the_same() -> None:
     """The way over a copy in the host's memory, as for a GPU, here with the CPU as device."""
     rollouts = []
     for device in (None, torch.device("cpu")):
-        envs = vector.in_turn("CartPole-v1", 4)
+        envs = vectorize.sync_vector_env("CartPole-v1", 4)
         collector = Collector([envs], interface_of(envs), 16, SEED, lambda phase: None, device)
         act = at_random()
         for _ in range(5):
@@ -162,7 +160,7 @@ def test_a_rollout_copied_to_a_device_is_the_same() -> None:
 def test_bytes_stay_bytes() -> None:
     """Images take a byte a pixel in a rollout."""
     image = ObservationCodec.of(gymnasium.spaces.Box(0, 255, (8, 6, 3), np.uint8))
-    interface = Interface(image, ActionCodec.of(gymnasium.spaces.Discrete(2)))
+    interface = EnvCodec(image, ActionCodec.of(gymnasium.spaces.Discrete(2)))
     observations = Rollout.empty(2, 4, interface).observations
     assert observations.dtype == torch.uint8
     assert observations.shape == (3, 4, 8, 6, 3)
@@ -179,21 +177,21 @@ def test_bytes_stay_bytes() -> None:
     ],
 )
 def test_auto_takes_the_fastest_and_says_why(env, num_envs, cores, name) -> None:
-    backend = backends.choose(vector.spec(env), "auto", num_envs, cores)
+    backend = vectorize.choose(make.spec(env), "auto", num_envs, cores)
     assert backend.name == name
     assert backend.reason
 
 
 @needs_pool
 def test_auto_takes_envpool_where_it_has_the_environment() -> None:
-    assert backends.choose(vector.spec("Acrobot-v1"), "auto", 8, 2).name == "envpool"
+    assert vectorize.choose(make.spec("Acrobot-v1"), "auto", 8, 2).name == "envpool"
 
 
 @pytest.mark.parametrize("wanted", ["native", "envpool"])
 def test_what_an_environment_does_not_have_is_refused(wanted: Any) -> None:
-    source = vector.spec("tests.envs:Chain-v0")
+    source = make.spec("tests.envs:Chain-v0")
     with pytest.raises(UserError, match=r"Chain-v0|not installed"):
-        backends.choose(source, wanted, 4, 2)
+        vectorize.choose(source, wanted, 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -207,5 +205,5 @@ def test_what_an_environment_does_not_have_is_refused(wanted: Any) -> None:
     ],
 )
 def test_threads_and_processes_step_while_the_caller_goes_on(env, name, expected) -> None:
-    backend = backends.Backend(name, "")
-    assert backends.steps_alone(vector.spec(env), backend) == expected
+    backend = vectorize.Backend(name, "")
+    assert vectorize.steps_asynchronously(make.spec(env), backend) == expected

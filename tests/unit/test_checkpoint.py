@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from gymnasium import Space, spaces
 
-from hogwild_rl.runs.checkpoint import Checkpoint, Counters
+from hogwild_rl.runs.checkpoint import Checkpoint
+from hogwild_rl.runs.logger import Progress
 
 
 class Angle(spaces.Box):
@@ -39,7 +40,7 @@ SPACES = {
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 def test_spaces_come_back_as_they_were(space: Space[Any], tmp_path: pathlib.Path) -> None:
     """Equal, and the parts in the same order: the network's inputs stand in it."""
-    saved = Checkpoint("a3c", {}, space, space, {}, {}, {}, Counters())
+    saved = Checkpoint("a3c", {}, space, space, {}, {}, {}, Progress())
     saved.save(tmp_path / "file.pt")
     loaded = Checkpoint.load(tmp_path / "file.pt")
     assert loaded.observation_space == space

@@ -12,16 +12,16 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hogwild_rl import UserError
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.models import vision
+from hogwild_rl.envs.codecs import ObservationCodec
+from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild.shared_model import SharedModel
+from hogwild_rl.models import encoders
 from hogwild_rl.models.actor_critic import Architecture
 from hogwild_rl.models.deterministic import (
     DeterministicActorCritic,
-    Perceptrons,
-    Tracked,
-    follow_,
+    EnsembleMLP,
+    WithTarget,
+    polyak_update_,
 )
 
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float64)
@@ -104,7 +104,7 @@ def model_of(space: Space[Any], architecture: Architecture, N: int = 2) -> Deter
 @pytest.mark.parametrize("N", [1, 3])
 def test_each_perceptron_is_a_chain_of_linear_layers(N: int, activation: str) -> None:
     """And `only` gives that of the first so many."""
-    layers = Perceptrons(N, SIZES, activation, stream())
+    layers = EnsembleMLP(N, SIZES, activation, stream())
     moved(layers, 0.5)
     inputs = torch.randn(9, SIZES[0], generator=stream(2))
     found = layers(inputs)
@@ -123,7 +123,7 @@ def test_each_perceptron_is_a_chain_of_linear_layers(N: int, activation: str) ->
 def test_first_weights_are_uniform_in_their_bounds_and_differ() -> None:
     """±1/√fan-in, and ±0.003 in the last layer; the same for the same seed only."""
     N, sizes = 3, (16, 200, 100, 50)
-    layers, again, other = (Perceptrons(N, sizes, "relu", stream(s)) for s in (0, 0, 1))
+    layers, again, other = (EnsembleMLP(N, sizes, "relu", stream(s)) for s in (0, 0, 1))
     bounds = [1 / 4, 1 / math.sqrt(200), 0.003]
     for weight, bias, bound in zip(layers.weights, layers.biases, bounds, strict=True):
         for i in range(N):
@@ -212,16 +212,22 @@ def test_gradients_are_those_of_finite_differences(
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("pictures", vision.Vision), ("a dict", vision.Vision), ("small pictures", vision.Pixels)],
+    [
+        ("pictures", encoders.ConvEncoder),
+        ("a dict", encoders.ConvEncoder),
+        ("small pictures", encoders.PixelEncoder),
+    ],
 )
 def test_critics_share_one_eye_and_the_policy_has_another(name: str, kind: type) -> None:
     model, eyes = model_of(*EVERY[name], N=3), []
     for tracked in (model.actor, model.critics):
         parts: list[nn.Module] = list(tracked.online.modules())
-        eyes += [part for part in parts if isinstance(part, vision.Vision | vision.Pixels)]
+        eyes += [
+            part for part in parts if isinstance(part, encoders.ConvEncoder | encoders.PixelEncoder)
+        ]
     assert [type(eye) for eye in eyes] == [kind, kind]
     first, second = ({p.data_ptr() for p in eye.parameters()} for eye in eyes)
-    assert bool(first) == (kind is vision.Vision)
+    assert bool(first) == (kind is encoders.ConvEncoder)
     assert not first & second
 
 
@@ -283,10 +289,10 @@ def test_a_copy_follows_by_its_share(
     """θ' ← (1 − τ) θ' + τ θ in every tensor of the copy: not at all for 0, at once for 1."""
     model = model_of(space, architecture)
     for tracked in (model.actor, model.critics):
-        shared: SharedModel[Tracked[Any]] = SharedModel(tracked)
+        shared: SharedModel[WithTarget[Any]] = SharedModel(tracked)
         moved(tracked.online)
         online, target = copy.deepcopy(tracked.online), copy.deepcopy(tracked.target)
-        follow_(shared.flat, tau)
+        polyak_update_(shared.flat, tau)
         for name, now in tracked.target.named_parameters():
             p, before = online.get_parameter(name), target.get_parameter(name)
             torch.testing.assert_close(now, before + tau * (p - before), check_stride=False)

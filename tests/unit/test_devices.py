@@ -7,35 +7,34 @@ from typing import Any
 import pytest
 import torch
 
-from hogwild_rl import UserError, a2c, a3c, ddpg, td3
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.hogwild.optim import SharedRMSprop
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.learning import graphs, losses
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Collector, Rollout
+from hogwild_rl import a2c, a3c, ddpg, td3
+from hogwild_rl.collect.rollout import Collector, Rollout
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.optimizers import SharedRMSprop
+from hogwild_rl.hogwild.shared_model import SharedModel
+from hogwild_rl.learn import cuda_graphs, losses
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
-from hogwild_rl.runs import devices
-from hogwild_rl.runs.outcomes import Outcomes
-from hogwild_rl.runs.ranks import Ranks
+from hogwild_rl.training import devices
+from hogwild_rl.training.distributed import Ranks
+from hogwild_rl.training.outcomes import Outcomes
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CPU = torch.device("cpu")
 
 
 def model_of(hidden: int = 64, bfloat16: bool = False) -> ActorCritic:
-    facts = vector.inspect("CartPole-v1")
+    facts = make.inspect_env("CartPole-v1")
     generator = torch.Generator().manual_seed(0)
     shape = Architecture(hidden=(hidden, hidden), bfloat16=bfloat16)
     return ActorCritic(facts.observation_space, facts.action_space, shape, generator)
 
 
 def rollout_of(n_steps: int = 16) -> Rollout:
-    envs = vector.in_turn("CartPole-v1", 4)
-    interface = Interface(
+    envs = vectorize.sync_vector_env("CartPole-v1", 4)
+    interface = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
     )
@@ -61,11 +60,11 @@ def test_a_missing_gpu_is_refused() -> None:
 
 def test_little_work_takes_one_thread_and_gives_the_others_back() -> None:
     before = torch.get_num_threads()
-    with devices.few_threads(model_of(), 16):
+    with devices.limit_threads(model_of(), 16):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
     for hidden, num_envs in ((1024, 16), (64, 1024)):
-        with devices.few_threads(model_of(hidden), num_envs):
+        with devices.limit_threads(model_of(hidden), num_envs):
             assert torch.get_num_threads() == before
 
 
@@ -74,7 +73,7 @@ def test_bfloat16_keeps_parameters_and_losses_float32_and_comes_close() -> None:
     values = []
     for bfloat16 in (False, True):
         shared = SharedModel(model_of(bfloat16=bfloat16))
-        loss = losses.of_rollout(shared.module, rollout, config)
+        loss = losses.actor_critic_loss(shared.module, rollout, config)
         gradient = shared.gradient(loss)
         assert loss.dtype == gradient.dtype == torch.float32
         assert all(p.dtype == torch.float32 for p in shared.module.parameters())
@@ -99,12 +98,12 @@ def test_a_run_in_bfloat16_trains_or_says_why_not(
     config = program.Config(
         env=env, precision="bfloat16", total_timesteps=5000, run_dir=str(tmp_path / "run")
     )
-    precision = devices.bfloat16("bfloat16", vector.inspect(env))
+    precision = devices.bfloat16("bfloat16", make.inspect_env(env))
     assert precision.reason in ("", declined)
     assert precision.on == (precision.reason == "")
     agent = program.train(config)
-    told = f"precision float32: {declined}" in capsys.readouterr().out
-    assert told == (not precision.on)
+    printed = f"precision float32: {declined}" in capsys.readouterr().out
+    assert printed == (not precision.on)
     assert all(p.isfinite().all() for p in agent.checkpoint.parameters.values())
     assert agent.checkpoint.counters.dropped == 0
 
@@ -120,7 +119,7 @@ def test_bfloat16_on_the_cpu_is_for_images_and_on_a_gpu_that_has_it_for_all(
         return native or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
-    facts = vector.inspect("CartPole-v1")
+    facts = make.inspect_env("CartPole-v1")
     assert not devices.bfloat16("bfloat16", facts).on
     assert asked == []
     precision = devices.bfloat16("bfloat16", facts, "cuda")
@@ -161,8 +160,11 @@ def test_target_networks_do_not_make_a_model_large(monkeypatch: Any) -> None:
 
 
 def test_memory_of_a_gpu_that_is_full_is_one_line() -> None:
-    told = "num_envs 64 and n_steps 5 need more memory than the GPU has: give less"
-    with pytest.raises(UserError, match=told), devices.enough_memory("num_envs 64 and n_steps 5"):
+    printed = "num_envs 64 and n_steps 5 need more memory than the GPU has: give less"
+    with (
+        pytest.raises(UserError, match=printed),
+        devices.enough_memory("num_envs 64 and n_steps 5"),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
@@ -198,7 +200,7 @@ def test_two_groups_are_the_default_where_one_steps_while_a_gpu_acts_for_the_oth
 
 @pytest.mark.parametrize("taken", [[True, False, True], [False], []])
 def test_outcomes_on_a_device_are_counted_one_step_late_and_all_in_the_end(taken: Any) -> None:
-    slots = Slots(1)
+    slots = Counters(1)
     outcomes = Outcomes(slots.writer(0), CPU)
     flag = torch.tensor(False)  # one tensor, overwritten by every step
     for number, each in enumerate(taken):
@@ -220,7 +222,7 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu() -> None:
         optimizer = SharedRMSprop(shared, 1e-3, 0.99, 1e-5)
         there = Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout).items()})
         for _ in range(3):
-            optimizer.apply(shared.gradient(losses.of_rollout(shared.module, there, config)))
+            optimizer.apply(shared.gradient(losses.actor_critic_loss(shared.module, there, config)))
         flats.append(shared.flat.cpu())
     torch.testing.assert_close(flats[0], flats[1], rtol=1e-3, atol=1e-4)
 
@@ -234,9 +236,9 @@ def test_graphs_equal_eager() -> None:
     static = Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout_of()).items()})
 
     def gradient() -> torch.Tensor:
-        return shared.gradient(losses.of_rollout(shared.module, static, config))
+        return shared.gradient(losses.actor_critic_loss(shared.module, static, config))
 
-    captured = graphs.Captured(gradient, device)
+    captured = cuda_graphs.Captured(gradient, device)
     for _ in range(3):
         static.observations.normal_()
         replayed = captured().clone()
@@ -244,7 +246,7 @@ def test_graphs_equal_eager() -> None:
     optimizer, eager = (SharedRMSprop(shared, 1e-3), SharedRMSprop(SharedModel(model_of(), device)))
     before = [tensor.clone() for tensor in optimizer.tensors]
     given = torch.zeros_like(shared.gradient.flat)
-    step = graphs.Captured(
+    step = cuda_graphs.Captured(
         lambda: optimizer.apply_if_finite(given, 0.5), device, changes=optimizer.tensors
     )
     assert all(map(torch.equal, optimizer.tensors, before))
@@ -257,7 +259,7 @@ def test_graphs_equal_eager() -> None:
         torch.testing.assert_close(one, other)
     streams = [torch.Generator(device).manual_seed(1) for _ in range(2)]
     act = functools.partial(shared.module.act, generator=streams[0])
-    replayed_act = graphs.captured_act(
+    replayed_act = cuda_graphs.captured_act(
         functools.partial(shared.module.act, generator=streams[1]),
         static,
         static.actions.shape[1],

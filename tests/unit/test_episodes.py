@@ -11,14 +11,12 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.episodes import EpisodeCollector
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Rollout
+from hogwild_rl.collect.episodes import EpisodeCollector
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
-from tests import envs as small
+from tests import envs
 
 SEED = 11
 ENVIRONMENTS = ("CartPole-v1", "tests.envs:Chain-v0", "tests.envs:Pictures-v0", "Pendulum-v1")
@@ -50,18 +48,18 @@ class Collected:
     steps: int
 
 
-def interface_of(envs: VectorEnv[Any, Any, Any], **given: Any) -> Interface:
+def interface_of(envs: VectorEnv[Any, Any, Any], **given: Any) -> EnvCodec:
     """Observations and actions as the environments have them."""
-    return Interface(
+    return EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
         **given,
     )
 
 
-def collect(env: vector.EnvSource, num_envs: int, times: int, **given: Any) -> list[Collected]:
+def collect(env: make.EnvSource, num_envs: int, times: int, **given: Any) -> list[Collected]:
     """Some batches in a row."""
-    envs = vector.make_vector_env(env, num_envs)
+    envs = vectorize.make_vector_env(env, num_envs)
     collector = EpisodeCollector(envs, interface_of(envs, **given), SEED, lambda phase: None)
     policy, collected = Recorder(envs), []
     for _ in range(times):
@@ -77,7 +75,7 @@ def test_episodes_are_those_of_single_environments(env: str) -> None:
     collected = collect(env, B, times=2 if env == "Pendulum-v1" else 6)
     lengths = set()
     for b in range(B):
-        single = vector.make_env(env)
+        single = make.make_env(env)
         decode = ActionCodec.of(single.action_space).to_env
         seed: int | None = SEED + b
         for each in collected:
@@ -110,8 +108,11 @@ def test_episodes_are_those_of_single_environments(env: str) -> None:
 
 
 def test_environments_that_are_vectors_themselves() -> None:
-    """CartPole's own: the same rows, and one episode each, whose ends are told."""
-    collected, envs = collect("CartPole-v1", 8, times=5), vector.make_vector_env("CartPole-v1", 8)
+    """CartPole's own: the same rows, and one episode each, whose ends are printed."""
+    collected, envs = (
+        collect("CartPole-v1", 8, times=5),
+        vectorize.make_vector_env("CartPole-v1", 8),
+    )
     assert not isinstance(envs, gymnasium.vector.SyncVectorEnv)
     seed: int | None = SEED
     for each in collected:
@@ -147,14 +148,14 @@ def test_a_batch_has_one_episode_each_and_as_many_rows_as_the_longest(num_envs: 
         assert each.steps == sum(lengths)
 
 
-@pytest.mark.parametrize("clock", [small.truncated_clock, small.terminated_clock])
+@pytest.mark.parametrize("clock", [envs.truncated_clock, envs.terminated_clock])
 def test_a_time_limit_is_told_from_an_end(clock: Any) -> None:
     """Ten steps, and the last of them says how it ended."""
     for each in collect(clock, 2, times=2):
         r = each.rollout
         last = torch.arange(10)[:, None].expand(10, 2) == 9
         none = torch.zeros(10, 2, dtype=torch.bool)
-        terminates = clock is small.terminated_clock
+        terminates = clock is envs.terminated_clock
         assert torch.equal(r.terminated, last if terminates else none)
         assert torch.equal(r.truncated, none if terminates else last)
         assert each.episodes == [(10.0, 10)] * 2
@@ -186,14 +187,14 @@ def test_shapes_and_types(env: str, observations: Any, actions: Any) -> None:
 
 
 def test_continuous_actions_are_kept_as_drawn() -> None:
-    """Also beyond the bounds, which only the environment is told of: log π is that of the draw."""
+    """Also beyond the bounds, which only the environment sees: log π is that of the sample."""
     rollout = collect("MountainCarContinuous-v0", num_envs=1, times=1)[0].rollout
     assert rollout.actions.abs().max() > 1
     assert bool(rollout.truncated[-1]) or bool(rollout.terminated[-1])
 
 
 def test_the_learner_may_be_paid_otherwise() -> None:
-    """The hook gets [T, B] once per batch, in place; returns are told as the environment pays."""
+    """The hook gets [T, B] once per batch, in place; returns stay those of the environment."""
     asked = []
 
     def doubled(rewards: Any, ended: Any, valid: Any) -> None:
@@ -213,7 +214,7 @@ def test_the_learner_may_be_paid_otherwise() -> None:
         assert ours.episodes == theirs.episodes
 
 
-class Late(small.Chain):
+class Late(envs.Chain):
     """Pays NaN in every second episode."""
 
     def __init__(self) -> None:
@@ -224,7 +225,7 @@ class Late(small.Chain):
         self._resets += 1
         return super().reset(seed=seed, options=options)
 
-    def step(self, action: Any) -> small.Step:
+    def step(self, action: Any) -> envs.Step:
         observation, reward, *rest = super().step(action)
         return observation, reward if self._resets == 1 else np.nan, *rest
 
@@ -249,7 +250,7 @@ def test_the_same_seeds_give_the_same_batches_and_the_next_batch_is_another() ->
 
 def test_a_batch_is_not_overwritten_by_the_next() -> None:
     """Each has memory of its own."""
-    envs = vector.make_vector_env("tests.envs:Pictures-v0", 2)
+    envs = vectorize.make_vector_env("tests.envs:Pictures-v0", 2)
     collector = EpisodeCollector(envs, interface_of(envs), SEED, lambda phase: None)
     policy = Recorder(envs)
     rollout = collector.collect(policy)
@@ -261,7 +262,7 @@ def test_a_batch_is_not_overwritten_by_the_next() -> None:
 def test_phases_are_told_as_they_end() -> None:
     """Acting and stepping in turn, once for every row."""
     laps: list[str] = []
-    envs = vector.make_vector_env("CartPole-v1", 2)
+    envs = vectorize.make_vector_env("CartPole-v1", 2)
     collector = EpisodeCollector(envs, interface_of(envs), SEED, laps.append)
     rollout = collector.collect(Recorder(envs))
     assert laps == ["act", "env"] * len(rollout.valid)
@@ -269,7 +270,7 @@ def test_phases_are_told_as_they_end() -> None:
 
 def test_a_batch_can_be_learnt_from() -> None:
     """Acting leaves no autograd behind, and the rows can go through a model that is trained."""
-    envs = vector.make_vector_env("CartPole-v1", 3)
+    envs = vectorize.make_vector_env("CartPole-v1", 3)
     model = ActorCritic(
         envs.single_observation_space, envs.single_action_space, Architecture(hidden=(8,))
     )

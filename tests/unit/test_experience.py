@@ -12,13 +12,11 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.experience import Experience
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.replay import Replay
-from tests import envs as small
+from hogwild_rl.collect.replay import ReplayBuffer
+from hogwild_rl.collect.transitions import TransitionCollector
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from tests import envs
 
 SEED = 11
 
@@ -26,7 +24,7 @@ SEED = 11
 class Walk(gymnasium.Env[Any, Any]):
     """Walks along a line from a random place; ends beyond 3, and is cut after seven steps.
 
-    A step may do both. Pays the place; in `words` it is told as a Dict.
+    A step may do both. Pays the place; in `words` it is printed as a Dict.
     """
 
     def __init__(self, words: bool = False) -> None:
@@ -46,13 +44,13 @@ class Walk(gymnasium.Env[Any, Any]):
         self._place, self._step = float(self.np_random.random()), 0
         return self._observe(), {}
 
-    def step(self, action: Any) -> small.Step:
+    def step(self, action: Any) -> envs.Step:
         self._place += float(action[0])
         self._step += 1
         return self._observe(), self._place, self._place > 3, self._step == 7, {}
 
 
-class Pictures(small.Pictures):
+class Pictures(envs.Pictures):
     """A chain in pictures that goes left where an action is below -0.5; it paints one array."""
 
     def __init__(self) -> None:
@@ -64,18 +62,18 @@ class Pictures(small.Pictures):
         self._canvas[:] = super()._observe()
         return self._canvas
 
-    def step(self, action: Any) -> small.Step:
+    def step(self, action: Any) -> envs.Step:
         return super().step(int(action[0] > -0.5))
 
 
 def clock(terminates: bool) -> gymnasium.Env[Any, Any]:
     """One whose actions are numbers."""
-    env = small.Clock(terminates)
+    env = envs.Clock(terminates)
     env.action_space = spaces.Box(-1, 1, (1,))
     return env
 
 
-ENVIRONMENTS: dict[str, tuple[vector.EnvSource, int]] = {
+ENVIRONMENTS: dict[str, tuple[make.EnvSource, int]] = {
     "walk": (Walk, 60),
     "in words": (functools.partial(Walk, words=True), 60),
     "pictures": (Pictures, 40),
@@ -90,7 +88,7 @@ every_environment = pytest.mark.parametrize(
 class Lived:
     """What was to be seen after each step, and before the first one."""
 
-    replay: Replay
+    replay: ReplayBuffer
     observations: list[Tensor]
     actions: list[Tensor] = dataclasses.field(default_factory=list)
     ended: list[list[bool]] = dataclasses.field(default_factory=list)
@@ -98,21 +96,21 @@ class Lived:
     steps: list[int] = dataclasses.field(default_factory=list)
 
 
-def interface_of(envs: VectorEnv[Any, Any, Any]) -> Interface:
+def interface_of(envs: VectorEnv[Any, Any, Any]) -> EnvCodec:
     """Actions in −1..1, as a deterministic policy gives them."""
-    return Interface(
+    return EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space, rescale=True),
     )
 
 
-def live(env: vector.EnvSource, B: int, steps: int, laps: list[str] | None = None) -> Lived:
+def live(env: make.EnvSource, B: int, steps: int, laps: list[str] | None = None) -> Lived:
     """Random actions, some of them at their bounds."""
-    envs = vector.in_turn(env, B)
+    envs = vectorize.sync_vector_env(env, B)
     interface = interface_of(envs)
-    replay = Replay(B * steps, B, interface)
+    replay = ReplayBuffer(B * steps, B, interface)
     lap = (lambda phase: None) if laps is None else laps.append
-    experience = Experience(envs, interface, replay, SEED, lap)
+    experience = TransitionCollector(envs, interface, replay, SEED, lap)
     lived, generator = Lived(replay, [experience.observations]), torch.Generator().manual_seed(SEED)
     for _ in range(steps):
         lived.actions.append(torch.randn(B, 1, generator=generator).clamp_(-1, 1))
@@ -125,7 +123,7 @@ def live(env: vector.EnvSource, B: int, steps: int, laps: list[str] | None = Non
     return lived
 
 
-def kept(replay: Replay) -> set[tuple[float, ...]]:
+def kept(replay: ReplayBuffer) -> set[tuple[float, ...]]:
     """All transitions as tuples of numbers: s, a, r, s', terminated."""
     batch = replay.sample(30 * len(replay), torch.Generator().manual_seed(0))
     columns = [tensor.reshape(len(tensor), -1).float() for tensor in vars(batch).values()]
@@ -134,15 +132,15 @@ def kept(replay: Replay) -> set[tuple[float, ...]]:
 
 
 @every_environment
-def test_what_is_kept_is_what_single_environments_do(env: vector.EnvSource, steps: int) -> None:
+def test_what_is_kept_is_what_single_environments_do(env: make.EnvSource, steps: int) -> None:
     """Played alone from the same seed with the same actions: rows, ends, returns and lengths."""
     B = 3
     lived = live(env, B, steps)
     expected: set[tuple[float, ...]] = set()
     ended, valid = np.zeros((2, steps, B), dtype=bool)
-    told: list[list[tuple[float, int]]] = [[] for _ in range(steps)]
+    printed: list[list[tuple[float, int]]] = [[] for _ in range(steps)]
     for b in range(B):
-        single = vector.make_env(env)
+        single = make.make_env(env)
         seen = ObservationCodec.of(single.observation_space)
         decode = ActionCodec.of(single.action_space, rescale=True).to_env
         row = seen.row(single.reset(seed=SEED + b)[0]).astype(seen.dtype)
@@ -159,17 +157,17 @@ def test_what_is_kept_is_what_single_environments_do(env: vector.EnvSource, step
             expected.add(tuple(float(x) for x in (*before.flat, *action, *end)))
             total, length, valid[t, b] = total + float(paid), length + 1, True
             if terminated or truncated:
-                told[t].append((total, length))
+                printed[t].append((total, length))
                 ended[t, b], total, length = True, 0.0, 0
         assert (lived.observations[steps][b].numpy() == row).all()
     assert kept(lived.replay) == expected
     assert len(lived.replay) == valid.sum() == sum(lived.steps)
     assert lived.steps == valid.sum(1).tolist()
     assert lived.ended == ended.tolist()
-    for ours, theirs in zip(lived.episodes, told, strict=True):
+    for ours, theirs in zip(lived.episodes, printed, strict=True):
         assert [length for _, length in ours] == [length for _, length in theirs]
         assert [r for r, _ in ours] == pytest.approx([r for r, _ in theirs], abs=1e-9)
-    assert sum(map(len, told)) >= 2 * B
+    assert sum(map(len, printed)) >= 2 * B
 
 
 def test_both_ways_to_end_are_met() -> None:
@@ -198,11 +196,13 @@ def test_a_time_limit_is_told_from_an_end(terminates: bool) -> None:
 
 
 @every_environment
-def test_observations_are_not_overwritten(env: vector.EnvSource, steps: int) -> None:
+def test_observations_are_not_overwritten(env: make.EnvSource, steps: int) -> None:
     """What was shown stays as it was, in an array of its own, in the policy's type."""
-    envs = vector.in_turn(env, 2)
+    envs = vectorize.sync_vector_env(env, 2)
     interface = interface_of(envs)
-    experience = Experience(envs, interface, Replay(9, 2, interface), SEED, lambda phase: None)
+    experience = TransitionCollector(
+        envs, interface, ReplayBuffer(9, 2, interface), SEED, lambda phase: None
+    )
     shown = []
     for _ in range(12):
         shown.append((experience.observations, experience.observations.clone()))
@@ -216,10 +216,10 @@ def test_observations_are_not_overwritten(env: vector.EnvSource, steps: int) -> 
 
 def test_actions_are_kept_as_the_policy_gave_them() -> None:
     """In −1..1, though the walk takes −1..2: half of the way up is 1.25."""
-    envs = vector.in_turn(Walk, 1)
+    envs = vectorize.sync_vector_env(Walk, 1)
     interface = interface_of(envs)
-    replay = Replay(5, 1, interface)
-    experience = Experience(envs, interface, replay, SEED, lambda phase: None)
+    replay = ReplayBuffer(5, 1, interface)
+    experience = TransitionCollector(envs, interface, replay, SEED, lambda phase: None)
     start = float(experience.observations[0, 0])
     experience.step(torch.tensor([[0.5]]))
     (transition,) = kept(replay)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hogwild_rl.learning.exploration import Gaussian, Noise, OrnsteinUhlenbeck
+from hogwild_rl.collect.noise import Gaussian, Noise, OrnsteinUhlenbeck
 
 KINDS: dict[str, Callable[..., Noise]] = {
     "gaussian": lambda B, A, s, std=0.3: Gaussian(B, A, std, s),

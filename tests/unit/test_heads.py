@@ -11,11 +11,11 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
-import hogwild_rl
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.hogwild.model import SharedModel
-from hogwild_rl.models import distributions, networks
-from hogwild_rl.models.heads import LOG_STD_MAX, LOG_STD_MIN, head
+from hogwild_rl import errors
+from hogwild_rl.envs.codecs import ActionCodec
+from hogwild_rl.hogwild.shared_model import SharedModel
+from hogwild_rl.models import distributions, layers
+from hogwild_rl.models.distributions import LOG_STD_MAX, LOG_STD_MIN, head
 
 FEATURES = 5
 SPACES = {
@@ -132,7 +132,7 @@ def test_heads_travel(name: str, state_dependent_std: bool) -> None:
 
 def test_logits_are_one_linear_layer() -> None:
     """A Categorical's weights are drawn as the layer's alone would be."""
-    module, layer = make("discrete"), networks.linear(FEATURES, 4, 0.01, stream())
+    module, layer = make("discrete"), layers.linear(FEATURES, 4, 0.01, stream())
     assert [p.tolist() for p in module.parameters()] == [p.tolist() for p in layer.parameters()]
     seen, actions = features(3).float(), torch.tensor([3, 1, 0])
     expected = distributions.Categorical(layer(seen)).log_prob(actions)
@@ -186,12 +186,12 @@ def test_a_deviation_by_the_state_stays_in_its_range() -> None:
 @pytest.mark.parametrize("value", [LOG_STD_MIN, LOG_STD_MAX, 5.0, math.nan])
 def test_a_start_that_could_not_learn_is_refused(value: float) -> None:
     """At the ends of its range and beyond, log σ has no gradient."""
-    with pytest.raises(hogwild_rl.UserError, match=f"between -20 and 2, got {value}"):
+    with pytest.raises(errors.UserError, match=f"between -20 and 2, got {value}"):
         make("box", True, log_std_init=value)
 
 
 @pytest.mark.parametrize("space", [spaces.Text(5), spaces.Box(0, 255, (2,), np.uint8)])
 def test_other_spaces_are_refused(space: Space[Any]) -> None:
     """The message names the space."""
-    with pytest.raises(hogwild_rl.UserError, match=re.escape(str(space))):
+    with pytest.raises(errors.UserError, match=re.escape(str(space))):
         head(space, FEATURES, stream())

@@ -2,31 +2,33 @@
 
 import math
 
-from hogwild_rl.hogwild.slots import Slots
-from hogwild_rl.runs import metrics
-from hogwild_rl.runs.checkpoint import Counters
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.runs import logger
+from hogwild_rl.runs.logger import Progress
 
 
 def test_the_last_100_episodes_reach_back_into_earlier_lives() -> None:
-    slots = Slots(2)
-    before = Counters(
+    slots = Counters(2)
+    before = Progress(
         steps=1_000,
         episodes=300,
         recent_returns=tuple(map(float, range(100))),
         recent_lengths=tuple(range(100)),
     )
-    assert metrics.recent(slots, before) == (before.recent_returns, before.recent_lengths)
+    assert logger.recent_episodes(slots, before) == (before.recent_returns, before.recent_lengths)
     for worker, (episode_return, length) in enumerate([(500.0, 7), (600.0, 8)]):
         slots.writer(worker).add_rollout(10, [(episode_return, length)])
-    episodes = metrics.recent(slots, before)
+    episodes = logger.recent_episodes(slots, before)
     assert episodes.returns == (*before.recent_returns[2:], 500.0, 600.0)
     assert episodes.lengths == (*before.recent_lengths[2:], 7, 8)
-    snapshot = metrics.take(slots, episodes, before, 1.0, None)
+    snapshot = logger.take_snapshot(slots, episodes, before, 1.0, None)
     assert snapshot.return_mean == (sum(range(2, 100)) + 1_100) / 100
     assert snapshot.length_mean == (sum(range(2, 100)) + 15) / 100
 
 
 def test_before_the_first_episode_the_mean_return_is_nan() -> None:
-    episodes = metrics.recent(Slots(1), Counters())
+    episodes = logger.recent_episodes(Counters(1), Progress())
     assert episodes == ((), ())
-    assert math.isnan(metrics.take(Slots(1), episodes, Counters(), 1.0, None).return_mean)
+    assert math.isnan(
+        logger.take_snapshot(Counters(1), episodes, Progress(), 1.0, None).return_mean
+    )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hogwild_rl.hogwild.model import Replica, SharedModel
+from hogwild_rl.hogwild.shared_model import Replica, SharedModel
 
 
 class Mixed(nn.Module):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from hogwild_rl.hogwild import moments as moments_module
-from hogwild_rl.hogwild.moments import Moments
+from hogwild_rl.hogwild import running_moments
+from hogwild_rl.hogwild.running_moments import RunningMoments
 
 
-def assert_equals_numpy(moments: Moments, data: np.ndarray) -> None:
+def assert_equals_numpy(moments: RunningMoments, data: np.ndarray) -> None:
     """The merged reading equals numpy's over all data at once."""
     merged = moments.merged()
     assert merged.count == len(data)
@@ -23,10 +23,10 @@ def assert_equals_numpy(moments: Moments, data: np.ndarray) -> None:
     np.testing.assert_allclose(merged.variance, data.var(axis=0, dtype=np.float64), rtol=1e-6)
 
 
-def filled(workers: int, size: int, seed: int = 0) -> tuple[Moments, np.ndarray]:
+def filled(workers: int, size: int, seed: int = 0) -> tuple[RunningMoments, np.ndarray]:
     """Every worker has added a few batches; also all that they added, [N, size]."""
     random = np.random.default_rng(seed)
-    moments = Moments(workers, size)
+    moments = RunningMoments(workers, size)
     batches = []
     for index in range(3 * workers):
         batches.append(random.normal(3 * index, 1 + index, (5 + index, size)))
@@ -39,7 +39,7 @@ def filled(workers: int, size: int, seed: int = 0) -> tuple[Moments, np.ndarray]
 def test_rows_merge_to_the_moments_of_all_data(offset: float, size: int) -> None:
     """Eight workers, uneven batches, and means up to ten thousand standard deviations away."""
     random = np.random.default_rng(size)
-    moments = Moments(8, size)
+    moments = RunningMoments(8, size)
     writers = [moments.writer(worker) for worker in range(8)]
     batches = []
     for index in range(60):
@@ -54,14 +54,14 @@ def test_large_batches_in_blocks_equal_one_pass(length: int, size: int) -> None:
     """Batches of several blocks, the last not full, and of vectors larger than a block."""
     random = np.random.default_rng(0)
     batch = random.normal(1e4, 1, (length, size)) + np.linspace(0, 50, length)[:, None]
-    moments = Moments(1, size)
+    moments = RunningMoments(1, size)
     moments.writer(0).add(batch)
     assert_equals_numpy(moments, batch)
 
 
 def test_values_by_hand() -> None:
     """1, 2 and 6 in one row and 7 in another: mean 4, variance (9 + 4 + 4 + 9) / 4."""
-    moments = Moments(2, 1)
+    moments = RunningMoments(2, 1)
     moments.writer(0).add([[1], [2], [6]])
     moments.writer(1).add([[7]])
     merged = moments.merged()
@@ -75,7 +75,7 @@ def test_any_real_numbers_are_added_in_float64_and_left_alone(dtype: str) -> Non
     """No dtype overflows or rounds, and the caller's batch is as it was."""
     batch = np.random.default_rng(0).integers(0, 256, (300, 3)).astype(dtype)
     before = batch.copy()
-    moments = Moments(1, 3)
+    moments = RunningMoments(1, 3)
     moments.writer(0).add(batch)
     assert_equals_numpy(moments, before.astype(np.float64))
     assert np.array_equal(batch, before)
@@ -84,7 +84,7 @@ def test_any_real_numbers_are_added_in_float64_and_left_alone(dtype: str) -> Non
 def test_slices_and_tensors_are_batches_too() -> None:
     """What does not lie in one piece, and what is a tensor."""
     data = np.random.default_rng(0).standard_normal((12, 6))
-    moments = Moments(1, 3)
+    moments = RunningMoments(1, 3)
     moments.writer(0).add(data[::2, 1::2])
     moments.writer(0).add(torch.from_numpy(data[1::2, 1::2]))
     assert_equals_numpy(moments, data[:, 1::2])
@@ -92,7 +92,7 @@ def test_slices_and_tensors_are_batches_too() -> None:
 
 def test_nothing_seen_is_mean_0_and_variance_1() -> None:
     """Before the first vector, also after batches of none."""
-    moments = Moments(3, 2)
+    moments = RunningMoments(3, 2)
     moments.writer(1).add(np.empty((0, 2), dtype=np.float32))
     merged = moments.merged()
     assert (merged.count, merged.mean.tolist(), merged.variance.tolist()) == (0, [0, 0], [1, 1])
@@ -108,7 +108,7 @@ def test_a_batch_of_none_changes_nothing() -> None:
 
 def test_a_constant_has_variance_0() -> None:
     """Not negative, and not the 1 of nothing seen, after many batches."""
-    moments = Moments(2, 1)
+    moments = RunningMoments(2, 1)
     for index in range(100):
         moments.writer(index % 2).add(np.full((7, 1), 0.1))
     assert 0 <= moments.merged().variance[0] < 1e-28
@@ -118,7 +118,7 @@ def test_a_constant_has_variance_0() -> None:
 def test_a_new_writer_goes_on_in_its_row() -> None:
     """A worker that was restarted adds to what its row holds."""
     data = np.random.default_rng(0).standard_normal((30, 2))
-    moments = Moments(2, 2)
+    moments = RunningMoments(2, 2)
     for part in np.split(data, 3):
         moments.writer(1).add(part)
     assert moments.row_state(0)[0] == 0
@@ -146,7 +146,7 @@ def test_a_state_survives_a_checkpoint_and_another_number_of_workers(workers: in
     file = io.BytesIO()
     torch.save(moments.state(), file)
     file.seek(0)
-    resumed = Moments(workers, 5)
+    resumed = RunningMoments(workers, 5)
     resumed.restore(torch.load(file, weights_only=True))
     assert_equals_numpy(resumed, data)
     more = np.random.default_rng(9).normal(-5, 2, (40, 5))
@@ -157,8 +157,8 @@ def test_a_state_survives_a_checkpoint_and_another_number_of_workers(workers: in
 
 def test_a_state_of_nothing_restores_nothing() -> None:
     """A checkpoint from before the first vector."""
-    moments = Moments(2, 2)
-    moments.restore(Moments(1, 2).state())
+    moments = RunningMoments(2, 2)
+    moments.restore(RunningMoments(1, 2).state())
     assert moments.merged().count == 0
     assert moments.merged().variance.tolist() == [1, 1]
 
@@ -177,7 +177,7 @@ def test_restoring_forgets_what_was_there() -> None:
 def test_rows_gathered_from_two_machines_are_the_moments_of_both() -> None:
     """Each of two ranks sets the other's row, again and again, and both read the same."""
     random = np.random.default_rng(0)
-    ranks = [Moments(2, 3), Moments(2, 3)]
+    ranks = [RunningMoments(2, 3), RunningMoments(2, 3)]
     data = np.empty((0, 3))
     for _ in range(3):
         for rank in range(2):
@@ -205,7 +205,7 @@ def test_a_pickled_copy_has_the_same_numbers() -> None:
 @pytest.mark.parametrize("shape", [(3,), (4, 1), (1, 3, 1), (4, 4), (0,), (0, 2)])
 def test_a_batch_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     """Nothing is broadcast, and nothing was added."""
-    moments = Moments(1, 3)
+    moments = RunningMoments(1, 3)
     with pytest.raises(ValueError, match=r"must have shape \[N, 3\], got \["):
         moments.writer(0).add(np.ones(shape))
     assert moments.merged().count == 0
@@ -214,32 +214,32 @@ def test_a_batch_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("worker", [-1, 2])
 def test_a_worker_that_is_not_there_is_refused(worker: int) -> None:
     """-1 is nobody's row, least of all the one that was restored."""
-    moments = Moments(2, 1)
-    told = f"between 0 and 1, got {worker}"
-    with pytest.raises(ValueError, match=told):
+    moments = RunningMoments(2, 1)
+    printed = f"between 0 and 1, got {worker}"
+    with pytest.raises(ValueError, match=printed):
         moments.writer(worker)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=printed):
         moments.row_state(worker)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=printed):
         moments.set_row(worker, torch.zeros(3))
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     """No workers, no numbers, a row or a state of another size."""
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
-        Moments(0, 1)
+        RunningMoments(0, 1)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
-        Moments(1, 0)
+        RunningMoments(1, 0)
     with pytest.raises(ValueError, match=r"shape \[5\], got \[3\]"):
-        Moments(1, 2).set_row(0, torch.zeros(3))
+        RunningMoments(1, 2).set_row(0, torch.zeros(3))
     with pytest.raises(ValueError, match="size 2, got 1, 1"):
-        Moments(1, 2).restore(Moments(1, 1).state())
+        RunningMoments(1, 2).restore(RunningMoments(1, 1).state())
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 400])
 def test_every_row_and_copy_starts_on_its_own_cache_line(size: int) -> None:
     """Sequence numbers and both copies of all rows, none sharing a line with another."""
-    moments = Moments(3, size)
+    moments = RunningMoments(3, size)
     starts = [address(moments._sequences[row : row + 1]) for row in range(4)]
     starts += [address(moments._copies[row, copy]) for row in range(4) for copy in range(2)]
     assert [start % 64 for start in starts] == [0] * 12
@@ -261,7 +261,7 @@ def at_every_instruction(then: Callable[[int], None]) -> Iterator[None]:
 
     def trace(frame: types.FrameType, event: str, _: object) -> object:
         nonlocal count
-        if frame.f_code.co_filename != moments_module.__file__:
+        if frame.f_code.co_filename != running_moments.__file__:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -284,7 +284,7 @@ BATCHES = [np.array([[1.0, -5.0], [3.0, 0.0]]), np.array([[10.0, 4.0]] * 3), np.
 
 def after(batches: int) -> list[float]:
     """A row that has seen the first few of BATCHES."""
-    moments = Moments(1, 2)
+    moments = RunningMoments(1, 2)
     for batch in BATCHES[:batches]:
         moments.writer(0).add(batch)
     return moments.row_state(0).tolist()
@@ -293,7 +293,7 @@ def after(batches: int) -> list[float]:
 @pytest.mark.parametrize("already", [0, 1, 2])
 def test_a_reader_beside_a_writer_at_any_instruction_finds_a_whole_row(already: int) -> None:
     """While one batch is added, the row is as before it, and from some instruction as after it."""
-    moments = Moments(1, 2)
+    moments = RunningMoments(1, 2)
     writer = moments.writer(0)
     for batch in BATCHES[:already]:
         writer.add(batch)
@@ -309,7 +309,7 @@ def test_a_writer_killed_at_any_instruction_leaves_a_whole_row() -> None:
     """The batch is in or not, and the writer's successor goes on from there."""
     seen = []
     for instruction in range(10_000):
-        moments = Moments(1, 2)
+        moments = RunningMoments(1, 2)
         moments.writer(0).add(BATCHES[0])
         writer = moments.writer(0)
 
@@ -337,7 +337,7 @@ def test_a_writer_at_any_instruction_of_a_reader_leaves_the_reading_whole(batche
     """Whole batches come meanwhile, and the next is half written when the reader looks again."""
     seen = []
     for instruction in range(10_000):
-        moments = Moments(1, 2)
+        moments = RunningMoments(1, 2)
         writer = moments.writer(0)
         writer.add(BATCHES[0])
         interrupted = False
@@ -345,8 +345,8 @@ def test_a_writer_at_any_instruction_of_a_reader_leaves_the_reading_whole(batche
         def write(
             now: int,
             instruction: int = instruction,
-            moments: Moments = moments,
-            writer: moments_module.MomentsWriter = writer,
+            moments: RunningMoments = moments,
+            writer: running_moments.RunningMomentsWriter = writer,
         ) -> None:
             nonlocal interrupted
             if now == instruction:

@@ -10,11 +10,11 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hogwild_rl import UserError
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.models import networks, vision
+from hogwild_rl.envs.codecs import ObservationCodec
+from hogwild_rl.errors import UserError
+from hogwild_rl.models import encoders, layers
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
-from hogwild_rl.models.networks import Memory, Standardize
+from hogwild_rl.models.layers import LSTMCore, Standardize
 
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float64)
 ACTIONS = spaces.Discrete(3)
@@ -227,10 +227,10 @@ def test_too_small_pictures_are_refused_on_one_line(
 @pytest.mark.parametrize(
     ("side", "network", "eye"),
     [
-        (19, "auto", vision.Pixels),
-        (20, "auto", vision.Vision),
-        (84, "mlp", vision.Pixels),
-        (84, "nature", vision.Vision),
+        (19, "auto", encoders.PixelEncoder),
+        (20, "auto", encoders.ConvEncoder),
+        (84, "mlp", encoders.PixelEncoder),
+        (84, "nature", encoders.ConvEncoder),
     ],
 )
 def test_auto_takes_the_paper_s_cnn_or_where_it_does_not_fit_the_pixels(
@@ -239,7 +239,7 @@ def test_auto_takes_the_paper_s_cnn_or_where_it_does_not_fit_the_pixels(
     space = picture(side, max(side, 20))
     model = ActorCritic(space, ACTIONS, Architecture(network=network), generator(1))
     kinds = {type(part) for part in model.policy_body.modules()}
-    assert kinds & {vision.Pixels, vision.Vision} == {eye}
+    assert kinds & {encoders.PixelEncoder, encoders.ConvEncoder} == {eye}
     policy, values = model(rows(space, 3, 2))
     assert policy.entropy().shape == (2, 2)
     assert values.shape == (3, 2)
@@ -267,7 +267,7 @@ class Doubled(nn.Module):
 
 
 class Wrong(nn.Module):
-    """Gives what it was told to."""
+    """Gives what it was printed to."""
 
     def __init__(self, give: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -336,7 +336,7 @@ def test_what_is_no_body_is_refused_on_one_line(body: Any, message: str) -> None
 # Memory.
 
 
-def unrolled(memory: Memory, inputs: Tensor, state: Tensor, valid: Tensor) -> Tensor:
+def unrolled(memory: LSTMCore, inputs: Tensor, state: Tensor, valid: Tensor) -> Tensor:
     """The outputs [T+1, B, H], gate by gate for one environment after the other."""
     cell = memory.cell
     columns = []
@@ -359,7 +359,7 @@ def unrolled(memory: Memory, inputs: Tensor, state: Tensor, valid: Tensor) -> Te
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0], ids=["no resets", "some", "nothing else"])
 def test_a_rollout_through_the_memory_equals_a_loop_over_steps(share: float) -> None:
     T, B, F, H = 12, 3, 4, 5
-    memory = Memory(F, H, generator(1))
+    memory = LSTMCore(F, H, generator(1))
     with torch.no_grad():
         for bias in (memory.cell.bias_ih, memory.cell.bias_hh):
             bias.copy_(torch.randn(4 * H, generator=generator(2)))
@@ -395,7 +395,7 @@ def test_acting_step_by_step_gives_the_rollout_s_policy() -> None:
 
 
 def test_a_state_that_is_not_finite_is_forgotten_at_the_next_episode() -> None:
-    memory = Memory(2, 3, generator(1))
+    memory = LSTMCore(2, 3, generator(1))
     inputs, valid = torch.zeros(3, 1, 2), torch.tensor([[True], [False]])
     inputs[0] = torch.nan
     outputs = memory(inputs, memory.nothing(1), valid)
@@ -435,6 +435,6 @@ def test_names_of_activations_are_torch_s() -> None:
     """An MLP of one layer is the activation of a linear function."""
     given = torch.randn(3, 4, generator=generator(2))
     for name, function in (("tanh", torch.tanh), ("relu", torch.relu)):
-        body = networks.mlp(4, (6,), name, generator(1))
+        body = layers.mlp(4, (6,), name, generator(1))
         expected = function(given @ body[0].weight.T + body[0].bias)
         torch.testing.assert_close(body(given), expected)

@@ -10,12 +10,13 @@ import torch
 from gymnasium import spaces
 
 import hogwild_rl
-from hogwild_rl import UserError, a2c, a3c
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.rollout import Rollout
+from hogwild_rl import a2c, a3c
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.envs.codecs import ObservationCodec
+from hogwild_rl.errors import UserError
+from hogwild_rl.learn.normalization import Normalization, Normalizer
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from hogwild_rl.runs.agent import Agent
-from hogwild_rl.runs.normalize import Normalization, Normalizer
 
 T, B, GAMMA = 6, 3, 0.9
 VECTOR = spaces.Box(-np.inf, np.inf, (4,), np.float32)

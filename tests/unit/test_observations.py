@@ -9,8 +9,8 @@ import pytest
 from gymnasium import Space, spaces
 from gymnasium.vector import SyncVectorEnv
 
-from hogwild_rl import UserError
-from hogwild_rl.envs.observations import Image, ObservationCodec, as_image
+from hogwild_rl.envs.codecs import Image, ObservationCodec, as_image
+from hogwild_rl.errors import UserError
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
 B = 4

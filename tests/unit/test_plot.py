@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from hogwild_rl import a3c, plot
-from hogwild_rl.runs import metrics, settings
-from hogwild_rl.runs.checkpoint import Counters
+from hogwild_rl.config import base
+from hogwild_rl.runs import logger
+from hogwild_rl.runs.logger import Progress
 
 Row = tuple[float, int, float]  # seconds, steps, return
 
@@ -21,12 +22,12 @@ def write(folder: pathlib.Path, rows: Sequence[Row], **flags: Any) -> pathlib.Pa
     """The folder of a run that went like this."""
     folder.mkdir()
     config = a3c.Config(workers=1, quiet=True, **flags)
-    settings.write(folder, "a3c", config.to_json())
-    reporter = metrics.Reporter(folder, config, Counters())
-    zeros = dict.fromkeys([field.name for field in dataclasses.fields(metrics.Snapshot)], 0)
+    base.write_settings(folder, "a3c", config.to_json())
+    reporter = logger.Reporter(folder, config, Progress())
+    zeros = dict.fromkeys([field.name for field in dataclasses.fields(logger.Snapshot)], 0)
     for time_s, steps, value in rows:
         row = {**zeros, "time_s": time_s, "steps": steps, "return_mean": value}
-        reporter.report(metrics.Snapshot(**row), final=True)  # type: ignore[arg-type]
+        reporter.report(logger.Snapshot(**row), final=True)  # type: ignore[arg-type]
     reporter.close()
     return folder
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hogwild_rl import a2c, a3c, ddpg, reinforce, td3
-from hogwild_rl.runs import cli, presets
+from hogwild_rl.config import cli, presets
 from tests import mdp
 
 
@@ -90,7 +90,7 @@ def test_where_no_episode_arrives_acrobot_follows_the_entropy() -> None:
 
     def moves(**given: float) -> bool:
         config = reinforce.Config(env="Acrobot-v1", **given)
-        loss = reinforce.loss_of(model, alike, config)
+        loss = reinforce.reinforce_objective(model, alike, config)
         (gradient,) = torch.autograd.grad(loss, [model.policy_head.logits.weight])
         return bool(gradient.abs().max() > 1e-4)
 

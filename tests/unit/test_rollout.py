@@ -13,13 +13,11 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hogwild_rl.envs import vector
-from hogwild_rl.envs.actions import ActionCodec
-from hogwild_rl.envs.observations import ObservationCodec
-from hogwild_rl.learning.interface import Interface
-from hogwild_rl.learning.rollout import Collector, Rollout
+from hogwild_rl.collect.rollout import Collector, Rollout
+from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.learn.normalization import Normalization, Normalizer
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
-from hogwild_rl.runs.normalize import Normalization, Normalizer
 
 SEED = 11
 native_and_sync = pytest.mark.parametrize("num_envs", [3, 8], ids=["sync", "native"])
@@ -75,26 +73,26 @@ class Collected:
     steps: int
 
 
-def interface_of(envs: VectorEnv[Any, Any, Any]) -> Interface:
+def interface_of(envs: VectorEnv[Any, Any, Any]) -> EnvCodec:
     """Observations and actions as the environments have them, and nothing remembered."""
-    return Interface(
+    return EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
     )
 
 
 def collector_of(
-    env: vector.EnvSource, num_envs: int, n_steps: int, laps: list[str] | None = None
+    env: make.EnvSource, num_envs: int, n_steps: int, laps: list[str] | None = None
 ) -> tuple[Collector, Uniform]:
     """A collector, and a policy for it."""
-    envs = vector.make_vector_env(env, num_envs)
+    envs = vectorize.make_vector_env(env, num_envs)
     assert envs.single_observation_space.shape is not None
     lap = (lambda phase: None) if laps is None else laps.append
     collector = Collector([envs], interface_of(envs), n_steps, SEED, lap)
     return collector, Uniform((num_envs, *envs.single_observation_space.shape))
 
 
-def collect(env: vector.EnvSource, num_envs: int, n_steps: int, rollouts: int) -> list[Collected]:
+def collect(env: make.EnvSource, num_envs: int, n_steps: int, rollouts: int) -> list[Collected]:
     """Copies of some rollouts in a row."""
     collector, policy = collector_of(env, num_envs, n_steps)
     collected = []
@@ -114,7 +112,7 @@ def joined(collected: list[Collected], name: str) -> Tensor:
 def test_rollouts_are_what_the_environments_did(num_envs: int) -> None:
     """The recorded actions, played again from the same seed, give the recorded rows."""
     collected = collect("CartPole-v1", num_envs, n_steps=5, rollouts=30)
-    envs = vector.make_vector_env("CartPole-v1", num_envs)
+    envs = vectorize.make_vector_env("CartPole-v1", num_envs)
     observation, _ = envs.reset(seed=SEED)
     for each in collected:
         for t, actions in enumerate(each.rollout.actions):
@@ -150,9 +148,9 @@ def test_steps_count_the_valid_transitions(num_envs: int) -> None:
 
 @native_and_sync
 def test_episodes_are_an_independent_count(num_envs: int) -> None:
-    """Returns and lengths, also of episodes over several rollouts, each told once."""
+    """Returns and lengths, also of episodes over several rollouts, each printed once."""
     collected = collect("CartPole-v1", num_envs, n_steps=6, rollouts=30)
-    returns, lengths, told = [0.0] * num_envs, [0] * num_envs, 0
+    returns, lengths, printed = [0.0] * num_envs, [0] * num_envs, 0
     for each in collected:
         expected, r = [], each.rollout
         for t, b in np.ndindex(6, num_envs):
@@ -163,8 +161,8 @@ def test_episodes_are_an_independent_count(num_envs: int) -> None:
                 expected.append((returns[b], lengths[b]))
                 returns[b], lengths[b] = 0.0, 0
         assert sorted(each.episodes) == sorted(expected)
-        told += len(expected)
-    assert told > 10
+        printed += len(expected)
+    assert printed > 10
 
 
 @native_and_sync
@@ -235,7 +233,7 @@ def test_the_same_seeds_give_the_same_rollouts() -> None:
 
 
 def test_phases_are_told_as_they_end() -> None:
-    """Acting and stepping are told in turn, T times each in a collect."""
+    """Acting and stepping are printed in turn, T times each in a collect."""
     laps: list[str] = []
     collector, policy = collector_of("CartPole-v1", num_envs=2, n_steps=3, laps=laps)
     laps.clear()
@@ -252,7 +250,7 @@ class Flickering(Metronome):
 
 def test_what_is_not_finite_is_forgotten_with_its_episode() -> None:
     """A memory is as good as new in the next one, when acting and when learning."""
-    envs = vector.make_vector_env(Flickering, 2)
+    envs = vectorize.make_vector_env(Flickering, 2)
     model = ActorCritic(
         envs.single_observation_space, envs.single_action_space, Architecture(lstm=4)
     )
@@ -270,7 +268,7 @@ def test_what_is_not_finite_is_forgotten_with_its_episode() -> None:
 
 def test_a_rollout_can_be_learnt_from() -> None:
     """Acting leaves no autograd behind, and the rows can go through a model that is trained."""
-    envs = vector.make_vector_env("CartPole-v1", 3)
+    envs = vectorize.make_vector_env("CartPole-v1", 3)
     model = ActorCritic(
         envs.single_observation_space, envs.single_action_space, Architecture(hidden=(8,))
     )
@@ -313,7 +311,7 @@ class Broken(gymnasium.Env[NDArray[np.float32], np.int64]):
 
 def staged_or_not(env: Any, T: int, G: int, B: int, lstm: int, staged: bool) -> list[Any]:
     """All that thirty rollouts leave behind, through a second set of buffers or without."""
-    groups = [vector.in_turn(env, B // G) for _ in range(G)]
+    groups = [vectorize.sync_vector_env(env, B // G) for _ in range(G)]
     observation_space = groups[0].single_observation_space
     action_space = groups[0].single_action_space
     codec, actions = ObservationCodec.of(observation_space), ActionCodec.of(action_space)
@@ -322,7 +320,7 @@ def staged_or_not(env: Any, T: int, G: int, B: int, lstm: int, staged: bool) -> 
     model = ActorCritic(observation_space, action_space, architecture, generators[0])
     moments = Normalization(1, codec, observations=True, rewards=True)
     normalizer = Normalizer(moments, 0, 0.99, "none", 1.0)
-    interface = Interface(codec, actions, state_size=lstm, rewards=normalizer.pay)
+    interface = EnvCodec(codec, actions, state_size=lstm, rewards=normalizer.pay)
     device = torch.device("cpu") if staged else None
     collector = Collector(groups, interface, T, SEED, lambda phase: None, device)
     assert (collector.rollout is collector.host) != staged

@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from hogwild_rl import UserError, a2c, a3c
+from hogwild_rl import a2c, a3c
+from hogwild_rl.errors import UserError
 
 
 @pytest.mark.parametrize("config", [a3c.Config, a2c.Config])

@@ -5,17 +5,23 @@ import time
 import numpy as np
 import pytest
 
-from hogwild_rl.hogwild.slots import EPISODES_KEPT, EPISODES_READABLE, PHASES, STALENESS_BINS, Slots
+from hogwild_rl.hogwild.counters import (
+    EPISODES_KEPT,
+    EPISODES_READABLE,
+    PHASES,
+    STALENESS_BINS,
+    Counters,
+)
 
 
-def returns_of(slots: Slots, count: int) -> list[float]:
+def returns_of(slots: Counters, count: int) -> list[float]:
     """The returns of the newest episodes, oldest first."""
     return [episode.episode_return for episode in slots.recent_episodes(count)]
 
 
 def test_slots_start_empty() -> None:
     """Before any worker writes, every count is 0 and there is no episode."""
-    slots = Slots(3)
+    slots = Counters(3)
     assert len(slots) == 3
     fields = ("steps", "updates", "dropped", "episode_count")
     assert [slots.total(field) for field in fields] == [0, 0, 0, 0]
@@ -26,7 +32,7 @@ def test_slots_start_empty() -> None:
 
 def test_totals_add_the_rows_up() -> None:
     """Each worker counts in its own row, and readers see the sum."""
-    slots = Slots(3)
+    slots = Counters(3)
     writers = [slots.writer(worker) for worker in range(3)]
     for worker, writer in enumerate(writers):
         writer.add_rollout(10 + worker, [(1.0, 5)] * worker)
@@ -45,7 +51,7 @@ def test_totals_add_the_rows_up() -> None:
 
 def test_a_new_writer_goes_on_in_its_row() -> None:
     """A worker that was restarted adds to what its row already counts."""
-    slots = Slots(2)
+    slots = Counters(2)
     for _ in range(2):
         slots.writer(1).add_rollout(5, [(1.0, 5)])
     assert slots.total("steps") == 10
@@ -54,7 +60,7 @@ def test_a_new_writer_goes_on_in_its_row() -> None:
 
 def test_a_lap_is_a_heartbeat() -> None:
     """heartbeat_s is the time of the newest lap, or of the start before there is one."""
-    slots = Slots(1)
+    slots = Counters(1)
     times = [time.monotonic()]
     writer = slots.writer(0)
     times += [float(slots.rows["heartbeat_s"][0]), time.monotonic()]
@@ -65,7 +71,7 @@ def test_a_lap_is_a_heartbeat() -> None:
 
 def test_an_episode_holds_what_was_written() -> None:
     """Return, length, the steps of its worker, and a time between before and after."""
-    slots = Slots(2)
+    slots = Counters(2)
     writer = slots.writer(1)
     writer.add_rollout(7, [])
     before_s = time.monotonic()
@@ -77,7 +83,7 @@ def test_an_episode_holds_what_was_written() -> None:
 
 def test_recent_episodes_of_several_writers_come_in_order_of_time() -> None:
     """Episodes of all rows are merged oldest first, and only the newest are given."""
-    slots = Slots(3)
+    slots = Counters(3)
     writers = [slots.writer(worker) for worker in range(3)]
     for number, worker in enumerate([2, 0, 0, 1, 2, 1, 0, 2, 2, 1]):
         writers[worker].add_rollout(1, [(float(number), 1)])
@@ -89,7 +95,7 @@ def test_recent_episodes_of_several_writers_come_in_order_of_time() -> None:
 @pytest.mark.parametrize("more", [0, 1, 50, 2 * EPISODES_KEPT + 3])
 def test_a_full_row_keeps_the_newest(more: int) -> None:
     """Beyond EPISODES_KEPT a row forgets its oldest episodes, and counts them still."""
-    slots = Slots(1)
+    slots = Counters(1)
     total = EPISODES_KEPT + more
     slots.writer(0).add_rollout(total, [(float(number), 1) for number in range(total)])
     assert slots.total("episode_count") == total
@@ -100,7 +106,7 @@ def test_a_full_row_keeps_the_newest(more: int) -> None:
 
 def test_full_and_sparse_rows_are_merged() -> None:
     """A row that wrapped around and one with few episodes are in order together."""
-    slots = Slots(2)
+    slots = Counters(2)
     busy, idle = slots.writer(0), slots.writer(1)
     idle.add_rollout(1, [(-1.0, 1)])
     busy.add_rollout(1, [(float(number), 1) for number in range(200)])
@@ -113,7 +119,7 @@ def test_full_and_sparse_rows_are_merged() -> None:
 @pytest.mark.parametrize("wanted", [1, 3, 5])
 def test_never_more_episodes_than_asked_for(wanted: int) -> None:
     """At most `count` episodes are given, also where there are more."""
-    slots = Slots(1)
+    slots = Counters(1)
     slots.writer(0).add_rollout(5, [(1.0, 1)] * 5)
     assert len(slots.recent_episodes(wanted)) == wanted
 
@@ -121,7 +127,7 @@ def test_never_more_episodes_than_asked_for(wanted: int) -> None:
 @pytest.mark.parametrize("wanted", [-1, 0, EPISODES_READABLE + 1])
 def test_counts_out_of_range_are_refused(wanted: int) -> None:
     """No episodes, or more than are kept: the message shows what was asked for."""
-    slots = Slots(2)
+    slots = Counters(2)
     assert slots.recent_episodes(EPISODES_READABLE) == []
     with pytest.raises(ValueError, match=rf"{EPISODES_READABLE}, got {wanted}$"):
         slots.recent_episodes(wanted)
@@ -129,7 +135,7 @@ def test_counts_out_of_range_are_refused(wanted: int) -> None:
 
 def test_staleness_is_the_updates_of_others_between_pull_and_step() -> None:
     """A worker alone is never stale; with three updates of others in between it is 3."""
-    slots = Slots(3)
+    slots = Counters(3)
     writer, other, third = (slots.writer(worker) for worker in range(3))
     for _ in range(4):
         writer.add_update(writer.total_updates())
@@ -147,7 +153,7 @@ def test_staleness_is_the_updates_of_others_between_pull_and_step() -> None:
 
 def test_staleness_beyond_the_bins_falls_in_the_last() -> None:
     """Bin 62 holds 62 alone, bin 63 all from 63 on; sum and maximum stay exact."""
-    slots = Slots(2)
+    slots = Counters(2)
     writer, other = slots.writer(0), slots.writer(1)
     for staleness in (62, 63, 64, 200, 3):
         pulled = writer.total_updates()
@@ -165,14 +171,14 @@ def test_staleness_beyond_the_bins_falls_in_the_last() -> None:
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_lap_adds_to_its_phase_alone(phase: str) -> None:
     """Time goes to the phase that is named, and to no other."""
-    slots = Slots(2)
+    slots = Counters(2)
     slots.writer(1).lap(phase)
     assert [name for name, seconds in slots.seconds().items() if seconds > 0] == [phase]
 
 
 def test_laps_leave_no_time_out() -> None:
     """The phases of a worker add up to the time from its start to its last lap."""
-    slots = Slots(1)
+    slots = Counters(1)
     outer_start_s = time.perf_counter()
     writer = slots.writer(0)
     inner_start_s = time.perf_counter()
@@ -190,7 +196,7 @@ def test_laps_leave_no_time_out() -> None:
 
 def test_seconds_add_over_workers() -> None:
     """Worker seconds: what all rows hold in a phase."""
-    slots = Slots(3)
+    slots = Counters(3)
     for worker in range(3):
         slots.writer(worker).lap("learn")
     assert slots.seconds()["learn"] == pytest.approx(slots.rows["seconds"].sum(), rel=1e-12)
@@ -200,7 +206,7 @@ def test_seconds_add_over_workers() -> None:
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_every_row_starts_on_its_own_cache_line(workers: int) -> None:
     """Row addresses are multiples of 64, and rows do not overlap."""
-    slots = Slots(workers)
+    slots = Counters(workers)
     addresses = [slots.rows[i : i + 1].__array_interface__["data"][0] for i in range(workers)]
     assert [address % 64 for address in addresses] == [0] * workers
     gaps = np.diff(addresses)

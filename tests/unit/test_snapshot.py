@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from hogwild_rl.envs import snapshot, vector
+from hogwild_rl.envs import vectorize
+from hogwild_rl.training import env_snapshot
 
 IN_PYTHON = ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCarContinuous-v0", "Blackjack-v1"]
 
@@ -30,7 +31,7 @@ def flat(value: object) -> list[np.ndarray]:
 @pytest.mark.parametrize("env", IN_PYTHON)
 def test_environments_go_on_where_others_stood(env, native) -> None:
     def make(seed: int):
-        made = vector.native(env, 3) if native else vector.in_turn(env, 3)
+        made = vectorize.native(env, 3) if native else vectorize.sync_vector_env(env, 3)
         if made is None:
             pytest.skip("it has no native form")
         made.reset(seed=seed)
@@ -41,7 +42,7 @@ def test_environments_go_on_where_others_stood(env, native) -> None:
     actions = [one.action_space.sample() for _ in range(400)]
     for action in actions[:201]:
         one.step(action)
-    snapshot.give(other, through_a_file(snapshot.take(one)))
+    env_snapshot.give(other, through_a_file(env_snapshot.take(one)))
     for action in actions[201:]:
         for a, b in zip(flat(one.step(action)[:4]), flat(other.step(action)[:4]), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -66,9 +67,9 @@ def test_every_kind_of_part_comes_back_as_it_was() -> None:
         "rng": rng,
         "complex": 1 + 2j,
     }
-    taken = through_a_file(snapshot.take(Thing(**parts)))
+    taken = through_a_file(env_snapshot.take(Thing(**parts)))
     given = Thing(nested={("a", 1): Thing(x=None)}, one=[], function=len)
-    snapshot.give(given, taken)
+    env_snapshot.give(given, taken)
     assert given.number == np.float32(0.5)
     assert type(given.number) is np.float32
     assert given.letters.tolist() == [["S", "F"]]
@@ -88,7 +89,7 @@ def test_arrays_are_filled_in_place_so_that_views_of_them_follow() -> None:
     other = Thing(whole=np.arange(4.0))
     other.half = other.whole[:2]
     view = made.whole[2:]
-    snapshot.give(made, snapshot.take(other))
+    env_snapshot.give(made, env_snapshot.take(other))
     assert view.tolist() == [2, 3]
     assert made.half.tolist() == [0, 1]
 
@@ -96,7 +97,7 @@ def test_arrays_are_filled_in_place_so_that_views_of_them_follow() -> None:
 def test_spaces_and_functions_stay_as_they_were_made() -> None:
     space = gymnasium.spaces.Discrete(3)
     made = Thing(space=space, call=print)
-    snapshot.give(made, snapshot.take(Thing(space=gymnasium.spaces.Discrete(9), call=len)))
+    env_snapshot.give(made, env_snapshot.take(Thing(space=gymnasium.spaces.Discrete(9), call=len)))
     assert made.space is space
     assert made.call is print
 
@@ -107,21 +108,21 @@ class Numbers(list):
 
 @pytest.mark.parametrize("hidden", [Numbers([1]), io.BytesIO(b"x"), iter([1]), np.array([None])])
 def test_what_is_kept_elsewhere_is_named(hidden) -> None:
-    with pytest.raises(snapshot.OpaqueError, match=r"Thing\.a\.b\[1\] is of "):
-        snapshot.take(Thing(a=Thing(b=[0, hidden])))
+    with pytest.raises(env_snapshot.OpaqueError, match=r"Thing\.a\.b\[1\] is of "):
+        env_snapshot.take(Thing(a=Thing(b=[0, hidden])))
 
 
 def test_a_snapshot_of_something_else_does_not_fit() -> None:
-    with pytest.raises(snapshot.MisfitError, match=r"Thing\.a"):
-        snapshot.give(Thing(a=1), snapshot.take(Thing(a=Thing())))
+    with pytest.raises(env_snapshot.MisfitError, match=r"Thing\.a"):
+        env_snapshot.give(Thing(a=1), env_snapshot.take(Thing(a=Thing())))
 
 
 def test_a_forged_generator_is_refused() -> None:
-    taken = snapshot.take(Thing(rng=np.random.default_rng(0)))
+    taken = env_snapshot.take(Thing(rng=np.random.default_rng(0)))
     pairs = taken["parts"]["rng"]["state"]["pairs"]
     pairs[0][1]["value"] = "seed"  # of numpy.random, and callable
-    with pytest.raises(snapshot.MisfitError):
-        snapshot.give(Thing(rng=None), taken)
+    with pytest.raises(env_snapshot.MisfitError):
+        env_snapshot.give(Thing(rng=None), taken)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,8 @@ def test_a_forged_object_is_no_way_into_what_stays_as_it_was_made(name: str, the
     before = dict(vars(there))
     inside = {"entry_point": {"is": "plain", "value": "os:system"}}
     forged = {"is": "object", "parts": {name: {"is": "object", "parts": inside}}}
-    with pytest.raises(snapshot.MisfitError):
-        snapshot.give(Thing(**{name: there}), forged)
+    with pytest.raises(env_snapshot.MisfitError):
+        env_snapshot.give(Thing(**{name: there}), forged)
     assert dict(vars(there)) == before
 
 
@@ -148,6 +149,6 @@ def test_a_forged_object_is_no_way_into_what_stays_as_it_was_made(name: str, the
 def test_a_forged_plain_value_is_refused(value: Any) -> None:
     forged = {"is": "object", "parts": {"step": {"is": "plain", "value": value}}}
     made = Thing(step=1)
-    with pytest.raises(snapshot.MisfitError):
-        snapshot.give(made, forged)
+    with pytest.raises(env_snapshot.MisfitError):
+        env_snapshot.give(made, forged)
     assert made.step == 1

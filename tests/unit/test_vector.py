@@ -13,8 +13,8 @@ from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-import hogwild_rl
-from hogwild_rl.envs import vector
+from hogwild_rl import errors
+from hogwild_rl.envs import make, vectorize
 
 native_and_sync = pytest.mark.parametrize("num_envs", [3, 8], ids=["sync", "native"])
 
@@ -64,7 +64,7 @@ def nothing() -> None:
 
 def vectorised() -> VectorEnv[Any, Any, Any]:
     """A function that makes many where one is wanted."""
-    return vector.make_vector_env("CartPole-v1", 2)
+    return vectorize.make_vector_env("CartPole-v1", 2)
 
 
 def needing_a_package() -> Still:
@@ -74,12 +74,12 @@ def needing_a_package() -> Still:
 
 def refusal(env: Any) -> str:
     """The one line with which an environment is refused, however it is asked for."""
-    with pytest.raises(hogwild_rl.UserError) as caught:
-        vector.inspect(env)
-    with pytest.raises(hogwild_rl.UserError):
-        vector.make_env(env)
-    with pytest.raises(hogwild_rl.UserError):
-        vector.make_vector_env(env, 2)
+    with pytest.raises(errors.UserError) as caught:
+        make.inspect_env(env)
+    with pytest.raises(errors.UserError):
+        make.make_env(env)
+    with pytest.raises(errors.UserError):
+        vectorize.make_vector_env(env, 2)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -87,7 +87,7 @@ def refusal(env: Any) -> str:
 
 def play_to_an_end(num_envs: int, seed: int) -> tuple[VectorEnv[Any, Any, Any], Any, Any]:
     """CartPoles just after the first end of any, the last observations, and who ended."""
-    envs = vector.make_vector_env("CartPole-v1", num_envs)
+    envs = vectorize.make_vector_env("CartPole-v1", num_envs)
     observations, _ = envs.reset(seed=seed)
     rng = np.random.default_rng(seed)
     for _ in range(200):
@@ -101,14 +101,14 @@ def play_to_an_end(num_envs: int, seed: int) -> tuple[VectorEnv[Any, Any, Any], 
 
 def test_few_are_stepped_in_turn_and_many_natively() -> None:
     """Both kinds are met in this file: three CartPoles are single ones, eight are gymnasium's."""
-    assert isinstance(vector.make_vector_env("CartPole-v1", 3), SyncVectorEnv)
-    assert isinstance(vector.make_vector_env("CartPole-v1", 8), CartPoleVectorEnv)
+    assert isinstance(vectorize.make_vector_env("CartPole-v1", 3), SyncVectorEnv)
+    assert isinstance(vectorize.make_vector_env("CartPole-v1", 8), CartPoleVectorEnv)
 
 
 @native_and_sync
 def test_autoreset_is_next_step_by_name(num_envs: int) -> None:
     """The vector environment says so itself, and is of the asked size and spaces."""
-    envs = vector.make_vector_env("CartPole-v1", num_envs)
+    envs = vectorize.make_vector_env("CartPole-v1", num_envs)
     assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     assert envs.num_envs == num_envs
     assert envs.single_action_space == spaces.Discrete(2)
@@ -151,7 +151,7 @@ def test_a_time_limit_truncates(num_envs: int) -> None:
     """A spec's step limit cuts every episode there, and does not terminate it."""
     spec = copy.deepcopy(gymnasium.spec("CartPole-v1"))  # the registry keeps its own
     spec.max_episode_steps = 6
-    envs = vector.make_vector_env(spec, num_envs)
+    envs = vectorize.make_vector_env(spec, num_envs)
     envs.reset(seed=0)
     flags = []
     for t in range(15):
@@ -168,7 +168,7 @@ def test_a_specs_wrappers_are_applied(num_envs: int) -> None:
     """A spec taken from a wrapped environment makes it wrapped again, in any number."""
     wrapped = gymnasium.wrappers.ClipReward(gymnasium.make("CartPole-v1"), 0.0, 0.5)
     assert wrapped.spec is not None
-    envs = vector.make_vector_env(wrapped.spec, num_envs)
+    envs = vectorize.make_vector_env(wrapped.spec, num_envs)
     envs.reset(seed=0)
     assert envs.step(np.zeros(num_envs, dtype=np.int64))[1].tolist() == [0.5] * num_envs
 
@@ -178,7 +178,7 @@ def test_a_specs_arguments_are_applied(num_envs: int) -> None:
     """What a spec gives its environment arrives in all of them."""
     spec = copy.deepcopy(gymnasium.spec("CartPole-v1"))  # the registry keeps its own
     spec.kwargs = {"sutton_barto_reward": True}
-    envs = vector.make_vector_env(spec, num_envs)
+    envs = vectorize.make_vector_env(spec, num_envs)
     envs.reset(seed=0)
     assert envs.step(np.zeros(num_envs, dtype=np.int64))[1].tolist() == [0.0] * num_envs
 
@@ -186,7 +186,7 @@ def test_a_specs_arguments_are_applied(num_envs: int) -> None:
 @native_and_sync
 def test_environments_differ_and_seeds_repeat(num_envs: int) -> None:
     """No two environments start alike, and the same seed starts all as before."""
-    envs = vector.make_vector_env("CartPole-v1", num_envs)
+    envs = vectorize.make_vector_env("CartPole-v1", num_envs)
     first = np.array(envs.reset(seed=5)[0])
     assert len(np.unique(first, axis=0)) == num_envs
     assert (envs.reset(seed=5)[0] == first).all()
@@ -196,7 +196,7 @@ def test_environments_differ_and_seeds_repeat(num_envs: int) -> None:
 @pytest.mark.parametrize("num_envs", [1, 8])
 def test_callables_are_vectorised(env: Any, num_envs: int) -> None:
     """A class, a function or an object that makes environments will do in any number."""
-    envs = vector.make_vector_env(env, num_envs)
+    envs = vectorize.make_vector_env(env, num_envs)
     assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     assert envs.reset(seed=0)[0].shape == (num_envs, 2)
     actions = np.arange(num_envs) % 3
@@ -205,7 +205,7 @@ def test_callables_are_vectorised(env: Any, num_envs: int) -> None:
 
 def test_facts_of_cartpole() -> None:
     """Name, spaces and the mean return at which it is solved."""
-    facts = vector.inspect("CartPole-v1")
+    facts = make.inspect_env("CartPole-v1")
     assert facts.name == "CartPole-v1"
     assert facts.reward_threshold == 475
     assert facts.action_space == spaces.Discrete(2)
@@ -216,18 +216,18 @@ def test_the_source_of_an_id_needs_no_registration() -> None:
     """Workers that never registered the caller's environment can make it from the facts."""
     gymnasium.register("Still-v0", entry_point=Still)
     try:
-        source = vector.inspect("Still-v0").source
+        source = make.inspect_env("Still-v0").source
     finally:
         del gymnasium.registry["Still-v0"]
-    made = vector.make_env(source)
+    made = make.make_env(source)
     assert isinstance(made.unwrapped, Still)
-    assert vector.make_vector_env(source, 2).reset(seed=0)[0].shape == (2, 2)
+    assert vectorize.make_vector_env(source, 2).reset(seed=0)[0].shape == (2, 2)
 
 
 def test_facts_of_a_callable() -> None:
     """It is its own source, has no threshold, and is not left open."""
     before = Still.closed
-    facts = vector.inspect(still)
+    facts = make.inspect_env(still)
     assert Still.closed == before + 1
     assert facts.source is still
     assert facts.name == f"{__name__}.still"
@@ -237,9 +237,9 @@ def test_facts_of_a_callable() -> None:
 
 def test_only_a_render_mode_that_is_set_is_asked_for() -> None:
     """A callable without that argument makes what is not to be shown."""
-    assert vector.make_env(still).render_mode is None
-    assert vector.make_env(Still, "rgb_array").render_mode == "rgb_array"
-    assert vector.make_env("CartPole-v1").render_mode is None
+    assert make.make_env(still).render_mode is None
+    assert make.make_env(Still, "rgb_array").render_mode == "rgb_array"
+    assert make.make_env("CartPole-v1").render_mode is None
 
 
 @pytest.mark.parametrize(
@@ -253,9 +253,9 @@ def test_only_a_render_mode_that_is_set_is_asked_for() -> None:
     ],
     ids=["id", "spec", "function", "class", "object"],
 )
-def test_names(env: vector.EnvSource, name: str) -> None:
+def test_names(env: make.EnvSource, name: str) -> None:
     """Ids as they are, callables by their dotted names."""
-    assert vector.name_of(env) == name
+    assert make.name_of(env) == name
 
 
 @pytest.mark.parametrize(
@@ -318,20 +318,20 @@ def test_a_callable_whose_package_is_missing_is_refused() -> None:
 
 def test_a_lambda_is_refused() -> None:
     """It cannot be sent to a worker; the message says what can."""
-    with pytest.raises(hogwild_rl.UserError, match=r"lambda.*top level"):
-        vector.inspect(lambda: Still(None))
-    assert isinstance(vector.make_env(lambda: Still(None)), Still), "nobody has to send it here"
+    with pytest.raises(errors.UserError, match=r"lambda.*top level"):
+        make.inspect_env(lambda: Still(None))
+    assert isinstance(make.make_env(lambda: Still(None)), Still), "nobody has to send it here"
 
 
 def test_an_argument_that_cannot_be_sent_is_refused() -> None:
-    """Whatever part of a callable cannot be pickled, it is told before a worker starts."""
-    with pytest.raises(hogwild_rl.UserError, match="lock"):
-        vector.inspect(functools.partial(Still, threading.Lock()))
+    """Whatever part of a callable cannot be pickled, it is printed before a worker starts."""
+    with pytest.raises(errors.UserError, match="lock"):
+        make.inspect_env(functools.partial(Still, threading.Lock()))
 
 
 @pytest.mark.parametrize("env", [nothing, vectorised, dict], ids=["none", "vector", "dict"])
 def test_a_callable_must_return_an_environment(env: Any) -> None:
     """The message names the callable and what it returned instead."""
     message = refusal(env)
-    assert vector.name_of(env) in message
+    assert make.name_of(env) in message
     assert type(env()).__name__ in message

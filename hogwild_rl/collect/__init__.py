@@ -1,0 +1,1 @@
+"""Experience: rollouts, episodes, transitions, the replay buffer and exploration noise."""

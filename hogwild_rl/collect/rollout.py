@@ -1,0 +1,275 @@
+"""Rollouts: T steps of B environments in buffers that are allocated once and reused."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from hogwild_rl.envs import subproc, vectorize
+from hogwild_rl.envs.codecs import EnvCodec
+
+
+def nonfinite_envs(rewards: Any, observations: Any) -> list[int]:
+    """Their numbers, in ascending order.
+
+    Args:
+        rewards: of floats, [T, B].
+        observations: of floats or bytes, [T, B, *O].
+
+    >>> broken(np.array([[0.0, np.inf], [1.0, 2.0]]), np.zeros((2, 2, 3)))
+    [1]
+    """
+    if _sound(rewards) and _sound(observations):
+        return []
+    sound = np.isfinite(rewards).all(axis=0)
+    sound &= np.isfinite(observations).all(axis=(0, *range(2, observations.ndim)))
+    numbers: list[int] = np.flatnonzero(~sound).tolist()
+    return numbers
+
+
+def _sound(values: Any) -> bool:
+    """Whether all are finite, without an array of answers: it is asked with every rollout."""
+    if values.dtype.kind != "f":
+        return True
+    return math.isfinite(values.min()) and math.isfinite(values.max())
+
+
+Act: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""Gives actions [B, *A] and the next state for observations [B, *O] and a state [2, B, H]."""
+
+_FLAGS = ("rewards", "terminated", "truncated", "valid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """What was seen and done in T steps of B environments.
+
+    The observation that ends an episode is simply the next row; the step after it only resets the
+    environment, and is marked not valid.
+
+    Attributes:
+        observations: s_t for t = 0..T, [T+1, B, *O].
+        state: what the policy remembered before row 0, [2, B, H].
+        actions: [T, B, *A].
+        rewards: [T, B], as the learner is paid; 0 where not valid, NaN where an environment broke.
+        terminated: [T, B] bool.
+        truncated: [T, B] bool.
+        valid: [T, B] bool, False where the step only reset the environment, or has no outcome.
+    """
+
+    observations: Tensor
+    state: Tensor
+    actions: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+
+    @classmethod
+    def empty(
+        cls,
+        T: int,
+        B: int,
+        interface: EnvCodec,
+        device: torch.device | None = None,
+        pinned: bool = False,
+    ) -> "Rollout":
+        """Buffers for T steps of B environments."""
+
+        def zeros(*shape: int, dtype: Any) -> Tensor:
+            kind = torch.from_numpy(np.empty(0, dtype)).dtype
+            return torch.zeros(shape, dtype=kind, device=device, pin_memory=pinned)
+
+        seen, chosen = interface.observations, interface.actions
+        return cls(
+            observations=zeros(T + 1, B, *seen.shape, dtype=seen.dtype),
+            state=zeros(2, B, interface.state_size, dtype=np.float32),
+            actions=zeros(T, B, *chosen.shape, dtype=chosen.dtype),
+            rewards=zeros(T, B, dtype=np.float32),
+            terminated=zeros(T, B, dtype=np.bool_),
+            truncated=zeros(T, B, dtype=np.bool_),
+            valid=zeros(T, B, dtype=np.bool_),
+        )
+
+
+class Collector:
+    """Steps vector environments with a policy and fills one rollout, over and over.
+
+    With several groups of environments the policy acts for one while the others step, where these
+    can step by themselves. A row of the rollout holds the same step of all groups.
+
+    Attributes:
+        rollout: the buffers, overwritten by each `collect`.
+        host: the same numbers in the host's memory; its recurrent state is not kept up to date.
+        episodes: (undiscounted return, length) of the episodes that ended in the last `collect`.
+        steps: valid transitions in the last `collect`.
+        broken: environments that gave a reward or observation that is not finite in it; their
+            episodes are given up.
+
+    Args:
+        groups: vector environments with NEXT_STEP autoreset, side by side in the rollout.
+        interface: between them and the policy.
+        n_steps: T.
+        seed: of the environments.
+        lap: called with "act" or "env" when that phase ends, to be timed.
+        device: where the rollout lies, filled through a copy in the host's memory; without one the
+            host's memory is the rollout.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[VectorEnv[Any, Any, Any]],
+        interface: EnvCodec,
+        n_steps: int,
+        seed: int,
+        lap: Callable[[str], None],
+        device: torch.device | None = None,
+    ) -> None:
+        T, B = n_steps, sum(envs.num_envs for envs in groups)
+        pinned = device is not None and device.type == "cuda"
+        self.host = Rollout.empty(T, B, interface, pinned=pinned)
+        self.rollout = self.host if device is None else Rollout.empty(T, B, interface, device)
+        self.episodes: list[tuple[float, int]] = []
+        self.steps = 0
+        self.broken: list[int] = []
+        self._interface, self._lap, self._staged = interface, lap, device is not None
+        # The host's buffers as arrays: the environments' side of them.
+        self._arrays = {
+            field.name: getattr(self.host, field.name).numpy()
+            for field in dataclasses.fields(Rollout)
+        }
+        self._state = torch.zeros_like(self.rollout.state)  # what the policy remembers now
+        self._ended = np.zeros((T, B), dtype=bool)  # lost lives apart
+        self._resetting = np.zeros(B, dtype=bool)  # these only reset in the step to come
+        self._lives = np.zeros(B)
+        self._returns, self._lengths = np.zeros(B), np.zeros(B, dtype=np.int64)
+        self._groups: list[_Group] = []
+        for envs in groups:
+            start = sum(group.envs.num_envs for group in self._groups)
+            columns = slice(start, start + envs.num_envs)
+            self._groups.append(_Group(envs, columns, self.rollout, self._state))
+        self.begin(seed)
+
+    def begin(self, seed: int) -> None:
+        """Begins an episode in every environment."""
+        for carried in self.carried.values():
+            carried.zero_()
+        for group in self._groups:
+            observation, _ = group.envs.reset(seed=seed + group.columns.start)
+            self._observe(group.columns, -1, observation)
+            self._resetting[group.columns] = group.lost
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """What goes from one rollout into the next, to be read and to be written, by name."""
+        arrays = (self._resetting, self._lives, self._returns, self._lengths)
+        names = ("resetting", "lives", "returns", "lengths")
+        tensors = {"observations": self.host.observations[-1], "state": self._state}
+        return tensors | {n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}
+
+    @torch.inference_mode()
+    def collect(self, act: Act) -> Rollout:
+        """Takes T steps and returns the rollout, which the next call overwrites."""
+        T = len(self.rollout.actions)
+        self.host.observations[0].copy_(self.host.observations[-1])
+        if self._staged:
+            self.rollout.observations[0].copy_(self.host.observations[0], non_blocking=True)
+        self.rollout.state.copy_(self._state)
+        self.episodes.clear()
+        for t in range(T):
+            for group in self._groups:
+                if t > 0:
+                    self._receive(group, t - 1)
+                self._send(group, t, act)
+        for group in self._groups:
+            self._receive(group, T - 1)
+        self._mend()
+        if self._interface.rewards is not None:
+            arrays = self._arrays
+            self._interface.rewards(arrays["rewards"], self._ended, arrays["valid"])
+        # Also where clipping made a number of what was none: no gradient may come of it.
+        self._arrays["rewards"][:, self.broken] = np.nan
+        if self._staged:
+            for name in _FLAGS:
+                getattr(self.rollout, name).copy_(getattr(self.host, name), non_blocking=True)
+        self.steps = int(self._arrays["valid"].sum())
+        return self.rollout
+
+    def _send(self, group: "_Group", t: int, act: Act) -> None:
+        """Acts for a group, and starts its step t."""
+        columns = group.columns
+        actions, state = act(group.rows[t], group.state)
+        if state is not None and self._interface.state_size:
+            group.state.copy_(state)
+        if self._staged:
+            self.rollout.actions[t, columns] = actions
+            actions = actions.cpu()
+        taken = actions.numpy()
+        self._arrays["actions"][t, columns] = taken
+        self._lap("act")
+        group.send(self._interface.actions.to_env(taken))
+
+    def _receive(self, group: "_Group", t: int) -> None:
+        """Notes how step t of a group came out."""
+        observation, reward, terminated, truncated, info = group.receive()
+        columns, arrays = group.columns, self._arrays
+        self._observe(columns, t + 1, observation)
+        valid = ~(self._resetting[columns] | group.lost)
+        arrays["rewards"][t, columns] = reward * valid
+        arrays["terminated"][t, columns] = terminated
+        arrays["truncated"][t, columns] = truncated
+        arrays["valid"][t, columns] = valid
+        if self._interface.lives and "lives" in info:
+            lives = info["lives"]
+            arrays["terminated"][t, columns] |= valid & (lives < self._lives[columns])
+            self._lives[columns] = lives
+        if self._interface.state_size and not valid.all():
+            forgotten = torch.from_numpy(~valid).to(self._state.device)
+            group.state.masked_fill_(forgotten.unsqueeze(-1), 0.0)
+        self._returns[columns] += reward
+        self._lengths[columns] += valid
+        ended = terminated | truncated | group.lost
+        self._ended[t, columns] = self._resetting[columns] = ended
+        for b in columns.start + np.flatnonzero(ended):
+            if arrays["valid"][t, b]:  # or it was lost, and the episode with it
+                self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
+            self._returns[b] = self._lengths[b] = 0
+        self._lap("env")
+
+    def _mend(self) -> None:
+        """Has environments that gave numbers that are not finite begin anew."""
+        self.broken = nonfinite_envs(self._arrays["rewards"], self._arrays["observations"][1:])
+        if self.broken:  # a mean over episodes would be lost with one of them
+            self.episodes[:] = [each for each in self.episodes if math.isfinite(each[0])]
+        for b in self.broken:
+            group = next(group for group in self._groups if b < group.columns.stop)
+            if vectorize.force_reset(group.envs, b - group.columns.start):
+                self._resetting[b] = True
+            self._ended[-1, b] = True
+            self._returns[b] = self._lengths[b] = 0
+            # The next rollout begins with the last row.
+            self.host.observations[-1, b] = self.rollout.observations[-1, b] = 0
+            self._state[:, b] = 0
+
+    def _observe(self, columns: slice, row: int, observation: Any) -> None:
+        self._arrays["observations"][row, columns] = self._interface.observations.rows(observation)
+        if self._staged:
+            staged = self.host.observations[row, columns]
+            self.rollout.observations[row, columns].copy_(staged, non_blocking=True)
+
+
+class _Group:
+    """Environments that step together, and their columns of the rollout and of the state."""
+
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], columns: slice, rollout: Rollout, state: Tensor
+    ) -> None:
+        self.envs, self.columns, self.state = envs, columns, state[:, columns]
+        self.rows = [row[columns] for row in rollout.observations.unbind()]
+        self.send, self.receive = vectorize.async_step(envs)
+        self.lost = subproc.lost(envs)

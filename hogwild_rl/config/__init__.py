@@ -1,0 +1,1 @@
+"""Settings as data: dataclasses, presets, the command line, and checks."""

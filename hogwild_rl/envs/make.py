@@ -1,0 +1,140 @@
+"""Environments from an id, a spec or a callable."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from hogwild_rl.envs import atari, checks
+from hogwild_rl.errors import UserError
+
+Env: TypeAlias = gymnasium.Env[Any, Any]
+EnvSource: TypeAlias = str | EnvSpec | Callable[..., Env]
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvInfo:
+    """What a run must know of an environment before it starts.
+
+    Attributes:
+        source: what workers make it from; an id is resolved, so that an environment registered by
+            the caller's program is known in every process.
+        name: the id, or the callable's dotted name.
+        reward_threshold: mean return at which it counts as solved, where one is registered.
+        frames_per_step: how many frames of an emulator a step takes; 1 where there is none.
+    """
+
+    source: EnvSource
+    name: str
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    reward_threshold: float | None
+    frames_per_step: int = 1
+
+
+def inspect_env(env: EnvSource) -> EnvInfo:
+    """Makes an environment once, tries a few steps of it, and notes its facts.
+
+    Raises:
+        UserError: the id is unknown, an extra is missing, a callable cannot be sent to a worker, or
+            the environment breaks gymnasium's contract.
+    """
+    source, name = spec(env) if isinstance(env, str) else env, name_of(env)
+    _check_picklable(source)
+    # The vector form of a game needs no image library, and is what trains.
+    if atari.is_game(source) and (games := atari.make_vector(source, 1, threads=1)) is not None:
+        games.close()
+        observed, acted = games.single_observation_space, games.single_action_space
+        return EnvInfo(source, name, observed, acted, source.reward_threshold, atari.FRAMESKIP)
+    instance = checks.called(name, "making it", lambda: make_env(source))
+    try:
+        checks.check(instance, name, played=not checks.is_tested_upstream(source))
+        facts = EnvInfo(
+            source=source,
+            name=name,
+            observation_space=instance.observation_space,
+            action_space=instance.action_space,
+            reward_threshold=instance.spec.reward_threshold if instance.spec else None,
+            frames_per_step=atari.FRAMESKIP if atari.is_game(source) else 1,
+        )
+    except UserError:
+        with contextlib.suppress(Exception):  # the first complaint is the one to be printed
+            instance.close()
+        raise
+    checks.called(name, "close()", instance.close)
+    return facts
+
+
+def name_of(env: EnvSource) -> str:
+    """The id of an environment, or a callable's dotted name."""
+    if isinstance(env, str):
+        return env
+    if isinstance(env, EnvSpec):
+        return env.id
+    if isinstance(env, functools.partial):
+        env = env.func
+    return f"{env.__module__}.{getattr(env, '__qualname__', type(env).__qualname__)}"
+
+
+def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
+    """One environment.
+
+    Args:
+        env: id, spec or callable.
+        render_mode: as gymnasium's; passed on only where it is set.
+
+    Raises:
+        UserError: it cannot be made; the message says why and what to do.
+    """
+    # Environments without rendering need not take the argument.
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    try:
+        if isinstance(env, str):
+            env = spec(env)
+        if isinstance(env, EnvSpec):
+            if atari.is_game(env):
+                return atari.make(env, **rendering)
+            return gymnasium.make(env, disable_env_checker=True, **rendering)
+        made = env(**rendering)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(checks.cannot_make(name_of(env), error)) from error
+    if not isinstance(made, gymnasium.Env):
+        raise UserError(f"{name_of(env)} must return a gymnasium.Env, got {type(made).__name__}")
+    return made
+
+
+def spec(name: str) -> EnvSpec:
+    """What is registered under an id; `module:Id` imports the module first.
+
+    Raises:
+        UserError: nothing is.
+    """
+    module, _, registered = name.rpartition(":")
+    try:
+        if module:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise gymnasium.error.NameNotFound(module)
+            importlib.import_module(module)  # it registers the id
+        elif registered not in gymnasium.registry:
+            atari.register()
+        return gymnasium.spec(registered)
+    except (Exception, SystemExit) as error:  # whatever the module does
+        raise UserError(checks.cannot_make(name, error)) from error
+
+
+def _check_picklable(env: EnvSource) -> None:
+    try:
+        pickle.dumps(env)
+    except Exception as error:  # whatever its parts raise
+        raise UserError(
+            f"env {name_of(env)} cannot be sent to workers ({error}): "
+            "give an id or a function at the top level of a module"
+        ) from error

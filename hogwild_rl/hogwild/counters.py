@@ -1,0 +1,204 @@
+"""Counts, timings and recent episodes of every worker, in shared memory, exact without a lock.
+
+Each worker writes its own row and nothing else; readers add the rows up. A worker killed at any
+instruction leaves every other row as it was, and its own readable.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hogwild_rl.hogwild import shared_memory
+
+EPISODES_KEPT = 128  # per worker
+EPISODES_READABLE = 100  # of these; the writer has the oldest to itself, to put new ones there
+STALENESS_BINS = 64  # staleness 0, 1, ..., 62, and 63 or more
+PHASES = ("env", "act", "learn", "share")  # share: pull and step
+_PHASE = {name: index for index, name in enumerate(PHASES)}
+
+_EPISODE = np.dtype([("time_s", "f8"), ("step", "i8"), ("return", "f8"), ("length", "i8")])
+_ROW = np.dtype(
+    {
+        "names": [
+            "steps",
+            "updates",
+            "dropped",
+            "dropped_in_a_row",
+            "broken",
+            "broken_source",
+            "heartbeat_s",
+            "seconds",
+            "staleness_sum",
+            "staleness_max",
+            "staleness",
+            "episode_count",
+            "episodes",
+        ],
+        "formats": [
+            "i8",
+            "i8",
+            "i8",
+            "i8",
+            "i8",
+            "i8",
+            "f8",
+            ("f8", len(PHASES)),
+            "i8",
+            "i8",
+            ("i8", STALENESS_BINS),
+            "i8",
+            (_EPISODE, EPISODES_KEPT),
+        ],
+    }
+)
+_CACHE_LINE = 64  # bytes; rows start on their own, so that writers do not slow each other
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """A finished episode: undiscounted return, length in steps, and when it ended.
+
+    `time_s` is on the clock of `time.monotonic`, which all processes share; `step` is the number of
+    steps its worker had taken.
+    """
+
+    time_s: float
+    step: int
+    episode_return: float
+    length: int
+
+
+class Counters:
+    """One row per worker in one shared segment.
+
+    Args:
+        workers: number of rows, at least 1.
+    """
+
+    def __init__(self, workers: int) -> None:
+        stride = -(-_ROW.itemsize // _CACHE_LINE) * _CACHE_LINE
+        self._memory = shared_memory.zeros(workers, stride, dtype=torch.uint8)
+        self._view()
+
+    def _view(self) -> None:
+        padded = np.dtype({"names": ["row"], "formats": [_ROW], "itemsize": self._memory.shape[1]})
+        array: np.ndarray[Any, Any] = self._memory.numpy()
+        self.rows = array.view(padded)[:, 0]["row"]
+        self._columns = {name: self.rows[name] for name in _ROW.names or ()}
+
+    def __getstate__(self) -> torch.Tensor:
+        return self._memory
+
+    def __setstate__(self, memory: torch.Tensor) -> None:
+        self._memory = memory
+        self._view()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def total(self, field: str) -> int:
+        """Sum of a count over all workers: steps, updates, dropped or episode_count."""
+        return sum(self._columns[field].tolist())
+
+    def seconds(self) -> dict[str, float]:
+        """Worker seconds spent in each phase, added over all workers."""
+        return dict(zip(PHASES, self.rows["seconds"].sum(axis=0).tolist(), strict=True))
+
+    def staleness_histogram(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """Updates by staleness, [STALENESS_BINS]; the last bin holds all beyond."""
+        histogram: np.ndarray[Any, np.dtype[np.int64]] = self.rows["staleness"].sum(axis=0)
+        return histogram
+
+    def recent_episodes(self, count: int) -> list[Episode]:
+        """The newest finished episodes of all workers, oldest first, at most `count`.
+
+        Raises:
+            ValueError: none are asked for, or more than a row keeps.
+        """
+        if not 1 <= count <= EPISODES_READABLE:
+            raise ValueError(f"count must lie between 1 and {EPISODES_READABLE}, got {count}")
+        return [Episode(*episode) for episode in self._recent(count).tolist()]
+
+    def recent_returns(self, count: int) -> tuple[list[float], list[int]]:
+        """Returns and lengths of `recent_episodes`, for those who ask often."""
+        recent = self._recent(count)
+        return recent["return"].tolist(), recent["length"].tolist()
+
+    def _recent(self, count: int) -> "np.ndarray[Any, Any]":
+        episodes = np.concatenate([_newest(row, count) for row in self.rows])
+        newest: np.ndarray[Any, Any] = episodes[np.argsort(episodes["time_s"], kind="stable")]
+        return newest[-count:]
+
+    def writer(self, worker: int) -> "CounterWriter":
+        """The row of one worker, to be held by that worker's process alone."""
+        return CounterWriter(self, worker)
+
+
+def _newest(row: Any, count: int) -> "np.ndarray[Any, Any]":
+    """A copy of a row's newest episodes, oldest first, that its writer does not touch meanwhile."""
+    written = int(row["episode_count"])
+    numbers = np.arange(max(0, written - count), written)
+    newest: np.ndarray[Any, Any] = row["episodes"][numbers % EPISODES_KEPT]
+    return newest
+
+
+class CounterWriter:
+    """One worker's row. Nobody else may write it."""
+
+    def __init__(self, slots: Counters, worker: int) -> None:
+        self._slots = slots
+        row = slots.rows[worker : worker + 1]
+        self._own = {name: row[name] for name in _ROW.names or ()}  # faster than the row's fields
+        self._seconds, self._staleness = row["seconds"][0], row["staleness"][0]
+        self._episodes = row["episodes"][0]
+        self._own["heartbeat_s"][0] = self._lap_s = time.monotonic()
+
+    def add_update(self, updates_at_pull: int) -> None:
+        """Counts a gradient that was applied, and its staleness.
+
+        Args:
+            updates_at_pull: `total_updates()` when the parameters it was computed with were pulled.
+        """
+        staleness = self.total_updates() - updates_at_pull
+        self._staleness[min(staleness, STALENESS_BINS - 1)] += 1
+        self._own["staleness_sum"][0] += staleness
+        self._own["staleness_max"][0] = max(int(self._own["staleness_max"][0]), staleness)
+        self._own["updates"][0] += 1
+        self._own["dropped_in_a_row"][0] = 0
+
+    def add_dropped(self) -> None:
+        """Counts a gradient that was not finite and not applied."""
+        self._own["dropped"][0] += 1
+        self._own["dropped_in_a_row"][0] += 1
+
+    def add_broken(self, sources: Sequence[int]) -> None:
+        """Counts sources of data that gave numbers that are not finite, by their numbers."""
+        for source in sources:
+            self._own["broken_source"][0] = source
+            self._own["broken"][0] += 1
+
+    def add_rollout(self, steps: int, episodes: Sequence[tuple[float, int]]) -> None:
+        """Counts steps and the (return, length) of the episodes that ended in them."""
+        self._own["steps"][0] += steps
+        for episode_return, length in episodes:
+            self._add_episode(episode_return, length)
+
+    def _add_episode(self, episode_return: float, length: int) -> None:
+        count, steps = int(self._own["episode_count"][0]), int(self._own["steps"][0])
+        self._episodes[count % EPISODES_KEPT] = (time.monotonic(), steps, episode_return, length)
+        self._own["episode_count"][0] = count + 1  # last, so that readers find it whole
+
+    def lap(self, phase: str) -> None:
+        """Adds the time since the last lap to a phase: a sign of life."""
+        now_s = time.monotonic()
+        self._seconds[_PHASE[phase]] += now_s - self._lap_s
+        self._lap_s = now_s
+        self._own["heartbeat_s"][0] = now_s
+
+    def total_updates(self) -> int:
+        """Updates of all workers so far."""
+        return self._slots.total("updates")

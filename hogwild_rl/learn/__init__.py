@@ -1,0 +1,1 @@
+"""Equations, losses, normalization and CUDA graphs."""

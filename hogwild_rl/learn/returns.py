@@ -1,0 +1,124 @@
+"""Advantages and returns over a rollout."""
+
+import torch
+from torch import Tensor
+
+
+def generalized_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Advantages of the taken actions, by generalized advantage estimation.
+
+        δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
+        A_t = δ_t + γ λ (1 − ended_t) A_{t+1}            ended = terminated or truncated
+
+    λ = 1 gives A3C's n-step advantage, λ = 0 the one-step TD error. The critic's targets are
+    ``advantages + values[:-1]``. Where a time limit ends an episode, V(s_{t+1}) is the value of its
+    last observation, which is the next row: the step that resets comes after it and is not valid.
+
+    Args:
+        rewards: r_t, [T, B].
+        values: V(s_t) for t = 0..T, [T+1, B], without gradient.
+        terminated: [T, B] bool, the environment reached an absorbing state.
+        truncated: [T, B] bool, a time limit cut the episode.
+        valid: [T, B] bool, False where the step only reset the environment.
+        gamma: discount γ in [0, 1].
+        gae_lambda: λ in [0, 1].
+
+    Returns:
+        A_t, [T, B], without gradient; 0 where not valid.
+
+    Raises:
+        ValueError: the shapes do not agree.
+
+    >>> r, no = torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.bool)
+    >>> generalized_advantages(r, torch.zeros(3, 1), no, no, ~no, gamma=0.5, gae_lambda=1.0).T
+    tensor([[1.5000, 1.0000]])
+
+    Source: Schulman et al. 2016 (arXiv:1506.02438), section 3; r_t is the reward that follows a_t.
+    """
+    T, B = rewards.shape
+    flags = (terminated, truncated, valid)
+    if values.shape != (T + 1, B) or any(flag.shape != (T, B) for flag in flags):
+        raise ValueError(
+            f"rewards are [{T}, {B}], so values must be [{T + 1}, {B}] and flags [{T}, {B}], got "
+            f"{list(values.shape)} and {[list(flag.shape) for flag in flags]}"
+        )
+    targets = torch.where(terminated, rewards, rewards + gamma * values[1:])
+    deltas = torch.where(valid, targets - values[:-1], 0.0)
+    carries = gamma * gae_lambda * (valid & ~(terminated | truncated))
+    advantages = deltas  # summed up in place, from the last row to the first
+    rows, carried = advantages.unbind(), carries.unbind()
+    for t in reversed(range(T - 1)):
+        rows[t].addcmul_(carried[t], rows[t + 1])
+    return advantages
+
+
+def td_targets(rewards: Tensor, next_values: Tensor, terminated: Tensor, *, gamma: float) -> Tensor:
+    """What a transition is worth by what it paid and what is thought of where it led.
+
+        y = r + γ (1 − terminated) v(s')
+
+    Args:
+        rewards: r, [N].
+        next_values: v(s'), [N].
+        terminated: [N] bool; behind a time limit there is a future.
+        gamma: discount γ in [0, 1].
+
+    Returns:
+        y, [N].
+
+    >>> ended = torch.tensor([False, True])
+    >>> one_step(torch.tensor([1.0, 1.0]), torch.tensor([4.0, 4.0]), ended, gamma=0.5)
+    tensor([3., 1.])
+    """
+    return rewards + gamma * next_values.masked_fill(terminated, 0.0)
+
+
+def returns_to_go(rewards: Tensor, gamma: float) -> Tensor:
+    """The discounted rewards from each step to the end of its episode.
+
+        R_t = r_t + γ R_{t+1}
+
+    Args:
+        rewards: r_t of whole episodes, each in a column, 0 after its end, [T, B].
+        gamma: discount γ in [0, 1].
+
+    Returns:
+        R_t, [T, B].
+
+    >>> to_go(torch.tensor([[1.0], [2.0], [4.0]]), gamma=0.5).T
+    tensor([[3., 4., 4.]])
+    """
+    returns = rewards.clone()
+    for t in reversed(range(len(rewards) - 1)):
+        returns[t] += gamma * returns[t + 1]
+    return returns
+
+
+def total_returns(rewards: Tensor, gamma: float) -> Tensor:
+    """The discounted rewards of the whole episode, Σ γ^t r_t, at each of its steps; see `to_go`.
+
+    >>> total(torch.tensor([[1.0], [2.0], [4.0]]), gamma=0.5).T
+    tensor([[3., 3., 3.]])
+    """
+    return returns_to_go(rewards, gamma)[0].expand_as(rewards)
+
+
+def mean_of_others(returns: Tensor) -> Tensor:
+    """For each episode the mean return of the other ones at the same step, [T, B] from [T, B].
+
+    With the episode's own return in it, the mean would depend on the action it is the baseline of.
+
+    >>> mean_of_others(torch.tensor([[1.0, 2.0, 6.0]]))
+    tensor([[4.0000, 3.5000, 1.5000]])
+    """
+    B = returns.shape[1]
+    return (returns.sum(1, keepdim=True) - returns) / max(B - 1, 1)

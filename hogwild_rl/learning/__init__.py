@@ -1,1 +1,0 @@
-"""The equations: tensors in, tensors out."""

@@ -1,0 +1,307 @@
+"""Progress of a run: terminal, progress.csv, TensorBoard, and the summary at its end."""
+
+import contextlib
+import csv
+import dataclasses
+import importlib.util
+import io
+import math
+import os
+import pathlib
+import shlex
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+import tqdm
+
+from hogwild_rl.config import base
+from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.runs import files
+
+EPISODES_AVERAGED = 100
+PROGRESS_FILE, STALENESS_FILE = "progress.csv", "staleness.csv"
+
+_BAR_EVERY_S, _LINE_EVERY_S = 0.1, 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run has come, over all its lives.
+
+    Attributes:
+        steps: transitions that counted.
+        updates: gradients applied.
+        episodes: episodes finished.
+        dropped: gradients that were not finite.
+        elapsed_s: seconds trained.
+        best_return: highest mean over 100 episodes, or None before there were 100.
+        lives: how often the run was started or resumed.
+        recent_returns, recent_lengths: of the last 100 episodes at most, oldest first.
+    """
+
+    steps: int = 0
+    updates: int = 0
+    episodes: int = 0
+    dropped: int = 0
+    elapsed_s: float = 0.0
+    best_return: float | None = None
+    lives: int = 0
+    recent_returns: tuple[float, ...] = ()
+    recent_lengths: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A run's state at one moment: a row of progress.csv.
+
+    Attributes:
+        time_s: seconds trained, over all lives of the run.
+        steps, updates, episodes, dropped: as in `Counters`.
+        return_mean, length_mean: over the last 100 episodes of all lives; NaN before the first
+            ended.
+        steps_per_s, updates_per_s: since the row before.
+        staleness_mean, staleness_max: updates by others between a gradient's pull and its step.
+        env_s, act_s, learn_s, share_s: worker seconds in each phase, in this life of the run.
+    """
+
+    time_s: float
+    steps: int
+    updates: int
+    episodes: int
+    dropped: int
+    return_mean: float
+    length_mean: float
+    steps_per_s: float
+    updates_per_s: float
+    staleness_mean: float
+    staleness_max: int
+    env_s: float
+    act_s: float
+    learn_s: float
+    share_s: float
+
+
+_HEADER = [field.name for field in dataclasses.fields(Snapshot)]
+
+
+class Recent(NamedTuple):
+    """The last 100 episodes of all lives, or as many as there were, oldest first."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+
+def recent_episodes(slots: Counters, before: Progress) -> Recent:
+    """The last episodes of this life, after those from before it as long as it has too few."""
+    returns, lengths = slots.recent_returns(EPISODES_AVERAGED)
+    return Recent(
+        (*before.recent_returns, *returns)[-EPISODES_AVERAGED:],
+        (*before.recent_lengths, *lengths)[-EPISODES_AVERAGED:],
+    )
+
+
+def take_snapshot(
+    slots: Counters, episodes: Recent, before: Progress, elapsed_s: float, last: Snapshot | None
+) -> Snapshot:
+    """Adds the workers' rows up.
+
+    Args:
+        slots: of this life of the run.
+        episodes: what `recent` gave.
+        before: where it stood when this life began.
+        elapsed_s: seconds since then.
+        last: the snapshot that rates are measured from.
+    """
+    steps, updates = slots.total("steps"), slots.total("updates")
+    time_s = before.elapsed_s + elapsed_s
+    since_s = max(time_s - (last.time_s if last else before.elapsed_s), 1e-9)
+    return Snapshot(
+        time_s=time_s,
+        steps=before.steps + steps,
+        updates=before.updates + updates,
+        episodes=before.episodes + slots.total("episode_count"),
+        dropped=before.dropped + slots.total("dropped"),
+        return_mean=_mean(episodes.returns),
+        length_mean=_mean(episodes.lengths),
+        steps_per_s=(before.steps + steps - (last.steps if last else before.steps)) / since_s,
+        updates_per_s=(before.updates + updates - (last.updates if last else before.updates))
+        / since_s,
+        staleness_mean=slots.total("staleness_sum") / max(updates, 1),
+        staleness_max=int(slots.rows["staleness_max"].max()),
+        **{f"{phase}_s": seconds for phase, seconds in slots.seconds().items()},
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+class Reporter:
+    """Shows snapshots on a terminal's bar, or a line every few seconds, and appends them to files.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        before: where the run stood when this life of it began; later rows are dropped from its log.
+    """
+
+    def __init__(self, folder: pathlib.Path, config: base.RunConfig, before: Progress) -> None:
+        self._events = _event_writer(folder) if config.tensorboard else None
+        self._file = _open_log(folder, before.steps)
+        self._rows = csv.writer(self._file)
+        self._total, self._quiet = config.total_timesteps, config.quiet
+        self._before = before.steps
+        self.last: Snapshot | None = None
+        self._shown_s = self._written_s = before.elapsed_s
+        self._bar: Any = None
+        if sys.stderr.isatty() and not config.quiet:
+            tqdm.tqdm.set_lock(threading.RLock())  # noqa: TID251  its default is a semaphore in /dev/shm
+            self._bar = tqdm.tqdm(
+                total=self._total,
+                initial=before.steps,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",
+            )
+
+    def report(self, snapshot: Snapshot, final: bool = False) -> bool:
+        """Shows a snapshot where it is due. Returns whether it became a row of progress.csv."""
+        every_s = _BAR_EVERY_S if self._bar is not None else _LINE_EVERY_S
+        if final or snapshot.time_s - self._shown_s >= every_s:
+            self._shown_s = snapshot.time_s
+            self._show(snapshot)
+        due = snapshot.time_s - self._written_s >= _row_every_s(snapshot.time_s)
+        begun = snapshot.steps > self._before  # while workers start there is nothing to tell
+        printed = self.last is not None and self.last.steps == snapshot.steps
+        if not ((final and not printed) or (due and begun)):
+            return False
+        self._written_s = snapshot.time_s
+        with contextlib.suppress(OSError):  # a full disk: what is not written yet comes later
+            self._rows.writerow(dataclasses.astuple(snapshot))
+            self._file.flush()
+        if self._events is not None:
+            for name, value in dataclasses.asdict(snapshot).items():
+                self._events.add_scalar(f"run/{name}", value, snapshot.steps)
+        self.last = snapshot
+        return True
+
+    def _show(self, snapshot: Snapshot) -> None:
+        text = (
+            f"return {snapshot.return_mean:.1f}, {snapshot.steps_per_s:,.0f} steps/s, "
+            f"{snapshot.updates_per_s:,.0f} updates/s, staleness {snapshot.staleness_mean:.1f}"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(min(snapshot.steps, self._total) - self._bar.n)
+        elif not self._quiet:
+            with contextlib.suppress(OSError):  # nobody reads on; training does not depend on it
+                print(
+                    f"{snapshot.time_s:.1f} s: {snapshot.steps:,} of {self._total:,} steps, {text}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def close(self) -> None:
+        """Ends the bar and closes the files."""
+        if self._bar is not None:
+            self._bar.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _row_every_s(time_s: float) -> float:
+    """Short runs are over in seconds and long ones take days: both leave a curve, not a point."""
+    return min(max(time_s / 20, 0.1), 1.0)
+
+
+def read_log(folder: pathlib.Path) -> list[tuple[int, list[str]]]:
+    """The whole rows of a run's progress.csv, each after its number of steps.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    path = folder / PROGRESS_FILE
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(_HEADER)][1:]
+        return [(int(row[_HEADER.index("steps")]), row) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}): repair or remove it") from error
+
+
+def _open_log(folder: pathlib.Path, steps: int) -> TextIO:
+    """progress.csv, ready for the next row: with its header, and no row beyond `steps`."""
+    path, text = folder / PROGRESS_FILE, io.StringIO()
+    csv.writer(text).writerows([_HEADER, *(row for at, row in read_log(folder) if at <= steps)])
+    files.write_text(path, text.getvalue())
+    return path.open("a", newline="")
+
+
+def write_staleness(folder: pathlib.Path, slots: Counters) -> None:
+    """Writes staleness.csv: how many updates of this life of the run had which staleness."""
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["staleness", "updates"])
+    rows.writerows(enumerate(slots.staleness_histogram().tolist()))
+    files.write_text(folder / STALENESS_FILE, text.getvalue())
+
+
+def require_tensorboard(config: base.RunConfig) -> None:
+    """Raises UserError where a way of reporting is asked for that is not installed."""
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "tensorboard is not installed: leave it out, or "
+            f"{sys.executable} -m pip install tensorboard"
+        )
+
+
+def _event_writer(folder: pathlib.Path) -> Any:
+    from torch.utils import tensorboard
+
+    return tensorboard.SummaryWriter(str(folder))
+
+
+def summary_lines(
+    last: Snapshot, frames_per_step: int, solved_at: Snapshot | None
+) -> Iterator[str]:
+    """How far the run came, and when it was solved, in lines."""
+    if solved_at is not None:
+        yield (
+            f"solved: mean return {solved_at.return_mean:.1f} over the last 100 episodes "
+            f"after {solved_at.steps:,} steps, {solved_at.time_s:.1f} s"
+        )
+    frames = f" ({frames_per_step * last.steps:,} frames)" if frames_per_step > 1 else ""
+    yield (
+        f"trained {last.steps:,} steps{frames}, {last.updates:,} updates in {last.time_s:.1f} s, "
+        f"{last.episodes:,} episodes, mean return {last.return_mean:.1f} at the end"
+    )
+    if last.dropped:
+        yield f"dropped {last.dropped:,} gradients that were not finite"
+
+
+def next_steps(folder: pathlib.Path, env: str, resume: str | None) -> Iterator[str]:
+    """Where the run is, and what to do with it: go on with an algorithm, or see it play."""
+    place = shlex.quote(str(folder)) + (" --allow-import" if ":" in env else "")
+    yield f"run: {folder}"
+    if resume is None:
+        yield f"next: {_python()} -m hogwild_rl.evaluate {place} --episodes 20"
+    else:
+        yield f"next: {_python()} -m hogwild_rl.{resume} --resume {place}"
+
+
+def _python() -> str:
+    """How the person running this starts the same Python again."""
+    executable = pathlib.Path(sys.executable)
+    if str(executable.parent) in os.environ.get("PATH", "").split(os.pathsep):
+        return executable.name
+    with contextlib.suppress(ValueError):
+        return str(executable.relative_to(pathlib.Path.cwd()))
+    return str(executable)

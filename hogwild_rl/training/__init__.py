@@ -1,0 +1,1 @@
+"""Execution of a run: learner, workers, devices, ranks and exact resume."""
