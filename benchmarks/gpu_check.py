@@ -417,8 +417,8 @@ class Check:
 
         shared, name = self.model("a3c, bfloat16"), "a3c, bfloat16"
         groups = [pictures.Pictures(128), pictures.Pictures(128)]
-        interface = EnvCodec(ObservationCodec.of(SPACE), ActionCodec.of(ACTIONS))
-        collector = Collector(groups, interface, 5, 0, lambda _: None, self.device)
+        env_codec = EnvCodec(ObservationCodec.of(SPACE), ActionCodec.of(ACTIONS))
+        collector = Collector(groups, env_codec, 5, 0, lambda _: None, self.device)
         generator = torch.Generator(self.device).manual_seed(0)
         act = functools.partial(shared.module.act, generator=generator)
 

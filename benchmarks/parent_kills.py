@@ -133,7 +133,7 @@ class State:
             then, now = getattr(before.counters, name), getattr(self.counters, name)
             if now < then:
                 yield f"{name} went from {then} to {now}"
-        saved = self.counters.lives - before.counters.lives
+        saved = self.counters.sessions - before.counters.sessions
         if saved not in (0, 1):
             yield f"{saved} lives in one"
         if not saved and self.counters != before.counters:

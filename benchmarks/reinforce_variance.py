@@ -57,9 +57,9 @@ def played(env: Any, model: ActorCritic, size: int, count: int, seed: int) -> li
     """As many batches of so many episodes."""
     envs = vectorize.make_vector_env(env, size)
     seen, chosen = envs.single_observation_space, envs.single_action_space
-    interface = EnvCodec(ObservationCodec.of(seen), ActionCodec.of(chosen))
+    env_codec = EnvCodec(ObservationCodec.of(seen), ActionCodec.of(chosen))
     act = functools.partial(model.act, generator=torch.Generator().manual_seed(seed))
-    collector = EpisodeCollector(envs, interface, seed, lambda _: None)
+    collector = EpisodeCollector(envs, env_codec, seed, lambda _: None)
     return [collector.collect(act) for _ in range(count)]
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     print(machine.describe())
     columns, rows = ("env", "returns", "baseline", "how", "variance", "squared_mean"), []
 
-    def tell(*values: str | float) -> None:
+    def record(*values: str | float) -> None:
         row = [f"{value:.4g}" if isinstance(value, float) else value for value in values]
         rows.append(dict(zip(columns, row, strict=True)))
         print("".join(f"{word:<13}" for word in row))
@@ -101,10 +101,10 @@ def main() -> None:
         for variant in VARIANTS if how == "sampled" else [("to-go", "value")]:
             found = estimates(model, batches, *variant)
             squared = float(found[::2].mean(0) @ found[1::2].mean(0))
-            tell(env, *variant, how, float(found.var(0).sum()), squared)
+            record(env, *variant, how, float(found.var(0).sum()), squared)
 
     for variant in VARIANTS:
-        tell("small", *variant, "exact", *exact(variant))
+        record("small", *variant, "exact", *exact(variant))
     sample("small", mdp.Small, mdp.model(dtype=torch.float32), 2)
     with tempfile.TemporaryDirectory() as folder:
         training: Any = {"total_timesteps": config.trained_for, "run_dir": f"{folder}/run"}

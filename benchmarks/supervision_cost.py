@@ -100,7 +100,7 @@ class Switch:
     def __init__(self, worker: Worker, sides: torch.Tensor) -> None:
         self._stop, self._sides, self._me = worker.stop, sides.numpy(), 1 + worker.index
         self._laps = _without_line(CounterWriter.lap, "heartbeat_s"), CounterWriter.lap.__code__
-        self._mends = (lambda _: None).__code__, Collector._mend.__code__
+        self._mends = (lambda _: None).__code__, Collector._drop_nonfinite.__code__
         self._sides[self._me] = 1
 
     def __call__(self) -> Any:
@@ -108,7 +108,7 @@ class Switch:
         wanted = self._sides[0]
         if wanted != self._sides[self._me]:
             CounterWriter.lap.__code__ = self._laps[wanted]
-            Collector._mend.__code__ = self._mends[wanted]
+            Collector._drop_nonfinite.__code__ = self._mends[wanted]
             self._sides[self._me] = wanted
         return self._stop()
 
@@ -126,7 +126,7 @@ _A3C_WORK = a3c.work
 def patched(sides: torch.Tensor, watching: threading.Event) -> Iterator[list[counters.Counters]]:
     """Runs started meanwhile can be switched: workers by `sides`, the parent by `watching`.
 
-    Gives the slots of such a run, once it has some.
+    Gives the counters of such a run, once it has some.
     """
     made: list[counters.Counters] = []
     watch, in_processes = Supervisor.watch, launch.in_processes

@@ -145,7 +145,7 @@ def profile(config: Config) -> str:
         TransitionCollector.step,
         ReplayBuffer.sample,
         td3.update,
-        TargetedModule.descend,
+        TargetedModule.step,
     ):
         profiler.add_function(function)
     with tempfile.TemporaryDirectory() as folder, profiler:

@@ -178,24 +178,24 @@ def raw_rate(groups: Sequence[VectorEnv[Any, Any, Any]], seconds: float) -> floa
 
 def raw_rate_of_workers(config: Config, cell: Mapping[str, Any]) -> float:
     """Valid steps per second of A3C's environments by themselves, in as many processes."""
-    slots = Counters(cell["workers"])
-    arguments = (make.spec(config.env), cell["envs_per_worker"], slots)
+    counters = Counters(cell["workers"])
+    arguments = (make.spec(config.env), cell["envs_per_worker"], counters)
     with processes.Workers(play_at_random, arguments, cell["workers"], seed=0) as crew:
-        while (slots.rows["steps"] == 0).any():
+        while (counters.rows["steps"] == 0).any():
             crew.wait(0.01)
-        before, start_s = slots.total("steps"), time.perf_counter()
+        before, start_s = counters.total("steps"), time.perf_counter()
         crew.wait(config.seconds / 2)
-        rate = (slots.total("steps") - before) / (time.perf_counter() - start_s)
+        rate = (counters.total("steps") - before) / (time.perf_counter() - start_s)
         crew.stop(10.0)
     return rate
 
 
-def play_at_random(worker: Worker, spec: EnvSpec, num_envs: int, slots: Counters) -> None:
+def play_at_random(worker: Worker, spec: EnvSpec, num_envs: int, counters: Counters) -> None:
     """What a worker does that only steps its environments."""
-    slot, counted = slots.writer(worker.index), 0
+    counts, counted = counters.writer(worker.index), 0
     backend = vectorize.choose(spec, "auto", num_envs, cores=1)
     for steps in random_play([vectorize.make_envs(spec, backend, num_envs, cores=1)]):
-        slot.add_rollout(steps - counted, [])
+        counts.add_rollout(steps - counted, [])
         counted = steps
         if worker.stopping:
             break

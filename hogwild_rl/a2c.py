@@ -91,7 +91,7 @@ def learn(
     shared: SharedModel[ActorCritic],
     optimizer: SharedRMSprop,
     normalization: Normalization,
-    slots: Counters,
+    counters: Counters,
     ranks: Ranks,
     backend: vectorize.Backend,
     size: int,
@@ -101,29 +101,29 @@ def learn(
     Returns:
         What it was in the middle of then.
     """
-    device, slot, observed_s = shared.flat.device, slots.writer(0), 0.0
-    env_seed, action_seed = random_seeds(config.seed, ranks.index, session.before.lives, 2)
+    device, counts, observed_s = shared.flat.device, counters.writer(0), 0.0
+    env_seed, action_seed = random_seeds(config.seed, ranks.index, session.before.sessions, 2)
     generator = torch.Generator(device).manual_seed(action_seed)
     with environments(config, session, backend, size, ranks) as envs:
         on_cpu = device.type == "cpu"
         copied_to = None if on_cpu else device
         normalizer = config.normalizer(normalization, ranks.index)
-        interface = config.interface(session.facts, normalizer)
-        collector = Collector(envs, interface, config.n_steps, env_seed, slot.lap, copied_to)
-        recall = WorkerState(generator, envs, collector, normalizer)
+        env_codec = config.env_codec(session.env_info, normalizer)
+        collector = Collector(envs, env_codec, config.n_steps, env_seed, counts.lap, copied_to)
+        worker_state = WorkerState(generator, envs, collector, normalizer)
         alone = ranks.count == 1  # what one rank was in the middle of is none of the others'
-        reset = recall.restore(session.recalled if alone else None, env_seed)
+        reset = worker_state.restore(session.resumed_state if alone else None, env_seed)
         if reset:
-            session.tell(f"episodes begin anew: {reset}")
+            session.info(f"episodes begin anew: {reset}")
         act, take_gradient, take_step = computations(
             config, shared, optimizer, collector.rollout, size, generator
         )
-        outcomes, ending = Outcomes(slot, device), False
+        outcomes, ending = Outcomes(counts, device), False
         while not ending:
-            progress = (session.before.steps + slots.total("steps")) / config.total_timesteps
+            progress = (session.before.steps + counters.total("steps")) / config.total_timesteps
             if progress >= 1:
                 break
-            normalization.freeze(shared.module)
+            normalization.write_to(shared.module)
             collector.collect(act)
             gradient = take_gradient()
             normalizer.add(collector.host)  # while a GPU computes the gradient
@@ -131,24 +131,24 @@ def learn(
             steps, episodes, ending = ranks.combine(
                 gradient, collector.steps, collector.episodes, session.ending
             )
-            slot.add_rollout(steps, episodes)
-            slot.add_broken(collector.broken)
+            counts.add_rollout(steps, episodes)
+            counts.add_nonfinite(collector.nonfinite_envs)
             optimizer.learning_rate = config.learning_rate_at(progress)
-            slot.lap("learn")
+            counts.lap("learn")
             if not on_cpu:
                 outcomes.add(take_step())
             elif math.isfinite(clip_by_global_norm_(gradient, config.max_grad_norm)):
                 optimizer.apply(gradient)
-                slot.add_update(slot.total_updates())
+                counts.add_update(counts.total_updates())
             else:
-                slot.add_dropped()
-            slot.lap("share")
+                counts.add_dropped()
+            counts.lap("share")
             if time.monotonic() - observed_s >= _OBSERVE_EVERY_S:
                 observed_s = time.monotonic()
-                session.observe(slots, recall.state if alone else None)
+                session.observe(counters, worker_state.state if alone else None)
         outcomes.finish()
-        slot.add_rollout(0, ranks.gather())
-        return recall.state() if alone else {}
+        counts.add_rollout(0, ranks.gather())
+        return worker_state.state() if alone else {}
 
 
 def computations(
@@ -204,10 +204,10 @@ def environments(
     with contextlib.ExitStack() as opened:
         groups = []
         for first in numbers[::size]:
-            if size >= _SLOW_FROM and atari.is_game(session.facts.source):
-                session.tell(f"making {size} games, one after another")
+            if size >= _SLOW_FROM and atari.is_game(session.env_info.source):
+                session.info(f"making {size} games, one after another")
             envs = vectorize.make_envs(
-                session.facts.source,
+                session.env_info.source,
                 backend,
                 size,
                 base.usable_cores(),
@@ -237,22 +237,22 @@ def train(config: Config) -> Agent:
     shared_memory.retain_freed_memory()
     ranks = Ranks.here()
     session = Run("a2c", config, reports=ranks.index == 0)
-    model = config.model(session.facts)
+    model = config.model(session.env_info)
     device = devices.choose(config.device, model, ranks)
-    bfloat16 = devices.bfloat16(config.precision, session.facts, device.device.type)
+    bfloat16 = devices.bfloat16(config.precision, session.env_info, device.device.type)
     if bfloat16.on:  # what pays depends on the device, and that on the model's size
-        model = config.model(session.facts, bfloat16=True)
+        model = config.model(session.env_info, bfloat16=True)
     config.compiles(device.device)
-    source, cores = session.facts.source, base.usable_cores()
+    source, cores = session.env_info.source, base.usable_cores()
     size = group_size(config, ranks, overlapping=False)
     backend = vectorize.choose(source, config.vectorization, size, cores)
     overlapping = device.device.type != "cpu" and vectorize.steps_asynchronously(source, backend)
     size = group_size(config, ranks, overlapping)
-    config.check_rollouts(session.facts, config.num_envs // ranks.count)
+    config.check_rollouts(session.env_info, config.num_envs // ranks.count)
     if backend.name == "async":
         resources.check_environments(config.num_envs // ranks.count)
-    normalization = config.normalization(session.facts, ranks.count)
-    slots = Counters(1)
+    normalization = config.normalization(session.env_info, ranks.count)
+    counters = Counters(1)
     left: dict[str, Any] | None = None
     with (
         devices.enough_memory(f"num_envs {config.num_envs} and n_steps {config.n_steps}"),
@@ -263,16 +263,16 @@ def train(config: Config) -> Agent:
         shared = SharedModel(model, device.device)
         optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
         session.open(shared.module, optimizer, normalization)
-        session.tell(f"device {device.device}: {device.reason}")
-        session.tell(f"vectorization {backend.name}: {backend.reason}")
+        session.info(f"device {device.device}: {device.reason}")
+        session.info(f"vectorization {backend.name}: {backend.reason}")
         if bfloat16.reason:
-            session.tell(f"precision float32: {bfloat16.reason}")
+            session.info(f"precision float32: {bfloat16.reason}")
         try:
             left = learn(
-                config, session, shared, optimizer, normalization, slots, ranks, backend, size
+                config, session, shared, optimizer, normalization, counters, ranks, backend, size
             )
         finally:
-            agent = session.close(slots, left is None, lambda: left)
+            agent = session.close(counters, left is None, lambda: left)
     return agent
 
 

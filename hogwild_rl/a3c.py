@@ -63,57 +63,57 @@ class Config(ActorCriticConfig, base.FaultToleranceConfig):
 
 def work(
     worker: Worker,
-    facts: make.EnvInfo,
+    env_info: make.EnvInfo,
     backend: vectorize.Backend,
     config: Config,
     shared: SharedModel[ActorCritic],
     optimizer: SharedRMSprop,
     normalization: Normalization,
-    slots: Counters,
+    counters: Counters,
     steps_before: int,
-    recalled: dict[str, Any] | None,
-    standstill: SafePoint | None,
+    resumed_state: dict[str, Any] | None,
+    safe_point: SafePoint | None,
 ) -> None:
     """One worker's life: pull, act, learn, step, until the steps of all add up to the total."""
     env_seed, action_seed = worker.random_seeds(2)
     generator = torch.Generator().manual_seed(action_seed)
-    local, slot = shared.replica(), slots.writer(worker.index)
-    envs = vectorize.make_envs(facts.source, backend, config.envs_per_worker, cores=1)
+    local, counts = shared.replica(), counters.writer(worker.index)
+    envs = vectorize.make_envs(env_info.source, backend, config.envs_per_worker, cores=1)
     normalizer = config.normalizer(normalization, worker.index)
-    interface = config.interface(facts, normalizer)
-    collector = Collector([envs], interface, config.n_steps, env_seed, slot.lap)
+    env_codec = config.env_codec(env_info, normalizer)
+    collector = Collector([envs], env_codec, config.n_steps, env_seed, counts.lap)
     act = functools.partial(local.module.act, generator=generator)
-    recall = WorkerState(generator, [envs], collector, normalizer)
-    if standstill is not None:
-        standstill.begin()
-        if slots.rows["steps"][worker.index] == 0:  # not in the place of one that had gone on
-            recall.restore(recalled, env_seed)
+    worker_state = WorkerState(generator, [envs], collector, normalizer)
+    if safe_point is not None:
+        safe_point.begin()
+        if counters.rows["steps"][worker.index] == 0:  # not in the place of one that had gone on
+            worker_state.restore(resumed_state, env_seed)
     while not worker.stopping:
-        progress = (steps_before + slots.total("steps")) / config.total_timesteps
+        progress = (steps_before + counters.total("steps")) / config.total_timesteps
         if progress >= 1:
             break
-        updates_at_pull = slot.total_updates()
+        updates_at_pull = counts.total_updates()
         local.pull()
-        normalization.freeze(local.module)
-        slot.lap("share")
+        normalization.write_to(local.module)
+        counts.lap("share")
         rollout = collector.collect(act)
         normalizer.add(rollout)
-        slot.add_rollout(collector.steps, collector.episodes)
-        slot.add_broken(collector.broken)
+        counts.add_rollout(collector.steps, collector.episodes)
+        counts.add_nonfinite(collector.nonfinite_envs)
         gradient = local.gradient(losses.actor_critic_loss(local.module, rollout, config))
         norm = clip_by_global_norm_(gradient, config.max_grad_norm)
-        slot.lap("learn")
+        counts.lap("learn")
         if math.isfinite(norm):
             optimizer.learning_rate = config.learning_rate_at(progress)
             optimizer.apply(gradient)
-            slot.add_update(updates_at_pull)
+            counts.add_update(updates_at_pull)
         else:
-            slot.add_dropped()
-        slot.lap("share")
-        if standstill is not None:
-            standstill.pause(worker, recall.state)
-    if standstill is not None:
-        standstill.leave(recall.state())
+            counts.add_dropped()
+        counts.lap("share")
+        if safe_point is not None:
+            safe_point.reach(worker, worker_state.state)
+    if safe_point is not None:
+        safe_point.leave(worker_state.state())
     envs.close()
 
 
@@ -128,35 +128,35 @@ def train(config: Config) -> Agent:
     """
     session = Run("a3c", config)
     resources.check_workers(config.workers)
-    config.check_rollouts(session.facts, config.workers * config.envs_per_worker)
-    bfloat16 = devices.bfloat16(config.precision, session.facts)
+    config.check_rollouts(session.env_info, config.workers * config.envs_per_worker)
+    bfloat16 = devices.bfloat16(config.precision, session.env_info)
     backend = vectorize.choose(
-        session.facts.source, config.vectorization, config.envs_per_worker, cores=1
+        session.env_info.source, config.vectorization, config.envs_per_worker, cores=1
     )
-    model = config.model(session.facts, bfloat16.on)
+    model = config.model(session.env_info, bfloat16.on)
     config.check_sendable(model)
     shared = SharedModel(model)
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
-    normalization = config.normalization(session.facts, config.workers)
-    slots = Counters(config.workers)
+    normalization = config.normalization(session.env_info, config.workers)
+    counters = Counters(config.workers)
     session.open(shared.module, optimizer, normalization)
     if bfloat16.reason:
-        session.tell(f"precision float32: {bfloat16.reason}")
+        session.info(f"precision float32: {bfloat16.reason}")
     # Of several workers no two runs are equal: none is worth stopping for.
-    standstill = SafePoint(session.folder) if config.workers == 1 else None
+    safe_point = SafePoint(session.folder) if config.workers == 1 else None
     arguments = (
-        session.facts,
+        session.env_info,
         backend,
         config,
         shared,
         optimizer,
         normalization,
-        slots,
+        counters,
         session.before.steps,
-        session.recalled,
-        standstill,
+        session.resumed_state,
+        safe_point,
     )
-    return launch.in_processes(session, slots, work, arguments, config, standstill)
+    return launch.in_processes(session, counters, work, arguments, config, safe_point)
 
 
 def main() -> None:

@@ -101,42 +101,42 @@ def learn(
     shared: SharedModel[ActorCritic],
     optimizer: SharedAdam,
     normalization: Normalization,
-    slots: Counters,
+    counters: Counters,
 ) -> None:
     """Play, learn, step, until the steps add up to the total."""
-    env_seed, action_seed = random_seeds(config.seed, 0, session.before.lives, 2)
+    env_seed, action_seed = random_seeds(config.seed, 0, session.before.sessions, 2)
     act = functools.partial(shared.module.act, generator=torch.Generator().manual_seed(action_seed))
-    slot, normalizer = slots.writer(0), config.normalizer(normalization, 0)
-    source, interface = session.facts.source, config.interface(session.facts, normalizer)
+    counts, normalizer = counters.writer(0), config.normalizer(normalization, 0)
+    source, env_codec = session.env_info.source, config.env_codec(session.env_info, normalizer)
     backend = vectorize.choose(source, "auto", config.episodes, cores=1)
     envs = vectorize.make_envs(source, backend, config.episodes, cores=1)
     with contextlib.closing(envs):
-        collector = EpisodeCollector(envs, interface, env_seed, slot.lap)
+        collector = EpisodeCollector(envs, env_codec, env_seed, counts.lap)
         while not session.ending:
-            progress = (session.before.steps + slots.total("steps")) / config.total_timesteps
+            progress = (session.before.steps + counters.total("steps")) / config.total_timesteps
             if progress >= 1:
                 break
-            normalization.freeze(shared.module)
+            normalization.write_to(shared.module)
             episodes = collector.collect(act)
             normalizer.add(episodes)
             gradient = shared.gradient(reinforce_objective(shared.module, episodes, config))
-            slot.add_rollout(collector.steps, collector.episodes)
-            slot.add_broken(collector.broken)
+            counts.add_rollout(collector.steps, collector.episodes)
+            counts.add_nonfinite(collector.nonfinite_envs)
             if math.isfinite(clip_by_global_norm_(gradient, config.max_grad_norm)):
                 optimizer.learning_rate = config.learning_rate_at(progress)
                 optimizer.apply(gradient)
-                slot.add_update(slot.total_updates())
+                counts.add_update(counts.total_updates())
             else:
-                slot.add_dropped()
-            slot.lap("learn")
-            batch = session.before.updates + slots.total("updates")
+                counts.add_dropped()
+            counts.lap("learn")
+            batch = session.before.updates + counters.total("updates")
             if collector.episodes:
                 played = np.array(collector.episodes)[:, 0]
-                session.tell(
+                session.info(
                     f"batch {batch}: return mean {played.mean():.1f}, std {played.std():.1f}, "
                     f"min {played.min():.1f}, max {played.max():.1f}"
                 )
-            session.observe(slots)
+            session.observe(counters)
 
 
 def train(config: Config) -> Agent:
@@ -150,18 +150,18 @@ def train(config: Config) -> Agent:
     torch.set_flush_denormal(True)
     shared_memory.retain_freed_memory()
     session = Run("reinforce", config)
-    shared = SharedModel(config.model(session.facts))
+    shared = SharedModel(config.model(session.env_info))
     optimizer = SharedAdam(shared, config.learning_rate)
-    normalization = config.normalization(session.facts, workers=1)
-    slots = Counters(1)
+    normalization = config.normalization(session.env_info, workers=1)
+    counters = Counters(1)
     finished = False
     with devices.limit_threads(shared.module, config.episodes), session.interruptible():
         session.open(shared.module, optimizer, normalization)
         try:
-            learn(config, session, shared, optimizer, normalization, slots)
+            learn(config, session, shared, optimizer, normalization, counters)
             finished = True
         finally:
-            agent = session.close(slots, failed=not finished)
+            agent = session.close(counters, failed=not finished)
     return agent
 
 

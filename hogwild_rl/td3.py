@@ -74,14 +74,14 @@ def update(learner: Learner, batch: Transitions, config: Config) -> bool | Tenso
             batch.rewards, next_values.amin(0), batch.terminated, gamma=config.gamma
         )
     values = critics.online(batch.observations, batch.actions)
-    taken = critics.descend(losses.td_loss(values, targets))
+    taken = critics.step(losses.td_loss(values, targets))
     if learner.updates % config.policy_delay:
         return taken
     actions = actor.online(batch.observations)
-    worth = critics.online.first(batch.observations, actions)
-    taken = actor.descend(-worth.mean()) & taken
-    actor.follow(config.tau)
-    critics.follow(config.tau)
+    worth = critics.online.q1(batch.observations, actions)
+    taken = actor.step(-worth.mean()) & taken
+    actor.polyak_update(config.tau)
+    critics.polyak_update(config.tau)
     return taken
 
 

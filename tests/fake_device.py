@@ -143,9 +143,9 @@ def train(program: Any, settings: dict[str, Any]) -> Any:
     device = torch.device(DEVICE_TYPE, 0)
     empty_rollout, empty_batch = Rollout.empty.__func__, ReplayBuffer.empty
     Rollout.empty = classmethod(
-        lambda cls, T, B, interface, device=None, pinned=False: (
+        lambda cls, T, B, env_codec, device=None, pinned=False: (
             empty_rollout if device else real(empty_rollout)
-        )(cls, T, B, interface, device)
+        )(cls, T, B, env_codec, device)
     )
     ReplayBuffer.empty = lambda self, count, device=None, pinned=False: (
         empty_batch if device else real(empty_batch)

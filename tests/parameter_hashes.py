@@ -59,7 +59,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "a2c, normalizers": ("a2c", {**A2C, **NORMALIZED, "clip_rewards": 5.0}),
     "a2c, shared trunk": ("a2c", {**A2C, "shared_trunk": True, "activation": "relu"}),
     "a2c, images": ("a2c", {**A2C, "env": "tests.envs:Pictures-v0", "total_timesteps": 1_000}),
-    "a2c, Atari": ("a2c", {**A2C, **PONG, "vectorization": "native", "life_loss": True}),
+    "a2c, Atari": (
+        "a2c",
+        {**A2C, **PONG, "vectorization": "native", "terminal_on_life_loss": True},
+    ),
     "a2c, continuous": ("a2c", {**A2C, **WALKER}),
     "a2c, NaN": ("a2c", {**A2C, "env": "tests.envs:FaultyBlip-v0"}),
     "reinforce": ("reinforce", {"env": "CartPole-v1", "total_timesteps": 6_000, "seed": 5}),

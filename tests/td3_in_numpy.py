@@ -55,7 +55,7 @@ def value(critic: Layers, states: Floats, actions: Floats) -> list[Floats]:
 
 
 class Adam:
-    """Layers that descend: Kingma & Ba 2015, algorithm 1."""
+    """Layers that step: Kingma & Ba 2015, algorithm 1."""
 
     def __init__(self, layers: Layers, learning_rate: float) -> None:
         self.layers, self.learning_rate, self.t = layers, learning_rate, 0

@@ -23,7 +23,7 @@ class EpisodeCollector:
 
     Args:
         envs: vector environments with NEXT_STEP autoreset.
-        interface: between them and a policy without a memory.
+        env_codec: between them and a policy without a memory.
         seed: of the environments.
         lap: called with "act" or "env" when that phase ends, to be timed.
     """
@@ -31,21 +31,21 @@ class EpisodeCollector:
     def __init__(
         self,
         envs: VectorEnv[Any, Any, Any],
-        interface: EnvCodec,
+        env_codec: EnvCodec,
         seed: int,
         lap: Callable[[str], None],
     ) -> None:
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
-        self.broken: list[int] = []
-        self._envs, self._interface, self._lap = envs, interface, lap
-        self._dtype = interface.observations.dtype
+        self.nonfinite_envs: list[int] = []
+        self._envs, self._env_codec, self._lap = envs, env_codec, lap
+        self._dtype = env_codec.observations.dtype
         self._seed: int | None = seed  # for the first reset; the streams go on from there
 
     @torch.no_grad()
     def collect(self, act: Act) -> Rollout:
         """As many rows as the longest episode has steps; an episode is valid up to its end."""
-        encode, decode = self._interface.observations.rows, self._interface.actions.to_env
+        encode, decode = self._env_codec.observations.rows, self._env_codec.actions.to_env
         running = np.ones(self._envs.num_envs, dtype=bool)
         nothing = torch.zeros(2, len(running), 0)
         observation, _ = self._envs.reset(seed=self._seed)
@@ -67,14 +67,14 @@ class EpisodeCollector:
     ) -> Rollout:
         ended = terminated | truncated
         valid = ended.cumsum(0) - ended == 0
-        self.broken = rollout.nonfinite_envs(rewards, seen[1:])
+        self.nonfinite_envs = rollout.nonfinite_envs(rewards, seen[1:])
         played = zip(rewards.sum(0).tolist(), valid.sum(0).tolist(), strict=True)
-        self.episodes = [each for b, each in enumerate(played) if b not in self.broken]
+        self.episodes = [each for b, each in enumerate(played) if b not in self.nonfinite_envs]
         self.steps = int(valid.sum())
         paid = rewards.astype(np.float32)
-        if self._interface.rewards is not None:
-            self._interface.rewards(paid, ended, valid)
-        paid[:, self.broken] = np.nan  # as in `Collector`: no gradient may come of it
+        if self._env_codec.rewards is not None:
+            self._env_codec.rewards(paid, ended, valid)
+        paid[:, self.nonfinite_envs] = np.nan  # as in `Collector`: no gradient may come of it
         return Rollout(
             observations=torch.from_numpy(seen),
             state=torch.zeros(2, valid.shape[1], 0),

@@ -16,10 +16,10 @@ class Noise(Protocol):
 
     shape: tuple[int, int]
 
-    def draw(self) -> Tensor:
+    def sample(self) -> Tensor:
         """For the next step, [B, A]."""
 
-    def forget(self, ended: Tensor) -> None:
+    def reset(self, ended: Tensor) -> None:
         """Starts anew where episodes ended, [B] bool."""
 
 
@@ -37,11 +37,11 @@ class Gaussian:
     def __init__(self, B: int, A: int, std: float, generator: torch.Generator) -> None:
         self.shape, self._std, self._generator = (B, A), std, generator
 
-    def draw(self) -> Tensor:
+    def sample(self) -> Tensor:
         """[B, A]."""
         return torch.randn(self.shape, generator=self._generator).mul_(self._std)
 
-    def forget(self, ended: Tensor) -> None:
+    def reset(self, ended: Tensor) -> None:
         """There is nothing to forget."""
 
 
@@ -68,12 +68,12 @@ class OrnsteinUhlenbeck:
         self._x = torch.zeros(self.shape)
         self._pull, self._push = theta * dt, std * math.sqrt(dt)
 
-    def draw(self) -> Tensor:
+    def sample(self) -> Tensor:
         """[B, A]."""
         drawn = torch.randn(self.shape, generator=self._generator)
         self._x.mul_(1 - self._pull).add_(drawn, alpha=self._push)
         return self._x.clone()
 
-    def forget(self, ended: Tensor) -> None:
+    def reset(self, ended: Tensor) -> None:
         """Back to 0 where an episode ended."""
         self._x[ended] = 0

@@ -48,12 +48,12 @@ class ReplayBuffer:
     Args:
         capacity: steps that are kept at least, over all environments, resets among them.
         B: environments.
-        interface: to them; says what a row is.
+        env_codec: to them; says what a row is.
     """
 
-    def __init__(self, capacity: int, B: int, interface: EnvCodec) -> None:
+    def __init__(self, capacity: int, B: int, env_codec: EnvCodec) -> None:
         T = _rows(capacity, B)
-        seen, chosen = interface.observations, interface.actions
+        seen, chosen = env_codec.observations, env_codec.actions
         self._observations = _room((T, B, *seen.shape), seen.dtype)
         self._actions = _room((T, B, *chosen.shape), np.float32)
         self._rewards = _room((T, B), np.float32)
@@ -158,9 +158,9 @@ class ReplayBuffer:
         self._valid[row] = 0
 
 
-def size_in_bytes(capacity: int, B: int, interface: EnvCodec) -> int:
+def size_in_bytes(capacity: int, B: int, env_codec: EnvCodec) -> int:
     """What a `Replay` takes of the machine's memory."""
-    seen, chosen = interface.observations, interface.actions
+    seen, chosen = env_codec.observations, env_codec.actions
     observation = math.prod(seen.shape) * np.dtype(seen.dtype).itemsize
     others = 4 * math.prod(chosen.shape) + 4 + 1 + 8
     return _rows(capacity, B) * (B * (observation + others) + 8)

@@ -75,7 +75,7 @@ class Rollout:
         cls,
         T: int,
         B: int,
-        interface: EnvCodec,
+        env_codec: EnvCodec,
         device: torch.device | None = None,
         pinned: bool = False,
     ) -> "Rollout":
@@ -85,10 +85,10 @@ class Rollout:
             kind = torch.from_numpy(np.empty(0, dtype)).dtype
             return torch.zeros(shape, dtype=kind, device=device, pin_memory=pinned)
 
-        seen, chosen = interface.observations, interface.actions
+        seen, chosen = env_codec.observations, env_codec.actions
         return cls(
             observations=zeros(T + 1, B, *seen.shape, dtype=seen.dtype),
-            state=zeros(2, B, interface.state_size, dtype=np.float32),
+            state=zeros(2, B, env_codec.state_size, dtype=np.float32),
             actions=zeros(T, B, *chosen.shape, dtype=chosen.dtype),
             rewards=zeros(T, B, dtype=np.float32),
             terminated=zeros(T, B, dtype=np.bool_),
@@ -113,7 +113,7 @@ class Collector:
 
     Args:
         groups: vector environments with NEXT_STEP autoreset, side by side in the rollout.
-        interface: between them and the policy.
+        env_codec: between them and the policy.
         n_steps: T.
         seed: of the environments.
         lap: called with "act" or "env" when that phase ends, to be timed.
@@ -124,7 +124,7 @@ class Collector:
     def __init__(
         self,
         groups: Sequence[VectorEnv[Any, Any, Any]],
-        interface: EnvCodec,
+        env_codec: EnvCodec,
         n_steps: int,
         seed: int,
         lap: Callable[[str], None],
@@ -132,12 +132,12 @@ class Collector:
     ) -> None:
         T, B = n_steps, sum(envs.num_envs for envs in groups)
         pinned = device is not None and device.type == "cuda"
-        self.host = Rollout.empty(T, B, interface, pinned=pinned)
-        self.rollout = self.host if device is None else Rollout.empty(T, B, interface, device)
+        self.host = Rollout.empty(T, B, env_codec, pinned=pinned)
+        self.rollout = self.host if device is None else Rollout.empty(T, B, env_codec, device)
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
-        self.broken: list[int] = []
-        self._interface, self._lap, self._staged = interface, lap, device is not None
+        self.nonfinite_envs: list[int] = []
+        self._env_codec, self._lap, self._staged = env_codec, lap, device is not None
         # The host's buffers as arrays: the environments' side of them.
         self._arrays = {
             field.name: getattr(self.host, field.name).numpy()
@@ -188,12 +188,12 @@ class Collector:
                 self._send(group, t, act)
         for group in self._groups:
             self._receive(group, T - 1)
-        self._mend()
-        if self._interface.rewards is not None:
+        self._drop_nonfinite()
+        if self._env_codec.rewards is not None:
             arrays = self._arrays
-            self._interface.rewards(arrays["rewards"], self._ended, arrays["valid"])
+            self._env_codec.rewards(arrays["rewards"], self._ended, arrays["valid"])
         # Also where clipping made a number of what was none: no gradient may come of it.
-        self._arrays["rewards"][:, self.broken] = np.nan
+        self._arrays["rewards"][:, self.nonfinite_envs] = np.nan
         if self._staged:
             for name in _FLAGS:
                 getattr(self.rollout, name).copy_(getattr(self.host, name), non_blocking=True)
@@ -204,7 +204,7 @@ class Collector:
         """Acts for a group, and starts its step t."""
         columns = group.columns
         actions, state = act(group.rows[t], group.state)
-        if state is not None and self._interface.state_size:
+        if state is not None and self._env_codec.state_size:
             group.state.copy_(state)
         if self._staged:
             self.rollout.actions[t, columns] = actions
@@ -212,7 +212,7 @@ class Collector:
         taken = actions.numpy()
         self._arrays["actions"][t, columns] = taken
         self._lap("act")
-        group.send(self._interface.actions.to_env(taken))
+        group.send(self._env_codec.actions.to_env(taken))
 
     def _receive(self, group: "_Group", t: int) -> None:
         """Notes how step t of a group came out."""
@@ -224,11 +224,11 @@ class Collector:
         arrays["terminated"][t, columns] = terminated
         arrays["truncated"][t, columns] = truncated
         arrays["valid"][t, columns] = valid
-        if self._interface.lives and "lives" in info:
+        if self._env_codec.terminal_on_life_loss and "lives" in info:
             lives = info["lives"]
             arrays["terminated"][t, columns] |= valid & (lives < self._lives[columns])
             self._lives[columns] = lives
-        if self._interface.state_size and not valid.all():
+        if self._env_codec.state_size and not valid.all():
             forgotten = torch.from_numpy(~valid).to(self._state.device)
             group.state.masked_fill_(forgotten.unsqueeze(-1), 0.0)
         self._returns[columns] += reward
@@ -241,12 +241,14 @@ class Collector:
             self._returns[b] = self._lengths[b] = 0
         self._lap("env")
 
-    def _mend(self) -> None:
+    def _drop_nonfinite(self) -> None:
         """Has environments that gave numbers that are not finite begin anew."""
-        self.broken = nonfinite_envs(self._arrays["rewards"], self._arrays["observations"][1:])
-        if self.broken:  # a mean over episodes would be lost with one of them
+        self.nonfinite_envs = nonfinite_envs(
+            self._arrays["rewards"], self._arrays["observations"][1:]
+        )
+        if self.nonfinite_envs:  # a mean over episodes would be lost with one of them
             self.episodes[:] = [each for each in self.episodes if math.isfinite(each[0])]
-        for b in self.broken:
+        for b in self.nonfinite_envs:
             group = next(group for group in self._groups if b < group.columns.stop)
             if vectorize.force_reset(group.envs, b - group.columns.start):
                 self._resetting[b] = True
@@ -257,7 +259,7 @@ class Collector:
             self._state[:, b] = 0
 
     def _observe(self, columns: slice, row: int, observation: Any) -> None:
-        self._arrays["observations"][row, columns] = self._interface.observations.rows(observation)
+        self._arrays["observations"][row, columns] = self._env_codec.observations.rows(observation)
         if self._staged:
             staged = self.host.observations[row, columns]
             self.rollout.observations[row, columns].copy_(staged, non_blocking=True)

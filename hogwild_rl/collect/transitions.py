@@ -28,7 +28,7 @@ class TransitionCollector:
 
     Args:
         envs: vector environments with NEXT_STEP autoreset.
-        interface: between them and the policy.
+        env_codec: between them and the policy.
         replay: what is filled.
         seed: of the environments.
         lap: called with "act" or "env" when that phase ends, to be timed.
@@ -37,19 +37,19 @@ class TransitionCollector:
     def __init__(
         self,
         envs: VectorEnv[Any, Any, Any],
-        interface: EnvCodec,
+        env_codec: EnvCodec,
         replay: ReplayBuffer,
         seed: int,
         lap: Callable[[str], None],
     ) -> None:
         B = envs.num_envs
-        self._envs, self._interface, self._replay, self._lap = envs, interface, replay, lap
+        self._envs, self._env_codec, self._replay, self._lap = envs, env_codec, replay, lap
         self._resetting = np.zeros(B, dtype=bool)  # these only reset in the step to come
         self._returns, self._lengths = np.zeros(B), np.zeros(B, dtype=np.int64)
         self.ended = torch.zeros(B, dtype=torch.bool)
         self.episodes: list[tuple[float, int]] = []
         self.steps = self.kept = 0
-        self.broken: list[int] = []
+        self.nonfinite_envs: list[int] = []
         rows = self._rows(envs.reset(seed=seed)[0])
         replay.begin(rows)
         self.observations = torch.from_numpy(rows)
@@ -58,11 +58,11 @@ class TransitionCollector:
         """Takes one step with actions in −1..1, [B, A]."""
         self._lap("act")
         observation, reward, terminated, truncated, _ = self._envs.step(
-            self._interface.actions.to_env(actions.numpy())
+            self._env_codec.actions.to_env(actions.numpy())
         )
         valid = ~self._resetting
         rows = self._rows(observation)
-        broken = self._mend(reward, rows)
+        broken = self._drop_nonfinite(reward, rows)
         kept = valid & ~broken
         self._replay.add(actions.numpy(), reward, rows, terminated, kept)
         self.observations = torch.from_numpy(rows)
@@ -76,19 +76,19 @@ class TransitionCollector:
         for b in np.flatnonzero(self._resetting):
             self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
             self._returns[b] = self._lengths[b] = 0
-        for number in self.broken:
+        for number in self.nonfinite_envs:
             self._resetting[number] = vectorize.force_reset(self._envs, number)
         self._lap("env")
 
-    def _mend(self, reward: Any, rows: Any) -> Any:
+    def _drop_nonfinite(self, reward: Any, rows: Any) -> Any:
         """Where numbers are not finite, [B] bool; their observations are shown as 0."""
-        self.broken = rollout.nonfinite_envs(reward[None], rows[None])
+        self.nonfinite_envs = rollout.nonfinite_envs(reward[None], rows[None])
         where = np.zeros(len(rows), dtype=bool)
-        if self.broken:
-            where[self.broken] = True
-            rows[self.broken] = 0
+        if self.nonfinite_envs:
+            where[self.nonfinite_envs] = True
+            rows[self.nonfinite_envs] = 0
         return where
 
     def _rows(self, observation: Any) -> Any:
-        seen = self._interface.observations
+        seen = self._env_codec.observations
         return np.array(seen.rows(observation), seen.dtype)

@@ -50,6 +50,8 @@ ENV_FLAG = tyro.constructors.PrimitiveConstructorSpec[make.EnvSource](
     str_from_instance=lambda env: [make.name_of(env)],
 )
 
+_RENAMED = {"life_loss": "terminal_on_life_loss"}  # settings of version 0.1
+
 # Said anew at every start, and never by a file.
 _OF_THIS_START = {"run_dir", "resume", "allow_import"}
 
@@ -178,7 +180,12 @@ def read_settings(run: pathlib.Path) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{run / SETTINGS_FILE} cannot be read ({error}): repair it") from error
     plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return made_by, {name: v for name, v in plain.items() if name not in _OF_THIS_START}
+    return made_by, {n: v for n, v in renamed(plain).items() if n not in _OF_THIS_START}
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an older version under the names of today."""
+    return {_RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def usable_cores() -> int:

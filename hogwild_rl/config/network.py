@@ -60,7 +60,7 @@ class NetworkConfig(base.RunConfig):
         """Plain values; a callable network by its name."""
         return {**super().to_json(), "network": name_of(self.network)}
 
-    def check_size(self, facts: make.EnvInfo) -> None:
+    def check_size(self, env_info: make.EnvInfo) -> None:
         """Makes sure that the parameters of these layers, pictures aside, fit into memory.
 
         Raises:
@@ -68,7 +68,7 @@ class NetworkConfig(base.RunConfig):
         """
         if not isinstance(self.network, str):
             return  # its sizes are the caller's
-        vector_size = ObservationCodec.of(facts.observation_space).vector
+        vector_size = ObservationCodec.of(env_info.observation_space).vector
         layers = itertools.pairwise((vector_size, *self.hidden))
         numbers = sum(inputs * outputs for inputs, outputs in layers)
         cell = getattr(self, "lstm", 0)

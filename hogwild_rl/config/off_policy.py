@@ -83,54 +83,54 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig):
         """How many updates follow so many new transitions."""
         return transitions if self.gradient_steps == _ALL else self.gradient_steps
 
-    def model(self, facts: make.EnvInfo, critics: int) -> DeterministicActorCritic:
+    def model(self, env_info: make.EnvInfo, critics: int) -> DeterministicActorCritic:
         """The networks, with the initial weights of this seed.
 
         Raises:
             UserError: they do not fit the spaces, or into memory.
         """
-        self.check_size(facts)
+        self.check_size(env_info)
         return DeterministicActorCritic(
-            facts.observation_space,
-            facts.action_space,
+            env_info.observation_space,
+            env_info.action_space,
             _architecture(vars(self)),
             critics,
             torch.Generator().manual_seed(self.seed),
         )
 
-    def interface(self, facts: make.EnvInfo) -> EnvCodec:
+    def env_codec(self, env_info: make.EnvInfo) -> EnvCodec:
         """Between the policy, whose actions lie in −1..1, and its environments."""
         return EnvCodec(
-            ObservationCodec.of(facts.observation_space),
-            ActionCodec.of(facts.action_space, rescale=True),
+            ObservationCodec.of(env_info.observation_space),
+            ActionCodec.of(env_info.action_space, rescale=True),
         )
 
-    def normalization(self, facts: make.EnvInfo) -> Normalization:
+    def normalization(self, env_info: make.EnvInfo) -> Normalization:
         """No running moments: neither observations nor rewards are changed."""
-        codec = ObservationCodec.of(facts.observation_space)
+        codec = ObservationCodec.of(env_info.observation_space)
         return Normalization(self.workers, codec, observations=False, rewards=False)
 
-    def replay(self, interface: EnvCodec) -> replay.ReplayBuffer:
+    def replay(self, env_codec: EnvCodec) -> replay.ReplayBuffer:
         """One worker's share of the memory."""
         return replay.ReplayBuffer(
-            self.buffer_size // self.workers, self.envs_per_worker, interface
+            self.buffer_size // self.workers, self.envs_per_worker, env_codec
         )
 
-    def explore(self, interface: EnvCodec, generator: torch.Generator) -> Noise:
+    def explore(self, env_codec: EnvCodec, generator: torch.Generator) -> Noise:
         """One worker's noise."""
-        B, A = self.envs_per_worker, interface.actions.shape[0]
+        B, A = self.envs_per_worker, env_codec.actions.shape[0]
         if self.noise == "gaussian":
             return Gaussian(B, A, self.noise_std, generator)
         return OrnsteinUhlenbeck(B, A, self.noise_std, self.ou_theta, self.ou_dt, generator)
 
-    def check_memory(self, interface: EnvCodec) -> str:
+    def check_memory(self, env_codec: EnvCodec) -> str:
         """What all replays take, in words.
 
         Raises:
             UserError: the machine has not got it.
         """
         each = self.buffer_size // self.workers
-        wanted = self.workers * replay.size_in_bytes(each, self.envs_per_worker, interface)
+        wanted = self.workers * replay.size_in_bytes(each, self.envs_per_worker, env_codec)
         what, remedy = f"a replay of {self.buffer_size:,} transitions", "give a smaller buffer_size"
         free = resources.check_memory(what, wanted, remedy)
         said = f"{what} takes {wanted / 1e9:.2f} GB"

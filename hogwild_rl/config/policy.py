@@ -62,26 +62,26 @@ class PolicyConfig(NetworkConfig):
         """η after a share of the run in [0, 1), counted over all who update together."""
         return self.learning_rate * (1 - progress if self.lr_schedule == "linear" else 1)
 
-    def model(self, facts: EnvInfo, bfloat16: bool = False) -> ActorCritic:
+    def model(self, env_info: EnvInfo, bfloat16: bool = False) -> ActorCritic:
         """The network, with the initial weights of this seed.
 
         Raises:
             UserError: it does not fit the spaces or into memory, or what the caller's function
                 makes cannot be trained.
         """
-        self.check_size(facts)
+        self.check_size(env_info)
         return ActorCritic(
-            facts.observation_space,
-            facts.action_space,
+            env_info.observation_space,
+            env_info.action_space,
             dataclasses.replace(_architecture(vars(self)), bfloat16=bfloat16),
             torch.Generator().manual_seed(self.seed),
         )
 
-    def normalization(self, facts: EnvInfo, workers: int) -> Normalization:
+    def normalization(self, env_info: EnvInfo, workers: int) -> Normalization:
         """The running moments that so many workers share."""
         return Normalization(
             workers,
-            ObservationCodec.of(facts.observation_space),
+            ObservationCodec.of(env_info.observation_space),
             observations=self.normalize_observations,
             rewards=self.normalize_rewards,
         )
@@ -90,12 +90,12 @@ class PolicyConfig(NetworkConfig):
         """One worker's part in them."""
         return Normalizer(normalization, worker, self.gamma, self.clip_rewards, self.reward_scale)
 
-    def interface(self, facts: EnvInfo, normalizer: Normalizer) -> EnvCodec:
+    def env_codec(self, env_info: EnvInfo, normalizer: Normalizer) -> EnvCodec:
         """Between the network and its environments."""
         return EnvCodec(
-            ObservationCodec.of(facts.observation_space),
-            ActionCodec.of(facts.action_space, self.rescale_actions),
-            rewards=normalizer.pay,
+            ObservationCodec.of(env_info.observation_space),
+            ActionCodec.of(env_info.action_space, self.rescale_actions),
+            rewards=normalizer.transform_rewards,
         )
 
 
@@ -136,7 +136,7 @@ class ActorCriticConfig(PolicyConfig):
     """Steps of each environment between updates."""
     gae_lambda: float = 0.95
     """λ of generalized advantage estimation; 1 is the paper's n-step return."""
-    life_loss: bool = False
+    terminal_on_life_loss: bool = False
     """A lost life ends the values, as death does, though not the episode."""
     rms_alpha: float = 0.99
     """Decay α of RMSprop's running average."""
@@ -155,13 +155,13 @@ class ActorCriticConfig(PolicyConfig):
         validation.between("rms_alpha", self.rms_alpha, 0, 0.999_999)
         validation.at_least("lstm", self.lstm, 0)
 
-    def check_rollouts(self, facts: EnvInfo, num_envs: int) -> None:
+    def check_rollouts(self, env_info: EnvInfo, num_envs: int) -> None:
         """Makes sure that the observations of so many environments' rollouts fit into memory.
 
         Raises:
             UserError: they do not.
         """
-        seen = ObservationCodec.of(facts.observation_space)
+        seen = ObservationCodec.of(env_info.observation_space)
         row = math.prod(seen.shape) * np.dtype(seen.dtype).itemsize
         resources.check_memory(
             f"what {num_envs:,} environments show in n_steps {self.n_steps:,}",
@@ -169,7 +169,9 @@ class ActorCriticConfig(PolicyConfig):
             "give a smaller n_steps, or fewer environments",
         )
 
-    def interface(self, facts: EnvInfo, normalizer: Normalizer) -> EnvCodec:
+    def env_codec(self, env_info: EnvInfo, normalizer: Normalizer) -> EnvCodec:
         """Between the network and its environments."""
-        plain = super().interface(facts, normalizer)
-        return dataclasses.replace(plain, state_size=self.lstm, lives=self.life_loss)
+        plain = super().env_codec(env_info, normalizer)
+        return dataclasses.replace(
+            plain, state_size=self.lstm, terminal_on_life_loss=self.terminal_on_life_loss
+        )

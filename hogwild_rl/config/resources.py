@@ -46,7 +46,7 @@ class Limit:
         """How much more may be used."""
         return max(0, self.total - self.used)
 
-    def lacking(self, wanted: int) -> str:
+    def unsaved_reason(self, wanted: int) -> str:
         """What is wrong and what helps, where so much more is wanted than is left; else nothing."""
         if wanted <= self.left:
             return ""
@@ -188,6 +188,6 @@ def _check(what: str, files: int, tasks: int, remedy: str) -> None:
     }
     for name, (number, rations) in wanted.items():
         for ration in rations:
-            lacking = ration.lacking(number)
-            if lacking:
-                raise UserError(f"{what} want {number:,} {name}, {lacking}, or {remedy}")
+            unsaved_reason = ration.unsaved_reason(number)
+            if unsaved_reason:
+                raise UserError(f"{what} want {number:,} {name}, {unsaved_reason}, or {remedy}")

@@ -304,7 +304,7 @@ class EnvCodec:
         observations: what the policy is shown.
         actions: what it does.
         state_size: H, how much it remembers.
-        lives: a life lost ends the values, though not the episode.
+        terminal_on_life_loss: a lost life counts as terminal, though the episode goes on.
         rewards: what the learner is paid for what the environment pays, [T, B], in place, given
             where episodes ended and what was valid, [T, B] each.
     """
@@ -312,5 +312,5 @@ class EnvCodec:
     observations: ObservationCodec
     actions: ActionCodec
     state_size: int = 0
-    lives: bool = False
+    terminal_on_life_loss: bool = False
     rewards: Callable[[Array, Array, Array], None] | None = None

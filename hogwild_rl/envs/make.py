@@ -41,7 +41,7 @@ class EnvInfo:
 
 
 def inspect_env(env: EnvSource) -> EnvInfo:
-    """Makes an environment once, tries a few steps of it, and notes its facts.
+    """Makes an environment once, tries a few steps of it, and notes its env_info.
 
     Raises:
         UserError: the id is unknown, an extra is missing, a callable cannot be sent to a worker, or
@@ -57,7 +57,7 @@ def inspect_env(env: EnvSource) -> EnvInfo:
     instance = checks.called(name, "making it", lambda: make_env(source))
     try:
         checks.check(instance, name, played=not checks.is_tested_upstream(source))
-        facts = EnvInfo(
+        env_info = EnvInfo(
             source=source,
             name=name,
             observation_space=instance.observation_space,
@@ -70,7 +70,7 @@ def inspect_env(env: EnvSource) -> EnvInfo:
             instance.close()
         raise
     checks.called(name, "close()", instance.close)
-    return facts
+    return env_info
 
 
 def name_of(env: EnvSource) -> str:

@@ -28,8 +28,8 @@ _ROW = np.dtype(
             "updates",
             "dropped",
             "dropped_in_a_row",
-            "broken",
-            "broken_source",
+            "nonfinite",
+            "nonfinite_source",
             "heartbeat_s",
             "seconds",
             "staleness_sum",
@@ -149,9 +149,9 @@ def _newest(row: Any, count: int) -> "np.ndarray[Any, Any]":
 class CounterWriter:
     """One worker's row. Nobody else may write it."""
 
-    def __init__(self, slots: Counters, worker: int) -> None:
-        self._slots = slots
-        row = slots.rows[worker : worker + 1]
+    def __init__(self, counters: Counters, worker: int) -> None:
+        self._counters = counters
+        row = counters.rows[worker : worker + 1]
         self._own = {name: row[name] for name in _ROW.names or ()}  # faster than the row's fields
         self._seconds, self._staleness = row["seconds"][0], row["staleness"][0]
         self._episodes = row["episodes"][0]
@@ -175,11 +175,11 @@ class CounterWriter:
         self._own["dropped"][0] += 1
         self._own["dropped_in_a_row"][0] += 1
 
-    def add_broken(self, sources: Sequence[int]) -> None:
+    def add_nonfinite(self, sources: Sequence[int]) -> None:
         """Counts sources of data that gave numbers that are not finite, by their numbers."""
         for source in sources:
-            self._own["broken_source"][0] = source
-            self._own["broken"][0] += 1
+            self._own["nonfinite_source"][0] = source
+            self._own["nonfinite"][0] += 1
 
     def add_rollout(self, steps: int, episodes: Sequence[tuple[float, int]]) -> None:
         """Counts steps and the (return, length) of the episodes that ended in them."""
@@ -201,4 +201,4 @@ class CounterWriter:
 
     def total_updates(self) -> int:
         """Updates of all workers so far."""
-        return self._slots.total("updates")
+        return self._counters.total("updates")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = NDArray[np.float64]
 
-_WORDS = 8  # 64-bit words in a cache line; rows start on their own, as in slots
+_WORDS = 8  # 64-bit words in a cache line; rows start on their own, as in counters
 _BLOCK = 65_536  # numbers; as float64 they stay in a core's cache between the passes over them
 _NARROW = 32  # below this size columns that lie in one piece add up faster than rows
 

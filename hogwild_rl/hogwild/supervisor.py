@@ -79,7 +79,7 @@ class Supervisor:
 
     Args:
         crew: the workers.
-        slots: in which they count.
+        counters: in which they count.
         max_restarts: of one worker within an hour; 0 gives up at the first failure.
         step_timeout_s: seconds without a sign of life after which a worker hangs.
 
@@ -88,11 +88,11 @@ class Supervisor:
     """
 
     def __init__(
-        self, crew: Workers, slots: Counters, max_restarts: int, step_timeout_s: float
+        self, crew: Workers, counters: Counters, max_restarts: int, step_timeout_s: float
     ) -> None:
-        self._crew, self._slots = crew, slots
+        self._workers, self._counters = crew, counters
         self._step_timeout_s = step_timeout_s
-        workers, now_s = range(len(slots)), time.monotonic()
+        workers, now_s = range(len(counters)), time.monotonic()
         self._started_s = [now_s for _ in workers]
         self._steps = [self._counted(worker) for worker in workers]  # when it was started
         self._restarts = Restarts(workers, max_restarts)
@@ -107,7 +107,7 @@ class Supervisor:
     @property
     def running(self) -> bool:
         """Whether there is a worker, or will be one."""
-        return bool(self._crew.running or self._due_s)
+        return bool(self._workers.running or self._due_s)
 
     def watch(self, timeout_s: float) -> list[Failure]:
         """Waits until something happens or the time is over.
@@ -116,13 +116,13 @@ class Supervisor:
             The workers found to have failed or to hang; they are or will be replaced, unless there
             is a give_up_reason.
         """
-        failures = self._crew.wait(timeout_s)
+        failures = self._workers.wait(timeout_s)
         now_s = time.monotonic()
-        for worker in self._crew.alive:
-            beat_s = float(self._slots.rows["heartbeat_s"][worker])
+        for worker in self._workers.alive:
+            beat_s = float(self._counters.rows["heartbeat_s"][worker])
             alive_s = max(beat_s, self._started_s[worker])
             if now_s - alive_s > self._step_timeout_s:
-                failures.append(self._crew.kill_hung(worker, now_s - alive_s))
+                failures.append(self._workers.kill_hung(worker, now_s - alive_s))
         for failure in failures:
             moved = self._counted(failure.worker) > self._steps[failure.worker]
             self._due_s[failure.worker] = now_s + self._restarts.pause_s(failure, moved)
@@ -133,10 +133,10 @@ class Supervisor:
         return failures
 
     def _replace(self, worker: int) -> None:
-        self._crew.replace(worker)
+        self._workers.replace(worker)
         self._started_s[worker] = time.monotonic()
         self._steps[worker] = self._counted(worker)
         self.replaced += 1
 
     def _counted(self, worker: int) -> int:
-        return int(self._slots.rows["steps"][worker])
+        return int(self._counters.rows["steps"][worker])

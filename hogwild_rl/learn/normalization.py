@@ -58,7 +58,7 @@ class Normalization:
                 moments.restore(state[name])
 
     @torch.no_grad()
-    def freeze(self, model: ActorCritic | DeterministicActorCritic) -> None:
+    def write_to(self, model: ActorCritic | DeterministicActorCritic) -> None:
         """Gives a model the moments of observations as they are now."""
         if "observations" not in self.moments or model.standardize is None:
             return
@@ -115,7 +115,7 @@ class Normalizer:
             # What is not finite would stay in the moments for ever.
             self._writers["observations"].add(rows[np.isfinite(rows).all(axis=1)])
 
-    def pay(self, rewards: Array, ended: Array, valid: Array) -> None:
+    def transform_rewards(self, rewards: Array, ended: Array, valid: Array) -> None:
         """Turns what the environment pays into what the learner is paid, in place.
 
             r' = c · clip(clip(r) / σ(R), −10, 10)        R_t = clip(r_t) + γ R_{t−1}

@@ -157,7 +157,7 @@ class _Critics(nn.Module):
         inputs = torch.cat([self.front(observations), actions], dim=-1)
         return cast(Tensor, self.layers(inputs)).squeeze(-1)
 
-    def first(self, observations: Tensor, actions: Tensor) -> Tensor:
+    def q1(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q_1(s, a) alone, [B]."""
         inputs = torch.cat([self.front(observations), actions], dim=-1)
         return cast(Tensor, self.layers(inputs, only=1))[0].squeeze(-1)

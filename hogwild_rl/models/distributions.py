@@ -1,4 +1,4 @@
-"""Action distributions with one interface (sample, log_prob, entropy, mode), and their heads."""
+"""Action distributions with one env_codec (sample, log_prob, entropy, mode), and their heads."""
 
 import functools
 import itertools

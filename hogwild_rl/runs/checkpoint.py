@@ -13,7 +13,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from hogwild_rl.config import validation
+from hogwild_rl.config import base, validation
 from hogwild_rl.envs import checks
 from hogwild_rl.envs.make import EnvInfo
 from hogwild_rl.errors import UserError
@@ -23,7 +23,7 @@ from hogwild_rl.models.deterministic import DeterministicActorCritic
 from hogwild_rl.runs import files, space_dicts
 from hogwild_rl.runs.logger import Progress, Recent, Snapshot
 
-FORMAT = "hogwild_rl-5"
+FORMAT, _OLDER_FORMAT = "hogwild_rl-6", "hogwild_rl-5"
 CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
 
 
@@ -39,7 +39,7 @@ class Checkpoint:
         optimizer: its state_dict.
         normalization: running moments by name.
         counters: how far the run had come.
-        recall: what its only worker was in the middle of; None where there were others, or it was.
+        worker_state: resumable state of its only worker; None with several workers.
     """
 
     algorithm: str
@@ -50,7 +50,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     normalization: dict[str, Any]
     counters: Progress
-    recall: dict[str, Any] | None = None
+    worker_state: dict[str, Any] | None = None
 
     def save(self, path: pathlib.Path, previous: pathlib.Path | None = None) -> None:
         """Writes the file; it is there whole, or as before.
@@ -72,7 +72,7 @@ class Checkpoint:
             "optimizer": self.optimizer,
             "normalization": self.normalization,
             "counters": dataclasses.asdict(self.counters),
-            "recall": self.recall,
+            "worker_state": self.worker_state,
         }
         stream = io.BytesIO()
         torch.save(document, stream)
@@ -99,6 +99,8 @@ class Checkpoint:
             raise UserError(foreign)
         _check_format(path, document.get("format"), foreign)
         try:
+            if document["format"] == _OLDER_FORMAT:
+                _upgrade(document)
             loaded = cls(
                 algorithm=document["algorithm"],
                 settings=document["settings"],
@@ -108,7 +110,7 @@ class Checkpoint:
                 optimizer=document["optimizer"],
                 normalization=document["normalization"],
                 counters=Progress(**document["counters"]),
-                recall=document["recall"],
+                worker_state=document["worker_state"],
             )
             loaded._check_kinds()
             return loaded
@@ -138,8 +140,17 @@ class Checkpoint:
             ) from error
 
 
+def _upgrade(document: dict[str, Any]) -> None:
+    """Gives a document of version 0.1 the names of today."""
+    document["settings"] = base.renamed(document["settings"])
+    document["counters"]["sessions"] = document["counters"].pop("lives")
+    state = document["worker_state"] = document.pop("recall")
+    if state is not None and "lacking" in state:
+        state["unsaved_reason"] = state.pop("lacking")
+
+
 def _check_format(path: pathlib.Path, found: Any, foreign: str) -> None:
-    if found == FORMAT:
+    if found in (FORMAT, _OLDER_FORMAT):
         return
     family = FORMAT.rpartition("-")[0]
     if isinstance(found, str) and found.startswith(f"{family}-"):
@@ -203,9 +214,9 @@ class Checkpointer:
     Args:
         algorithm: name of the module that trains.
         settings: of the run, plain values.
-        facts: of the environment.
+        env_info: of the environment.
         model, optimizer, normalization: as they are at any moment.
-        life: number of this life of the run, from 1.
+        session: number of this session of the run, from 1.
 
     Attributes:
         best: highest mean return so far, or None.
@@ -215,15 +226,15 @@ class Checkpointer:
         self,
         algorithm: str,
         settings: dict[str, Any],
-        facts: EnvInfo,
+        env_info: EnvInfo,
         model: ActorCritic | DeterministicActorCritic,
         optimizer: Stateful,
         normalization: Normalization,
-        life: int,
+        session: int,
     ) -> None:
-        self._algorithm, self._settings, self._facts = algorithm, settings, facts
+        self._algorithm, self._settings, self._env_info = algorithm, settings, env_info
         self._model, self._optimizer, self._normalization = model, optimizer, normalization
-        self._life = life
+        self._session = session
         self.best: float | None = None
         self._good: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._attempts = files.BestEffortWrites()
@@ -241,15 +252,15 @@ class Checkpointer:
             self._normalization.restore(saved.normalization)
 
     def checkpoint(
-        self, snapshot: Snapshot, episodes: Recent, recall: dict[str, Any] | None = None
+        self, snapshot: Snapshot, episodes: Recent, worker_state: dict[str, Any] | None = None
     ) -> Checkpoint:
         """The run at this moment, and what its only worker is in the middle of."""
-        self._normalization.freeze(self._model)
+        self._normalization.write_to(self._model)
         return Checkpoint(
             algorithm=self._algorithm,
             settings=self._settings,
-            observation_space=self._facts.observation_space,
-            action_space=self._facts.action_space,
+            observation_space=self._env_info.observation_space,
+            action_space=self._env_info.action_space,
             parameters=copied(dict(self._model.state_dict())),
             optimizer=copied(self._optimizer.state_dict()),
             normalization=self._normalization.state(),
@@ -260,11 +271,11 @@ class Checkpointer:
                 dropped=snapshot.dropped,
                 elapsed_s=snapshot.time_s,
                 best_return=self.best,
-                lives=self._life,
+                sessions=self._session,
                 recent_returns=episodes.returns,
                 recent_lengths=episodes.lengths,
             ),
-            recall=recall,
+            worker_state=worker_state,
         )
 
     def guard(self) -> bool:
@@ -302,10 +313,10 @@ class Checkpointer:
         folder: pathlib.Path,
         snapshot: Snapshot,
         episodes: Recent,
-        recall: dict[str, Any] | None,
+        worker_state: dict[str, Any] | None,
     ) -> None:
         """Keeps the run as it is; what was the newest stays beside it."""
         self._saved_s = time.monotonic()
         newest, previous = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
         with self._attempts.at(newest):
-            self.checkpoint(snapshot, episodes, recall).save(newest, previous)
+            self.checkpoint(snapshot, episodes, worker_state).save(newest, previous)

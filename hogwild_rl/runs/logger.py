@@ -39,7 +39,7 @@ class Progress:
         dropped: gradients that were not finite.
         elapsed_s: seconds trained.
         best_return: highest mean over 100 episodes, or None before there were 100.
-        lives: how often the run was started or resumed.
+        sessions: how often the run was started or resumed.
         recent_returns, recent_lengths: of the last 100 episodes at most, oldest first.
     """
 
@@ -49,7 +49,7 @@ class Progress:
     dropped: int = 0
     elapsed_s: float = 0.0
     best_return: float | None = None
-    lives: int = 0
+    sessions: int = 0
     recent_returns: tuple[float, ...] = ()
     recent_lengths: tuple[int, ...] = ()
 
@@ -95,9 +95,9 @@ class Recent(NamedTuple):
     lengths: tuple[int, ...]
 
 
-def recent_episodes(slots: Counters, before: Progress) -> Recent:
+def recent_episodes(counters: Counters, before: Progress) -> Recent:
     """The last episodes of this life, after those from before it as long as it has too few."""
-    returns, lengths = slots.recent_returns(EPISODES_AVERAGED)
+    returns, lengths = counters.recent_returns(EPISODES_AVERAGED)
     return Recent(
         (*before.recent_returns, *returns)[-EPISODES_AVERAGED:],
         (*before.recent_lengths, *lengths)[-EPISODES_AVERAGED:],
@@ -105,34 +105,34 @@ def recent_episodes(slots: Counters, before: Progress) -> Recent:
 
 
 def take_snapshot(
-    slots: Counters, episodes: Recent, before: Progress, elapsed_s: float, last: Snapshot | None
+    counters: Counters, episodes: Recent, before: Progress, elapsed_s: float, last: Snapshot | None
 ) -> Snapshot:
     """Adds the workers' rows up.
 
     Args:
-        slots: of this life of the run.
+        counters: of this life of the run.
         episodes: what `recent` gave.
         before: where it stood when this life began.
         elapsed_s: seconds since then.
         last: the snapshot that rates are measured from.
     """
-    steps, updates = slots.total("steps"), slots.total("updates")
+    steps, updates = counters.total("steps"), counters.total("updates")
     time_s = before.elapsed_s + elapsed_s
     since_s = max(time_s - (last.time_s if last else before.elapsed_s), 1e-9)
     return Snapshot(
         time_s=time_s,
         steps=before.steps + steps,
         updates=before.updates + updates,
-        episodes=before.episodes + slots.total("episode_count"),
-        dropped=before.dropped + slots.total("dropped"),
+        episodes=before.episodes + counters.total("episode_count"),
+        dropped=before.dropped + counters.total("dropped"),
         return_mean=_mean(episodes.returns),
         length_mean=_mean(episodes.lengths),
         steps_per_s=(before.steps + steps - (last.steps if last else before.steps)) / since_s,
         updates_per_s=(before.updates + updates - (last.updates if last else before.updates))
         / since_s,
-        staleness_mean=slots.total("staleness_sum") / max(updates, 1),
-        staleness_max=int(slots.rows["staleness_max"].max()),
-        **{f"{phase}_s": seconds for phase, seconds in slots.seconds().items()},
+        staleness_mean=counters.total("staleness_sum") / max(updates, 1),
+        staleness_max=int(counters.rows["staleness_max"].max()),
+        **{f"{phase}_s": seconds for phase, seconds in counters.seconds().items()},
     )
 
 
@@ -245,12 +245,12 @@ def _open_log(folder: pathlib.Path, steps: int) -> TextIO:
     return path.open("a", newline="")
 
 
-def write_staleness(folder: pathlib.Path, slots: Counters) -> None:
+def write_staleness(folder: pathlib.Path, counters: Counters) -> None:
     """Writes staleness.csv: how many updates of this life of the run had which staleness."""
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["staleness", "updates"])
-    rows.writerows(enumerate(slots.staleness_histogram().tolist()))
+    rows.writerows(enumerate(counters.staleness_histogram().tolist()))
     files.write_text(folder / STALENESS_FILE, text.getvalue())
 
 

@@ -80,7 +80,7 @@ _FIXED = {
 }
 
 
-def checkpoint_to_resume(config: base.RunConfig, facts: make.EnvInfo) -> Checkpoint | None:
+def checkpoint_to_resume(config: base.RunConfig, env_info: make.EnvInfo) -> Checkpoint | None:
     """The newest checkpoint of the run to resume; None for a new run.
 
     Raises:
@@ -102,9 +102,9 @@ def checkpoint_to_resume(config: base.RunConfig, facts: make.EnvInfo) -> Checkpo
                 "new run"
             )
     for space in ("observation_space", "action_space"):
-        if getattr(saved, space) != getattr(facts, space):
+        if getattr(saved, space) != getattr(env_info, space):
             raise UserError(
-                f"{space} of {facts.name} is {one_line(getattr(facts, space))}, but run "
+                f"{space} of {env_info.name} is {one_line(getattr(env_info, space))}, but run "
                 f"{config.resume} was trained with {one_line(getattr(saved, space))}"
             )
     if saved.counters.steps >= config.total_timesteps:
@@ -119,7 +119,7 @@ def state_to_resume(saved: Checkpoint | None, config: base.RunConfig) -> dict[st
     """What the run's only worker was in the middle of, unless another seed is asked for."""
     if saved is None or saved.settings.get("seed") != config.seed:
         return None
-    return saved.recall
+    return saved.worker_state
 
 
 def best_return(folder: pathlib.Path, before: Progress) -> float | None:

@@ -36,31 +36,31 @@ class Run:
         reports: False where another process of the same run keeps the folder.
 
     Attributes:
-        facts: of the environment.
+        env_info: of the environment.
         folder: of the run.
         before: where the run stood when this life of it began.
-        recalled: what its only worker was in the middle of then; None where that is not known.
+        resumed_state: what its only worker was in the middle of then; None where that is not known.
 
     Raises:
         UserError: the environment, the folder or the checkpoint cannot be used.
     """
 
     def __init__(self, algorithm: str, config: base.RunConfig, reports: bool = True) -> None:
-        self.facts = make.inspect_env(config.env)
+        self.env_info = make.inspect_env(config.env)
         self._algorithm, self._config, self._reports = algorithm, config, reports
-        self._resumed = resume.checkpoint_to_resume(config, self.facts)
+        self._resumed = resume.checkpoint_to_resume(config, self.env_info)
         self.before = self._resumed.counters if self._resumed else Progress()
-        self.recalled = resume.state_to_resume(self._resumed, config)
+        self.resumed_state = resume.state_to_resume(self._resumed, config)
         self._solved_at: logger.Snapshot | None = None
         self._signal: int | None = None
-        self._failures, self._broken = 0, np.zeros(1, dtype=np.int64)  # the latter by worker
+        self._failures, self._nonfinite = 0, np.zeros(1, dtype=np.int64)  # the latter by worker
         logger.require_tensorboard(config)
-        registered = self.facts.reward_threshold
+        registered = self.env_info.reward_threshold
         self._target = registered if config.target_return is None else config.target_return
         if config.stop_when_solved and self._target is None:
             raise UserError(
-                f"{self.facts.name} has no registered reward threshold: give a target_return, or "
-                "leave out stop_when_solved"
+                f"{self.env_info.name} has no registered reward threshold: give a target_return, "
+                "or leave out stop_when_solved"
             )
 
     def open(
@@ -76,30 +76,30 @@ class Run:
             optimizer: in place, likewise.
             normalization: in place, likewise.
         """
-        plain, life = self._config.to_json(), self.before.lives + 1
+        plain, session = self._config.to_json(), self.before.sessions + 1
         parts = (model, optimizer, normalization)
-        self._keeper = Checkpointer(self._algorithm, plain, self.facts, *parts, life)
+        self._checkpointer = Checkpointer(self._algorithm, plain, self.env_info, *parts, session)
         if self._resumed is not None:
-            self._keeper.restore(self._resumed)
-            lacking = (self.recalled or {}).get("lacking")
-            if lacking is not None:
-                self.tell(f"episodes begin anew: {lacking}, which no checkpoint can hold")
-        self._keeper.guard()
-        self._keeper.best = self.before.best_return
+            self._checkpointer.restore(self._resumed)
+            unsaved_reason = (self.resumed_state or {}).get("unsaved_reason")
+            if unsaved_reason is not None:
+                self.info(f"episodes begin anew: {unsaved_reason}, which no checkpoint can hold")
+        self._checkpointer.guard()
+        self._checkpointer.best = self.before.best_return
         if self._reports:
-            self.folder = resume.prepare_folder(self._algorithm, self._config, self.facts.name)
-            self._keeper.best = resume.best_return(self.folder, self.before)
+            self.folder = resume.prepare_folder(self._algorithm, self._config, self.env_info.name)
+            self._checkpointer.best = resume.best_return(self.folder, self.before)
             _write_settings(self.folder, self._algorithm, plain)
             self._reporter = logger.Reporter(self.folder, self._config, self.before)
         self._began_s = time.monotonic()
 
-    def tell(self, line: str) -> None:
+    def info(self, line: str) -> None:
         """Says something about the run on the terminal."""
         if self._reports and not self._config.quiet:
             with contextlib.suppress(OSError):  # nobody reads on; training does not depend on it
                 print(line, flush=True)
 
-    def warn(self, failure: str, printed: bool = False) -> None:
+    def log_failure(self, failure: str, printed: bool = False) -> None:
         """Notes a failure in the run's folder, if it is ours, and says it if nobody else will."""
         self._failures += 1
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure}\n"
@@ -111,57 +111,60 @@ class Run:
                 print(failure, file=sys.stderr, flush=True)
 
     def observe(
-        self, slots: Counters, recall: Callable[[], Any] | None = None, *, final: bool = False
+        self,
+        counters: Counters,
+        worker_state: Callable[[], Any] | None = None,
+        *,
+        final: bool = False,
     ) -> None:
         """Looks at how the run goes: reports it, saves it when due, notes when it is solved.
 
         Args:
-            slots: of its workers.
-            recall: gives what the only worker is in the middle of, where it stands between two
-                updates.
+            counters: of its workers.
+            worker_state: captures the state of the only worker, where it is at a safe point.
             final: for the last time.
         """
         if not self._reports:
             return
         now_s = time.monotonic()
-        episodes = logger.recent_episodes(slots, self.before)
+        episodes = logger.recent_episodes(counters, self.before)
         elapsed_s, last = now_s - self._began_s, self._reporter.last
-        snapshot = logger.take_snapshot(slots, episodes, self.before, elapsed_s, last)
+        snapshot = logger.take_snapshot(counters, episodes, self.before, elapsed_s, last)
         self._snapshot, self._episodes = snapshot, episodes
         full = len(episodes.returns) == logger.EPISODES_AVERAGED
         target = self._target
         if full and target is not None and snapshot.return_mean >= target and not self.solved:
             self._solved_at = snapshot
-        reported, saving = self._reporter.report(snapshot, final), final or self.due
+        reported, saving = self._reporter.report(snapshot, final), final or self.checkpoint_due
         if reported or saving:
-            self._tell_bad_numbers(slots, final)
+            self._tell_bad_numbers(counters, final)
         if reported and full:
-            self._keeper.keep_best(self.folder, snapshot, episodes)
+            self._checkpointer.keep_best(self.folder, snapshot, episodes)
         if saving:
-            middle = recall() if recall else None
-            self._keeper.keep_newest(self.folder, snapshot, episodes, middle)
+            middle = worker_state() if worker_state else None
+            self._checkpointer.keep_newest(self.folder, snapshot, episodes, middle)
 
     @property
-    def due(self) -> bool:
+    def checkpoint_due(self) -> bool:
         """Whether the next look at the run will save it."""
-        return self._reports and self._keeper.silent_s >= self._config.checkpoint_every
+        return self._reports and self._checkpointer.silent_s >= self._config.checkpoint_every
 
-    def _tell_bad_numbers(self, slots: Counters, final: bool) -> None:
+    def _tell_bad_numbers(self, counters: Counters, final: bool) -> None:
         """Says where numbers were not finite; ends the run where there are no others."""
-        restored = self._keeper.guard()
+        restored = self._checkpointer.guard()
         if restored:
-            self.warn(
+            self.log_failure(
                 "the parameters were not finite: put back to what they were at the last report"
             )
-        rows, broken = slots.rows, slots.rows["broken"].copy()
-        if (broken > self._broken).any():
-            worker = int((broken - self._broken).argmax())
-            where = f"worker {worker}, environment {rows['broken_source'][worker]}"
-            self.warn(
+        rows, broken = counters.rows, counters.rows["nonfinite"].copy()
+        if (broken > self._nonfinite).any():
+            worker = int((broken - self._nonfinite).argmax())
+            where = f"worker {worker}, environment {rows['nonfinite_source'][worker]}"
+            self.log_failure(
                 f"{where} and {broken.sum() - 1:,} times before it: a reward or observation was "
                 "not finite; the update is dropped, the episode given up"
             )
-            self._broken = broken
+            self._nonfinite = broken
         row = int(rows["dropped_in_a_row"].max())
         # What was dropped because of the parameters is not to be held against the data.
         if row >= self._config.max_bad_updates and not (final or restored):
@@ -172,28 +175,28 @@ class Run:
             )
 
     def close(
-        self, slots: Counters, failed: bool, recall: Callable[[], Any] | None = None
+        self, counters: Counters, failed: bool, worker_state: Callable[[], Any] | None = None
     ) -> Agent:
         """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
         if not self._reports:
             elapsed_s = time.monotonic() - self._began_s
-            self._episodes = logger.recent_episodes(slots, self.before)
+            self._episodes = logger.recent_episodes(counters, self.before)
             self._snapshot = logger.take_snapshot(
-                slots, self._episodes, self.before, elapsed_s, None
+                counters, self._episodes, self.before, elapsed_s, None
             )
             return self._agent(None)
-        self.observe(slots, recall, final=True)
+        self.observe(counters, worker_state, final=True)
         self._reporter.close()
         with contextlib.suppress(OSError):
-            logger.write_staleness(self.folder, slots)
-        lines = logger.summary_lines(self._snapshot, self.facts.frames_per_step, self._solved_at)
+            logger.write_staleness(self.folder, counters)
+        lines = logger.summary_lines(self._snapshot, self.env_info.frames_per_step, self._solved_at)
         for line in lines:
-            self.tell(line)
+            self.info(line)
         if self._failures:
-            self.tell(f"{self._failures:,} failures: {self.folder / FAILURES_FILE}")
+            self.info(f"{self._failures:,} failures: {self.folder / FAILURES_FILE}")
         resume = self._algorithm if failed or self._signal is not None else None
-        for line in logger.next_steps(self.folder, self.facts.name, resume):
-            self.tell(line)
+        for line in logger.next_steps(self.folder, self.env_info.name, resume):
+            self.info(line)
         return self._agent(self.folder)
 
     @property
@@ -239,7 +242,7 @@ class Run:
     def _agent(self, folder: pathlib.Path | None) -> Agent:
         network = getattr(self._config, "network", None)
         return Agent(
-            self._keeper.checkpoint(self._snapshot, self._episodes),
+            self._checkpointer.checkpoint(self._snapshot, self._episodes),
             env=self._config.env,
             run_dir=folder,
             network=None if isinstance(network, str) else network,

@@ -92,7 +92,7 @@ class Precision:
     reason: str = ""
 
 
-def bfloat16(precision: str, facts: make.EnvInfo, device: str = "cpu") -> Precision:
+def bfloat16(precision: str, env_info: make.EnvInfo, device: str = "cpu") -> Precision:
     """Whether what was asked for pays here: on the CPU for convolutions, where it can do them.
 
     Measured on a processor with AVX512-BF16, A3C's CNN, 80 images: forward and backward take half
@@ -104,7 +104,7 @@ def bfloat16(precision: str, facts: make.EnvInfo, device: str = "cpu") -> Precis
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(on=True)
         return Precision(on=False, reason="this GPU has no bfloat16")
-    if not ObservationCodec.of(facts.observation_space).images:
+    if not ObservationCodec.of(env_info.observation_space).images:
         return Precision(on=False, reason="on the CPU it only pays for images")
     if not _has_bfloat16():
         return Precision(on=False, reason="this processor has no bfloat16")

@@ -19,7 +19,7 @@ from hogwild_rl.training import env_snapshot
 _LOOK_EVERY_S = 0.001
 _WAIT_AT_MOST_S = 10.0  # a checkpoint does without it then
 _FILE = ".standing.{}"  # by the parent's id: what a killed one leaves, a resumed run sweeps
-_FOR_EVER = -1
+_LEFT = -1
 
 
 class SafePoint:
@@ -42,7 +42,7 @@ class SafePoint:
         """In a worker that starts: it stands still no more."""
         self._answered.zero_()
 
-    def pause(self, worker: Worker, state: Callable[[], Any]) -> None:
+    def reach(self, worker: Worker, state: Callable[[], Any]) -> None:
         """In the worker: if asked, says its state and waits until it may go on."""
         asked = int(self._asked)
         if asked > int(self._released):
@@ -52,7 +52,7 @@ class SafePoint:
 
     def leave(self, state: Any) -> None:
         """In the worker: says its state for the last time."""
-        self._say(state, _FOR_EVER)
+        self._say(state, _LEFT)
 
     def _say(self, state: Any, asked: int) -> None:
         try:
@@ -62,20 +62,20 @@ class SafePoint:
             self.remove()
         self._answered.fill_(asked)
 
-    def reached(self) -> bool:
+    def captured(self) -> bool:
         """Asks the worker to stand still. True once it does, or when it was waited for too long."""
         if int(self._asked) == int(self._released):
             self._asked_s = time.monotonic()
             self._asked.add_(1)
-        return self._stands() or time.monotonic() - self._asked_s > _WAIT_AT_MOST_S
+        return self._is_captured() or time.monotonic() - self._asked_s > _WAIT_AT_MOST_S
 
-    def _stands(self) -> bool:
+    def _is_captured(self) -> bool:
         asked, answered = int(self._asked), int(self._answered)
-        return answered == _FOR_EVER or answered == asked > int(self._released)
+        return answered == _LEFT or answered == asked > int(self._released)
 
     def state(self) -> Any:
         """What the worker said; None where it does not stand still, or nothing can be written."""
-        if self._stands() and self._path.exists():
+        if self._is_captured() and self._path.exists():
             return torch.load(self._path, weights_only=True)
         return None
 
@@ -112,11 +112,11 @@ class WorkerState:
         self._collector, self._normalizer = collector, normalizer
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: plain values and tensors, or why environments cannot be recalled."""
+        """For a checkpoint: plain values and tensors, or why environments cannot be saved."""
         try:
             envs = [env_snapshot.take(group) for group in self._groups]
         except env_snapshot.OpaqueError as error:
-            return {"lacking": str(error)}
+            return {"unsaved_reason": str(error)}
         discounted = self._normalizer.discounted
         return {
             "envs": envs,
@@ -135,7 +135,7 @@ class WorkerState:
         Returns:
             Why they were reset, empty if they were not or `state` gives the reason.
         """
-        if state is None or "lacking" in state:
+        if state is None or "unsaved_reason" in state:
             return ""
         try:
             reason = self._restore(state)

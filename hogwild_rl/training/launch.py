@@ -21,54 +21,54 @@ _STOP_TIMEOUT_S = 10.0
 
 def in_processes(
     session: Run,
-    slots: Counters,
+    counters: Counters,
     work: Callable[..., None],
     arguments: tuple[Any, ...],
     config: base.FaultToleranceConfig,
-    standstill: SafePoint | None = None,
+    safe_point: SafePoint | None = None,
 ) -> Agent:
-    """Lets as many workers as there are slots do ``work(worker, *arguments)``, and watches them.
+    """Lets as many workers as there are counters do ``work(worker, *arguments)``, and watches them.
 
     Workers that fail or hang are printed and replaced.
 
     Args:
         session: opened.
-        slots: that they count in.
+        counters: that they count in.
         work: a function at the top level of a module.
         arguments: picklable; tensors in shared memory stay shared.
         config: of the run.
-        standstill: where the only worker says what it is in the middle of.
+        safe_point: where the only worker says what it is in the middle of.
 
     Raises:
         RunFailedError: they failed too often, or all at once; a checkpoint was written.
         KeyboardInterrupt, SystemExit: the run was interrupted, likewise.
     """
     cores = base.usable_cores()
-    if len(slots) > cores:
-        session.tell(f"workers {len(slots)} on {cores} usable cores: they take turns")
-    crew = Workers(work, arguments, len(slots), config.seed, session.before.lives)
+    if len(counters) > cores:
+        session.info(f"workers {len(counters)} on {cores} usable cores: they take turns")
+    crew = Workers(work, arguments, len(counters), config.seed, session.before.sessions)
     give_up_reason = "the run was broken off"
     with session.interruptible():
         try:
             with _started(crew):
                 restarts = (config.max_restarts, config.step_timeout)
-                supervisor = Supervisor(crew, slots, *restarts)
+                supervisor = Supervisor(crew, counters, *restarts)
                 while supervisor.running and not supervisor.give_up_reason and not session.ending:
                     for failure in supervisor.watch(_OBSERVE_EVERY_S):
-                        session.warn(str(failure), printed=bool(supervisor.give_up_reason))
-                    if standstill is None or not session.due:
-                        session.observe(slots)
-                    elif standstill.reached():
-                        session.observe(slots, standstill.state)
-                        standstill.release()
+                        session.log_failure(str(failure), printed=bool(supervisor.give_up_reason))
+                    if safe_point is None or not session.checkpoint_due:
+                        session.observe(counters)
+                    elif safe_point.captured():
+                        session.observe(counters, safe_point.state)
+                        safe_point.release()
                 for failure in crew.stop(_STOP_TIMEOUT_S):
-                    session.warn(str(failure))
+                    session.log_failure(str(failure))
                 give_up_reason = supervisor.give_up_reason
         finally:
-            left = None if standstill is None else standstill.state
-            agent = session.close(slots, bool(give_up_reason), left)
-            if standstill is not None:
-                standstill.remove()
+            left = None if safe_point is None else safe_point.state
+            agent = session.close(counters, bool(give_up_reason), left)
+            if safe_point is not None:
+                safe_point.remove()
     if give_up_reason:
         raise errors.RunFailedError(give_up_reason)
     return agent
@@ -87,7 +87,7 @@ def _started(crew: Workers) -> Iterator[None]:
 
 def in_this_process(
     session: Run,
-    slots: Counters,
+    counters: Counters,
     work: Callable[..., None],
     arguments: tuple[Any, ...],
     config: base.FaultToleranceConfig,
@@ -98,24 +98,24 @@ def in_this_process(
         KeyboardInterrupt, SystemExit: the run was interrupted; a checkpoint was written.
     """
     finished = False
-    worker = Worker(0, session.before.lives, config.seed, _watch(session, slots))
+    worker = Worker(0, session.before.sessions, config.seed, _watch(session, counters))
     with session.interruptible():
         try:
             work(worker, *arguments)
             finished = True
         finally:
-            agent = session.close(slots, failed=not finished)
+            agent = session.close(counters, failed=not finished)
     return agent
 
 
-def _watch(session: Run, slots: Counters) -> Callable[[], bool]:
+def _watch(session: Run, counters: Counters) -> Callable[[], bool]:
     """Tells whether the run is ending, and looks at how it goes from time to time."""
     observed_s = time.monotonic()
 
     def ending() -> bool:
         nonlocal observed_s
         if time.monotonic() - observed_s >= _OBSERVE_EVERY_S:
-            session.observe(slots)
+            session.observe(counters)
             observed_s = time.monotonic()
         return session.ending
 
@@ -144,7 +144,7 @@ def restart_policy(
             error.environment, error.exit_code, error.traceback, "environment", error.silent_s
         )
         pause_s = restarts.pause_s(failure, error.steps >= useful_steps)
-        session.warn(str(failure), printed=bool(restarts.give_up_reason))
+        session.log_failure(str(failure), printed=bool(restarts.give_up_reason))
         if restarts.give_up_reason:
             raise errors.RunFailedError(restarts.give_up_reason)
         return pause_s

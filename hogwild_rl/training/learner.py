@@ -43,7 +43,7 @@ class TargetedModule:
         """Its slow copy."""
         return self._shared.module.target
 
-    def descend(self, loss: Tensor) -> bool | Tensor:
+    def step(self, loss: Tensor) -> bool | Tensor:
         """One gradient step, taken where the gradient is finite.
 
         Returns:
@@ -62,7 +62,7 @@ class TargetedModule:
         """Every tensor that an update changes."""
         return [self._shared.flat, *self.optimizer.tensors]
 
-    def follow(self, tau: float) -> None:
+    def polyak_update(self, tau: float) -> None:
         """Lets the slow copy follow by a share τ."""
         polyak_update_(self._shared.flat, tau)
 

@@ -35,19 +35,19 @@ class Job:
     """What every worker is given.
 
     Attributes:
-        facts: of the environment.
+        env_info: of the environment.
         backend: that steps it.
         config: settings of the algorithm.
         update: the algorithm's.
         policy_delay: every so many updates do the same.
         actor, critics: what is learnt.
         device: where.
-        slots: to count in.
+        counters: to count in.
         before: the steps of the run's earlier lives.
         folder: of the run.
     """
 
-    facts: make.EnvInfo
+    env_info: make.EnvInfo
     backend: vectorize.Backend
     config: OffPolicyConfig
     update: Update
@@ -55,26 +55,26 @@ class Job:
     actor: TargetedModule
     critics: TargetedModule
     device: torch.device
-    slots: Counters
+    counters: Counters
     before: int
     folder: pathlib.Path
 
 
 def work(worker: Worker, job: Job) -> None:
     """One worker's life: act, keep, draw, learn, until the steps of all add up to the total."""
-    config, slot = job.config, job.slots.writer(worker.index)
+    config, counts = job.config, job.counters.writer(worker.index)
     env_seed, *seeds = worker.random_seeds(4)
     exploring, drawing = (torch.Generator().manual_seed(seed) for seed in seeds[:2])
     learner = Learner(job.actor, job.critics, torch.Generator(job.device).manual_seed(seeds[2]))
-    interface = config.interface(job.facts)
-    replay, noise = config.replay(interface), config.explore(interface, exploring)
+    env_codec = config.env_codec(job.env_info)
+    replay, noise = config.replay(env_codec), config.explore(env_codec, exploring)
     kept = _Kept(job.folder / _REPLAY_FILE.format(worker.index), replay, config)
     kept.restore()
-    envs = vectorize.make_envs(job.facts.source, job.backend, config.envs_per_worker, cores=1)
-    experience = TransitionCollector(envs, interface, replay, env_seed, slot.lap)
-    update = _Update(job, learner, replay, drawing, slot)
+    envs = vectorize.make_envs(job.env_info.source, job.backend, config.envs_per_worker, cores=1)
+    experience = TransitionCollector(envs, env_codec, replay, env_seed, counts.lap)
+    update = _Update(job, learner, replay, drawing, counts)
     learn_from = -(-config.learning_starts // config.workers)
-    begun = job.before or int(job.slots.rows["steps"][worker.index])  # by whom this one replaces
+    begun = job.before or int(job.counters.rows["steps"][worker.index])  # by whom this one replaces
     random_until = 0 if begun else learn_from
     learn_from = max(config.batch_size, learn_from)
     lived = len(replay)  # transitions, those that were kept by an earlier life of the run included
@@ -84,17 +84,17 @@ def work(worker: Worker, job: Job) -> None:
             return torch.rand(noise.shape, generator=exploring) * 2 - 1
         with torch.no_grad():
             actions: Tensor = job.actor.online(experience.observations.to(job.device)).cpu()
-        chosen: Tensor = (actions + noise.draw()).clamp_(-1, 1)
+        chosen: Tensor = (actions + noise.sample()).clamp_(-1, 1)
         return chosen
 
     new = 0
-    while not worker.stopping and job.before + job.slots.total("steps") < config.total_timesteps:
+    while not worker.stopping and job.before + job.counters.total("steps") < config.total_timesteps:
         experience.step(choose())
-        noise.forget(experience.ended)
-        slot.add_rollout(experience.steps, experience.episodes)
-        slot.add_broken(experience.broken)
-        if experience.broken:
-            slot.add_dropped()
+        noise.reset(experience.ended)
+        counts.add_rollout(experience.steps, experience.episodes)
+        counts.add_nonfinite(experience.nonfinite_envs)
+        if experience.nonfinite_envs:
+            counts.add_dropped()
         # A step that only reset an environment, or that broke it, is none to learn after.
         new, lived = new + experience.kept, lived + experience.kept
         if new >= config.train_every * config.envs_per_worker:
@@ -102,7 +102,7 @@ def work(worker: Worker, job: Job) -> None:
                 if worker.stopping:
                     break
                 update()
-                slot.lap("learn")
+                counts.lap("learn")
             new = 0
         kept.save_when_due()
     update.finish()
@@ -122,20 +122,20 @@ class _Update:
         learner: Learner,
         replay: ReplayBuffer,
         drawing: torch.Generator,
-        slot: CounterWriter,
+        counts: CounterWriter,
     ) -> None:
-        self._job, self._learner, self._slot = job, learner, slot
+        self._job, self._learner, self._counts = job, learner, counts
         self._replay, self._drawing, self._size = replay, drawing, job.config.batch_size
         self._on_cpu, pinned = job.device.type == "cpu", job.device.type == "cuda"
         self._flat, self._batch = replay.empty(self._size, pinned=pinned)
         if not self._on_cpu:
             self._device_flat, self._device_batch = replay.empty(self._size, job.device)
-        self._outcomes = Outcomes(slot, job.device)
+        self._outcomes = Outcomes(counts, job.device)
         self._compiled = job.config.compiles(job.device)
         self._recorded: dict[bool, Callable[[], Tensor]] = {}  # by whether the policy learns too
 
     def __call__(self) -> None:
-        updates_before = self._slot.total_updates()
+        updates_before = self._counts.total_updates()
         self._learner.updates += 1
         self._replay.sample(self._size, self._drawing, self._batch)
         if not self._on_cpu:
@@ -145,9 +145,9 @@ class _Update:
                 self._recorded[policy_learns] = self._record()
             self._outcomes.add(self._recorded[policy_learns]())
         elif self._job.update(self._learner, self._batch, self._job.config):
-            self._slot.add_update(updates_before)
+            self._counts.add_update(updates_before)
         else:
-            self._slot.add_dropped()
+            self._counts.add_dropped()
 
     def _record(self) -> Callable[[], Tensor]:
         job = self._job
@@ -240,25 +240,25 @@ def train(
     torch.set_flush_denormal(True)  # before torch has started threads, which inherit it
     shared_memory.retain_freed_memory()
     session = Run(algorithm, config)
-    backend = vectorize.choose(session.facts.source, "auto", config.envs_per_worker, cores=1)
-    room = config.check_memory(config.interface(session.facts))
+    backend = vectorize.choose(session.env_info.source, "auto", config.envs_per_worker, cores=1)
+    room = config.check_memory(config.env_codec(session.env_info))
     kept = _check_kept(config)
     if config.workers > 1:
         resources.check_workers(config.workers)
-    model = config.model(session.facts, critics)
+    model = config.model(session.env_info, critics)
     chosen = devices.choose("cpu" if config.workers > 1 else config.device, model)
     config.compiles(chosen.device)
     alone, rate = config.workers == 1, config.learning_rate
     actor = TargetedModule(model.actor, rate, chosen.device, alone)
     critic = TargetedModule(model.critics, rate, chosen.device, alone)
-    slots, normalization = Counters(config.workers), config.normalization(session.facts)
+    counters, normalization = Counters(config.workers), config.normalization(session.env_info)
     session.open(model, Optimizers(actor, critic), normalization)
-    session.tell(f"{room}; device {chosen.device}: {chosen.reason}")
+    session.info(f"{room}; device {chosen.device}: {chosen.reason}")
     if session.before.steps and kept < config.workers:
         which = "it starts" if kept == 0 else f"that of {config.workers - kept} workers starts"
-        session.tell(f"the replay was not kept (--save-replay): {which} empty")
+        session.info(f"the replay was not kept (--save-replay): {which} empty")
     job = Job(
-        facts=session.facts,
+        env_info=session.env_info,
         backend=backend,
         config=config,
         update=update,
@@ -266,13 +266,13 @@ def train(
         actor=actor,
         critics=critic,
         device=chosen.device,
-        slots=slots,
+        counters=counters,
         before=session.before.steps,
         folder=session.folder,
     )
     if config.workers > 1:
         config.check_sendable(model)
-        return launch.in_processes(session, slots, work, (job,), config)
+        return launch.in_processes(session, counters, work, (job,), config)
     batch = f"batch_size {config.batch_size}"
     with devices.enough_memory(batch), devices.limit_threads(model, config.batch_size):
-        return launch.in_this_process(session, slots, work, (job,), config)
+        return launch.in_this_process(session, counters, work, (job,), config)

@@ -10,12 +10,12 @@ class Outcomes:
     """Counts steps one step late, when the host has waited for the device for other reasons.
 
     Args:
-        slot: counts updates and dropped gradients.
+        counts: counts updates and dropped gradients.
         device: where the steps are taken.
     """
 
-    def __init__(self, slot: CounterWriter, device: torch.device) -> None:
-        self._slot = slot
+    def __init__(self, counts: CounterWriter, device: torch.device) -> None:
+        self._counts = counts
         self._host = torch.zeros((), dtype=torch.bool, pin_memory=device.type == "cuda")
         self._device: Tensor | None = None
 
@@ -38,7 +38,7 @@ class Outcomes:
 
     def _count(self) -> None:
         if self._host:
-            self._slot.add_update(self._slot.total_updates())
+            self._counts.add_update(self._counts.total_updates())
         else:
-            self._slot.add_dropped()
+            self._counts.add_dropped()
         self._device = None

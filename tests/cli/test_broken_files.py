@@ -172,7 +172,7 @@ RUNS: dict[str, tuple[Damage, str]] = {
         "repair or remove it",
     ),
     "optimizer of another": (field("optimizer", {"state": {}}), "do not fit its settings"),
-    "a recall of words": (field("recall", "late"), NO_CHECKPOINT),
+    "a worker_state of words": (field("worker_state", "late"), NO_CHECKPOINT),
     "best.pt torn": (writes("best.pt", "torn"), f"best.pt {NO_CHECKPOINT}"),
     "best.pt a folder": (folder("best.pt"), "best.pt cannot be read"),
 }
@@ -209,7 +209,7 @@ def test_a_damaged_run_gets_one_line(
 
 
 @pytest.mark.parametrize(
-    "recall",
+    "worker_state",
     [
         {},
         {"carried": 3, "envs": []},
@@ -217,10 +217,10 @@ def test_a_damaged_run_gets_one_line(
         {"envs": [{"is": "object", "parts": {"envs": {"is": "plain", "value": "none"}}}]},
     ],
 )
-def test_a_foreign_recall_begins_anew(recall: Any, run: pathlib.Path) -> None:
+def test_a_foreign_recall_begins_anew(worker_state: Any, run: pathlib.Path) -> None:
     """Where a single worker stood is worth nothing then; the run goes on without it."""
-    kept = document_of(run)["recall"]
-    field("recall", {**kept, **recall} if recall else {})(run)
+    kept = document_of(run)["worker_state"]
+    field("worker_state", {**kept, **worker_state} if worker_state else {})(run)
     agent = a3c.train(a3c.Config(resume=str(run), total_timesteps=5_000, quiet=True))
     assert agent.checkpoint.counters.steps >= 5_000
     assert not (run / "failures.log").exists()

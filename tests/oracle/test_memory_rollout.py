@@ -52,10 +52,10 @@ def collector_of(
 ) -> tuple[Collector, ActorCritic]:
     made = [vectorize.sync_vector_env(env, B) for _ in range(groups)]
     space: Any = made[0].single_observation_space
-    interface = EnvCodec(
+    env_codec = EnvCodec(
         ObservationCodec.of(space), ActionCodec.of(spaces.Discrete(ACTIONS)), state_size=H
     )
-    return Collector(made, interface, T, 5, lambda phase: None, device), model_of(space)
+    return Collector(made, env_codec, T, 5, lambda phase: None, device), model_of(space)
 
 
 def all_log_probs(policy: Any, shape: tuple[int, ...]) -> Tensor:

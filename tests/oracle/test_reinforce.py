@@ -146,12 +146,12 @@ def test_only_a_value_that_is_the_baseline_learns(baseline: str) -> None:
 def batches() -> list[Rollout]:
     """Really played: 60 batches of 1000 episodes."""
     model, envs = mdp.model(dtype=torch.float32), vectorize.sync_vector_env(mdp.Small, 1000)
-    interface = EnvCodec(
+    env_codec = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
     )
     act = functools.partial(model.act, generator=torch.Generator().manual_seed(1))
-    collector = EpisodeCollector(envs, interface, 2, lambda phase: None)
+    collector = EpisodeCollector(envs, env_codec, 2, lambda phase: None)
     return [collector.collect(act) for _ in range(60)]
 
 

@@ -224,12 +224,12 @@ def test_a_time_limit_bootstraps_and_a_termination_does_not(
     weights.copy_(torch.eye(OBSERVED + ACTED)[1].unsqueeze(1))
     biases.view(-1).copy_(torch.tensor([7.0, 5.0])[: len(biases)])
     envs = vectorize.sync_vector_env(Ends, 2)
-    interface = EnvCodec(
+    env_codec = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space, rescale=True),
     )
-    replay = ReplayBuffer(24, 2, interface)
-    experience = TransitionCollector(envs, interface, replay, 0, lambda phase: None)
+    replay = ReplayBuffer(24, 2, env_codec)
+    experience = TransitionCollector(envs, env_codec, replay, 0, lambda phase: None)
     for _ in range(50):  # more than thrice what the replay holds
         experience.step(torch.zeros(2, ACTED))
     batch = replay.sample(500, torch.Generator().manual_seed(0))

@@ -14,13 +14,13 @@ from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel
 
 
-def count(worker: Worker, slots: Counters, rounds: int) -> None:
-    slot = slots.writer(worker.index)
+def count(worker: Worker, counters: Counters, rounds: int) -> None:
+    counts = counters.writer(worker.index)
     for index in range(rounds):
-        slot.add_rollout(3, [(float(index), 3)] if index % 10 == 0 else [])
-        slot.add_update(slot.total_updates())
+        counts.add_rollout(3, [(float(index), 3)] if index % 10 == 0 else [])
+        counts.add_update(counts.total_updates())
         if index % 100 == 0:
-            slot.add_dropped()
+            counts.add_dropped()
 
 
 def step_by_one(
@@ -76,15 +76,15 @@ def never_end(worker: Worker) -> None:
         time.sleep(1)
 
 
-def stumble(worker: Worker, slots: Counters, how: str, goal: int) -> None:
+def stumble(worker: Worker, counters: Counters, how: str, goal: int) -> None:
     """Counts steps until all have counted enough; worker 1 stumbles after every thousand."""
-    slot = slots.writer(worker.index)
-    began = int(slots.rows["steps"][worker.index])
-    while not worker.stopping and slots.total("steps") < goal:
-        slot.add_rollout(1, [])
-        slot.lap("env")
+    counts = counters.writer(worker.index)
+    began = int(counters.rows["steps"][worker.index])
+    while not worker.stopping and counters.total("steps") < goal:
+        counts.add_rollout(1, [])
+        counts.lap("env")
         time.sleep(1e-4)
-        stumbles = worker.index == 1 and slots.rows["steps"][1] - began == 1000
+        stumbles = worker.index == 1 and counters.rows["steps"][1] - began == 1000
         if stumbles and how == "hang":
             time.sleep(3600)
         elif stumbles and how == "stop":
@@ -93,11 +93,11 @@ def stumble(worker: Worker, slots: Counters, how: str, goal: int) -> None:
             fail(worker, how)
 
 
-def fail_at_once(worker: Worker, slots: Counters, who: int) -> None:
+def fail_at_once(worker: Worker, counters: Counters, who: int) -> None:
     """Some workers fail before their first step, always; the others wait."""
-    slots.writer(worker.index)
+    counters.writer(worker.index)
     if worker.index < who:
         raise RuntimeError("the gearbox is on fire")
     while not worker.stopping:
-        slots.rows["heartbeat_s"][worker.index] = time.monotonic()
+        counters.rows["heartbeat_s"][worker.index] = time.monotonic()
         time.sleep(0.01)

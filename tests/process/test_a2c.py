@@ -159,9 +159,9 @@ def ranks_of(program: str) -> list[subprocess.Popen[bytes]]:
 
 def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch.Tensor], int, int]:
     """The environments and draws of both ranks, side by side in one rollout and one loss."""
-    facts = make.inspect_env(config.env)
-    model = config.model(facts)
-    normalization = config.normalization(facts, workers=2)
+    env_info = make.inspect_env(config.env)
+    model = config.model(env_info)
+    normalization = config.normalization(env_info, workers=2)
     shared = SharedModel(model)
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
     collectors, generators, normalizers = [], [], []
@@ -169,15 +169,15 @@ def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch
         env_seed, action_seed = random_seeds(config.seed, rank, 0, 2)
         envs = vectorize.sync_vector_env(config.env, config.num_envs // 2)
         normalizers.append(config.normalizer(normalization, rank))
-        interface = config.interface(facts, normalizers[-1])
+        env_codec = config.env_codec(env_info, normalizers[-1])
         collectors.append(
-            Collector([envs], interface, config.n_steps, env_seed, lambda phase: None)
+            Collector([envs], env_codec, config.n_steps, env_seed, lambda phase: None)
         )
         generators.append(torch.Generator().manual_seed(action_seed))
     steps = episodes = 0
     for _ in range(updates):
         halves = []
-        normalization.freeze(model)
+        normalization.write_to(model)
         for collector, generator in zip(collectors, generators, strict=True):
             halves.append(collector.collect(functools.partial(model.act, generator=generator)))
             steps += collector.steps
@@ -190,7 +190,7 @@ def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch
         gradient = shared.gradient(losses.actor_critic_loss(model, union, config))
         clip_by_global_norm_(gradient, config.max_grad_norm)
         optimizer.apply(gradient)
-    normalization.freeze(model)
+    normalization.write_to(model)
     return model.state_dict(), steps, episodes
 
 

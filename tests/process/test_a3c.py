@@ -201,7 +201,7 @@ def test_resume_goes_on_with_counters_statistics_and_log(start, tmp_path: pathli
     assert after.counters.steps >= 50_000 > before.counters.steps
     assert after.counters.updates > before.counters.updates
     assert after.counters.elapsed_s > before.counters.elapsed_s
-    assert after.counters.lives == 2
+    assert after.counters.sessions == 2
     assert after.settings["seed"] == 3
     rows = (first.folder / "progress.csv").read_text().splitlines()
     times, steps = zip(*((float(t), int(n)) for t, n, *_ in csv.reader(rows[1:])), strict=True)

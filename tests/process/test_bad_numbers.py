@@ -87,11 +87,11 @@ def test_only_the_environment_that_broke_begins_anew(fault: str) -> None:
     made = vectorize.sync_vector_env(functools.partial(envs.Faulty, fault), 3)
     for b, single in enumerate(made.envs):
         single.unwrapped._taken = 100 * b  # so that they do not break together
-    interface = EnvCodec(
+    env_codec = EnvCodec(
         ObservationCodec.of(made.single_observation_space),
         ActionCodec.of(made.single_action_space),
     )
-    collector = Collector([made], interface, 50, 0, lambda _: None)
+    collector = Collector([made], env_codec, 50, 0, lambda _: None)
     right = torch.ones(3, dtype=torch.int64)
     broken: list[int] = []
     for _ in range(80):
@@ -101,9 +101,9 @@ def test_only_the_environment_that_broke_begins_anew(fault: str) -> None:
             assert rollout.observations[0].isfinite().all()
             assert rollout.observations[1, b].tolist() == [1, 0, 0, 0, 0]
         # A step right costs nothing, the fourth pays 1, the next one only resets.
-        whole = [b for b in range(3) if b not in broken + collector.broken]
+        whole = [b for b in range(3) if b not in broken + collector.nonfinite_envs]
         assert rollout.rewards[:, whole].sum(0).eq(10).all()
-        broken = list(collector.broken)
+        broken = list(collector.nonfinite_envs)
         assert len(broken) <= 1
         assert all(np.isfinite(episode).all() for episode in collector.episodes)
 
@@ -113,17 +113,17 @@ def test_a_run_goes_on_with_parameters_that_were_put_back(tmp_path: pathlib.Path
     settings: dict[str, Any] = {"total_timesteps": 1_000, "hidden": (8,), "checkpoint_every": 1e-3}
     config = a2c.Config(num_envs=2, run_dir=str(tmp_path / "run"), **settings)
     session = Run("a2c", config)
-    shared = SharedModel(config.model(session.facts))
-    none = config.normalization(session.facts, workers=2)
+    shared = SharedModel(config.model(session.env_info))
+    none = config.normalization(session.env_info, workers=2)
     session.open(shared.module, SharedRMSprop(shared), none)
-    good, slots = shared.flat.clone(), Counters(2)
-    writers = [slots.writer(0), slots.writer(1)]
-    writers[0].add_broken([1, 1])
+    good, counters = shared.flat.clone(), Counters(2)
+    writers = [counters.writer(0), counters.writer(1)]
+    writers[0].add_nonfinite([1, 1])
     for _ in range(200):
         writers[0].add_dropped()
     shared.flat[7] = torch.nan
     time.sleep(0.01)
-    session.observe(slots)
+    session.observe(counters)
     printed = capsys.readouterr().err
     assert "the parameters were not finite: put back" in printed
     assert "worker 0, environment 1 and 1 times before it" in printed
@@ -131,11 +131,11 @@ def test_a_run_goes_on_with_parameters_that_were_put_back(tmp_path: pathlib.Path
     saved = hogwild_rl.load(tmp_path / "run").checkpoint.parameters
     assert all(bool(tensor.isfinite().all()) for tensor in saved.values())
     writers[0].add_update(0)
-    writers[1].add_broken([0])
+    writers[1].add_nonfinite([0])
     time.sleep(0.01)
-    session.observe(slots)
+    session.observe(counters)
     assert "worker 1, environment 0 and 2 times before it" in capsys.readouterr().err
-    session.close(slots, failed=False)
+    session.close(counters, failed=False)
 
 
 def test_parameters_that_went_bad_are_put_back(tmp_path: pathlib.Path) -> None:
@@ -145,12 +145,12 @@ def test_parameters_that_went_bad_are_put_back(tmp_path: pathlib.Path) -> None:
     shared = SharedModel(agent.model.requires_grad_(True))
     optimizer = SharedRMSprop(shared)
     optimizer.load_state_dict(agent.checkpoint.optimizer)
-    facts = make.inspect_env("CartPole-v1")
+    env_info = make.inspect_env("CartPole-v1")
     none = Normalization(
-        1, ObservationCodec.of(facts.observation_space), observations=False, rewards=False
+        1, ObservationCodec.of(env_info.observation_space), observations=False, rewards=False
     )
     keeper = Checkpointer(
-        "a2c", agent.checkpoint.settings, facts, shared.module, optimizer, none, 1
+        "a2c", agent.checkpoint.settings, env_info, shared.module, optimizer, none, 1
     )
     assert not keeper.guard()
     good, statistics = shared.flat.clone(), optimizer.state[shared.parameter]["square_avg"].clone()

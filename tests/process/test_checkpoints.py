@@ -87,7 +87,7 @@ def test_there_is_always_a_whole_checkpoint_under_its_name(tmp_path: pathlib.Pat
     assert ended.returncode == -signal.SIGKILL
     assert previous.read_bytes() == before
     assert not newest.exists()
-    assert hogwild_rl.load(tmp_path / "run").checkpoint.counters.lives == 1
+    assert hogwild_rl.load(tmp_path / "run").checkpoint.counters.sessions == 1
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_a_run_resumed_from_any_checkpoint_ends_as_it_did_itself(name, tmp_path)
 def assert_same_end(one: Checkpoint, other: Checkpoint) -> None:
     for name in ("steps", "updates", "episodes", "recent_returns", "recent_lengths"):
         assert getattr(one.counters, name) == getattr(other.counters, name)
-    for part in ("parameters", "optimizer", "normalization", "recall"):
+    for part in ("parameters", "optimizer", "normalization", "worker_state"):
         assert_equal(getattr(one, part), getattr(other, part), part)
 
 
@@ -149,7 +149,7 @@ def test_another_seed_or_number_of_environments_begins_new_episodes(tmp_path, ca
         printed = capsys.readouterr().out
         assert ("holds another number of environments" in printed) == ("num_envs" in other)
         assert end_of(run).counters.steps >= 900
-        assert len(end_of(run).recall["carried"]["returns"]) == config.num_envs
+        assert len(end_of(run).worker_state["carried"]["returns"]) == config.num_envs
 
 
 def test_a_run_that_goes_on_on_another_device_says_that_episodes_begin_anew(tmp_path, capsys):
@@ -158,7 +158,7 @@ def test_a_run_that_goes_on_on_another_device_says_that_episodes_begin_anew(tmp_
     a2c.train(a2c.Config(run_dir=str(run), **{**PLAIN, **A2C, "total_timesteps": 400}))
     path = run / CHECKPOINT_FILE
     saved = Checkpoint.load(path)
-    saved.recall["generator"] = torch.zeros(16, dtype=torch.uint8)
+    saved.worker_state["generator"] = torch.zeros(16, dtype=torch.uint8)
     saved.save(path)
     a2c.train(a2c.Config(resume=str(run), total_timesteps=900, quiet=False))
     assert "episodes begin anew: the checkpoint's random stream is of another device" in (
@@ -185,7 +185,7 @@ def test_many_workers_go_on_with_counts_and_statistics(tmp_path) -> None:
     run = tmp_path / "run"
     a3c.train(a3c.Config(run_dir=str(run), total_timesteps=2_000, **settings))
     before = end_of(run)
-    assert before.recall is None
+    assert before.worker_state is None
     after = a3c.train(a3c.Config(resume=str(run), total_timesteps=4_000, workers=3)).checkpoint
     assert after.counters.steps >= 4_000 > before.counters.steps
     assert after.counters.updates > before.counters.updates

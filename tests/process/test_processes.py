@@ -254,7 +254,7 @@ class Notes:
         self.states.append(state[0, :, 0].clone())
         return torch.zeros(len(rows), dtype=torch.int64), state + 1
 
-    def pay(self, rewards: Any, ended: Any, valid: Any) -> None:
+    def transform_rewards(self, rewards: Any, ended: Any, valid: Any) -> None:
         self.ended.append(ended.copy())
 
 
@@ -265,13 +265,13 @@ def test_rollouts_keep_their_shape_and_count_only_what_came_out(groups: int) -> 
     with contextlib.ExitStack() as opened:
         pairs = [opened.enter_context(made(envs.Mortal, B // groups)) for _ in range(groups)]
         several = [disturbed for disturbed, _ in pairs]
-        interface = EnvCodec(
+        env_codec = EnvCodec(
             ObservationCodec.of(several[0].single_observation_space),
             ActionCodec.of(several[0].single_action_space),
             state_size=1,
             rewards=notes.pay,
         )
-        collector = Collector(several, interface, T, 0, lambda _: None)
+        collector = Collector(several, env_codec, T, 0, lambda _: None)
         kept: dict[str, list[Any]] = {"observations": [], "rewards": [], "terminated": []}
         kept["valid"] = []
         joints, episodes, steps = [], [], 0
@@ -283,7 +283,7 @@ def test_rollouts_keep_their_shape_and_count_only_what_came_out(groups: int) -> 
             episodes += collector.episodes
             steps += collector.steps
             joints += [rollout.observations[0].clone(), rollout.observations[T].clone()]
-            assert collector.broken == []
+            assert collector.nonfinite_envs == []
     assert torch.equal(torch.stack(joints[2::2]), torch.stack(joints[1:-1:2]))
     seen, paid, over, valid = (np.concatenate(kept[name]) for name in kept)
     ended = np.concatenate(notes.ended)
@@ -307,11 +307,11 @@ def test_rollouts_keep_their_shape_and_count_only_what_came_out(groups: int) -> 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_one_that_fails_at_its_first_reset_is_not_valid_until_it_is_back(num_envs: int) -> None:
     with made(envs.Superstitious, num_envs) as (disturbed, failures):
-        interface = EnvCodec(
+        env_codec = EnvCodec(
             ObservationCodec.of(disturbed.single_observation_space),
             ActionCodec.of(disturbed.single_action_space),
         )
-        collector = Collector([disturbed], interface, 1, 13, lambda _: None)
+        collector = Collector([disturbed], env_codec, 1, 13, lambda _: None)
         nothing = torch.zeros(num_envs, dtype=torch.int64)
         deadline_s = time.monotonic() + 60
         while not (rollout := collector.collect(lambda *_: (nothing, None))).valid[0, 0]:

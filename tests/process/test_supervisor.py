@@ -12,13 +12,13 @@ from tests.process import jobs
 
 
 def supervise(
-    target: Any, arguments: Any, slots: Counters, seconds: float = 60.0, **rules: Any
+    target: Any, arguments: Any, counters: Counters, seconds: float = 60.0, **rules: Any
 ) -> tuple[Supervisor, list[Failure]]:
     """Runs workers under supervision until they have ended, are given up or the time is over."""
     failures: list[Failure] = []
-    with Workers(target, (slots, *arguments), len(slots), seed=0) as crew:
+    with Workers(target, (counters, *arguments), len(counters), seed=0) as crew:
         settings = {"max_restarts": 100, "step_timeout_s": 60.0, **rules}
-        supervisor = Supervisor(crew, slots, **settings)
+        supervisor = Supervisor(crew, counters, **settings)
         deadline_s = time.monotonic() + seconds
         while (
             supervisor.running and not supervisor.give_up_reason and time.monotonic() < deadline_s
@@ -41,14 +41,16 @@ def supervise(
 )
 def test_a_worker_that_stumbles_is_replaced_again_and_again(how: str, printed: str) -> None:
     """The others go on meanwhile, and every step is counted once."""
-    slots, timeout_s = Counters(3), 1.5 if how in ("hang", "stop") else 60.0
-    supervisor, failures = supervise(jobs.stumble, (how, 60_000), slots, step_timeout_s=timeout_s)
+    counters, timeout_s = Counters(3), 1.5 if how in ("hang", "stop") else 60.0
+    supervisor, failures = supervise(
+        jobs.stumble, (how, 60_000), counters, step_timeout_s=timeout_s
+    )
     assert supervisor.give_up_reason == ""
     assert supervisor.replaced >= 2
     # The last may still have been due when the others came to the end.
     assert supervisor.replaced <= len(failures) <= supervisor.replaced + 1
     assert all(str(failure).startswith(printed) for failure in failures)
-    assert 60_000 <= slots.total("steps") < 60_003
+    assert 60_000 <= counters.total("steps") < 60_003
     for failure in failures:
         assert ("in stumble" in failure.traceback) == (how in ("raise", "hang"))
         assert ("the gearbox is on fire" in failure.traceback) == (how == "raise")

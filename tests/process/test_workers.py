@@ -30,14 +30,14 @@ def run(target: Any, arguments: tuple[Any, ...], count: int, **more: Any) -> lis
 
 
 def test_counts_of_eight_workers_are_exact() -> None:
-    slots = Counters(8)
-    assert run(jobs.count, (slots, 2000), 8) == []
-    assert slots.total("steps") == 8 * 2000 * 3
-    assert slots.total("updates") == 8 * 2000
-    assert slots.total("episode_count") == 8 * 200
-    assert slots.total("dropped") == 8 * 20
-    assert slots.staleness_histogram().sum() == 8 * 2000
-    assert [episode.episode_return for episode in slots.recent_episodes(5)].count(1990.0) >= 1
+    counters = Counters(8)
+    assert run(jobs.count, (counters, 2000), 8) == []
+    assert counters.total("steps") == 8 * 2000 * 3
+    assert counters.total("updates") == 8 * 2000
+    assert counters.total("episode_count") == 8 * 200
+    assert counters.total("dropped") == 8 * 20
+    assert counters.staleness_histogram().sum() == 8 * 2000
+    assert [episode.episode_return for episode in counters.recent_episodes(5)].count(1990.0) >= 1
 
 
 def test_updates_of_many_workers_all_reach_the_shared_parameters() -> None:

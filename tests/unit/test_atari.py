@@ -97,14 +97,14 @@ def test_the_step_after_a_game_over_only_resets(game: str) -> None:
 
 @pytest.mark.parametrize("name", ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5"])
 def test_ids_give_preprocessed_games(name: str) -> None:
-    facts = make.inspect_env(name)
-    assert facts.frames_per_step == 4
-    assert facts.observation_space.shape == (4, 84, 84)
-    assert ObservationCodec.of(facts.observation_space).images[0].chw == (4, 84, 84)
+    env_info = make.inspect_env(name)
+    assert env_info.frames_per_step == 4
+    assert env_info.observation_space.shape == (4, 84, 84)
+    assert ObservationCodec.of(env_info.observation_space).images[0].chw == (4, 84, 84)
     single, envs = make.make_env(name), vectorize.make_vector_env(name, 2)
     assert type(envs).__name__ == "Games"
-    assert single.observation_space == envs.single_observation_space == facts.observation_space
-    assert single.action_space == envs.single_action_space == facts.action_space
+    assert single.observation_space == envs.single_observation_space == env_info.observation_space
+    assert single.action_space == envs.single_action_space == env_info.action_space
     assert single.reset(seed=0)[0].shape == (4, 84, 84)
     _, _, _, _, info = single.step(single.action_space.sample())
     before = info["episode_frame_number"]
@@ -114,7 +114,7 @@ def test_ids_give_preprocessed_games(name: str) -> None:
     before = envs.step(np.zeros(2, np.int64))[4]["episode_frame_number"]
     after = envs.step(np.zeros(2, np.int64))[4]["episode_frame_number"]
     assert (after - before).tolist() == [4, 4]
-    assert vectorize.choose(facts.source, "auto", 1, 2).name == "native"
+    assert vectorize.choose(env_info.source, "auto", 1, 2).name == "native"
     single.close()
     envs.close()
 
@@ -165,10 +165,10 @@ def test_a_mode_that_cpp_does_not_have_is_played_in_turn(settings: dict[str, int
 def test_what_is_no_screen_with_buttons_is_as_registered(settings: dict[str, Any]) -> None:
     changed = copy.deepcopy(make.spec("ALE/Breakout-v5"))
     changed.kwargs.update(settings)
-    facts, envs = make.inspect_env(changed), vectorize.make_vector_env(changed, 6)
-    assert facts.frames_per_step == 1
-    assert envs.single_observation_space == facts.observation_space
-    assert envs.single_action_space == facts.action_space
+    env_info, envs = make.inspect_env(changed), vectorize.make_vector_env(changed, 6)
+    assert env_info.frames_per_step == 1
+    assert envs.single_observation_space == env_info.observation_space
+    assert envs.single_action_space == env_info.action_space
     envs.close()
 
 
@@ -187,7 +187,7 @@ def vectorized(game: str, form: str) -> VectorEnv[Any, Any, Any]:
 
 
 def played(
-    game: str, form: str, steps: int, clip: Clip = "none", **interface: Any
+    game: str, form: str, steps: int, clip: Clip = "none", **env_codec: Any
 ) -> tuple[Rollout, list[tuple[float, int]]]:
     """Random actions through a collector, with a normaliser that only clips."""
     envs = vectorized(game, form)
@@ -196,7 +196,7 @@ def played(
         Normalization(1, codec, observations=False, rewards=False), 0, 0.99, clip, 1.0
     ).pay
     actions = ActionCodec.of(envs.single_action_space)
-    talk = EnvCodec(codec, actions, rewards=pay, **interface)
+    talk = EnvCodec(codec, actions, rewards=pay, **env_codec)
     collector = Collector([envs], talk, steps, SEED, lambda phase: None)
     generator = torch.Generator().manual_seed(SEED)
     choices = int(envs.single_action_space.n)

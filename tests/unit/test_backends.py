@@ -160,8 +160,8 @@ def test_a_rollout_copied_to_a_device_is_the_same() -> None:
 def test_bytes_stay_bytes() -> None:
     """Images take a byte a pixel in a rollout."""
     image = ObservationCodec.of(gymnasium.spaces.Box(0, 255, (8, 6, 3), np.uint8))
-    interface = EnvCodec(image, ActionCodec.of(gymnasium.spaces.Discrete(2)))
-    observations = Rollout.empty(2, 4, interface).observations
+    env_codec = EnvCodec(image, ActionCodec.of(gymnasium.spaces.Discrete(2)))
+    observations = Rollout.empty(2, 4, env_codec).observations
     assert observations.dtype == torch.uint8
     assert observations.shape == (3, 4, 8, 6, 3)
 

@@ -151,7 +151,7 @@ def test_policy_and_critics_by_row(space: Space[Any], architecture: Architecture
     chosen, values = model.actor(seen), model.critics(seen, actions)
     assert (chosen.shape, values.shape) == ((B, 2), (N, B))
     assert chosen.dtype == values.dtype == torch.float32
-    torch.testing.assert_close(model.critics.online.first(seen, actions), values[0])
+    torch.testing.assert_close(model.critics.online.q1(seen, actions), values[0])
     policy, state = model.policy(seen)
     assert state is None
     assert torch.equal(policy.sample(stream()), chosen)
@@ -188,7 +188,7 @@ def test_gradients_are_those_of_finite_differences(
     taken = torch.rand(4, 2, generator=stream(2)) * 2 - 1
 
     def scalar() -> Tensor:
-        worth: Tensor = model.critics.online.first(seen, model.actor(seen))
+        worth: Tensor = model.critics.online.q1(seen, model.actor(seen))
         values: Tensor = model.critics(seen, taken)
         return (weights * values).sum() + (weights[0] * worth).sum()
 

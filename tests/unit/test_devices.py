@@ -26,19 +26,19 @@ CPU = torch.device("cpu")
 
 
 def model_of(hidden: int = 64, bfloat16: bool = False) -> ActorCritic:
-    facts = make.inspect_env("CartPole-v1")
+    env_info = make.inspect_env("CartPole-v1")
     generator = torch.Generator().manual_seed(0)
     shape = Architecture(hidden=(hidden, hidden), bfloat16=bfloat16)
-    return ActorCritic(facts.observation_space, facts.action_space, shape, generator)
+    return ActorCritic(env_info.observation_space, env_info.action_space, shape, generator)
 
 
 def rollout_of(n_steps: int = 16) -> Rollout:
     envs = vectorize.sync_vector_env("CartPole-v1", 4)
-    interface = EnvCodec(
+    env_codec = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
     )
-    collector = Collector([envs], interface, n_steps, 3, lambda phase: None)
+    collector = Collector([envs], env_codec, n_steps, 3, lambda phase: None)
     generator = torch.Generator().manual_seed(3)
     return collector.collect(
         lambda rows, state: (torch.randint(2, (len(rows),), generator=generator), None)
@@ -119,14 +119,14 @@ def test_bfloat16_on_the_cpu_is_for_images_and_on_a_gpu_that_has_it_for_all(
         return native or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
-    facts = make.inspect_env("CartPole-v1")
-    assert not devices.bfloat16("bfloat16", facts).on
+    env_info = make.inspect_env("CartPole-v1")
+    assert not devices.bfloat16("bfloat16", env_info).on
     assert asked == []
-    precision = devices.bfloat16("bfloat16", facts, "cuda")
+    precision = devices.bfloat16("bfloat16", env_info, "cuda")
     assert (precision.on, precision.reason) == (
         (True, "") if native else (False, "this GPU has no bfloat16")
     )
-    assert devices.bfloat16("float32", facts, "cuda") == devices.Precision(on=False)
+    assert devices.bfloat16("float32", env_info, "cuda") == devices.Precision(on=False)
 
 
 @pytest.mark.parametrize(
@@ -200,16 +200,16 @@ def test_two_groups_are_the_default_where_one_steps_while_a_gpu_acts_for_the_oth
 
 @pytest.mark.parametrize("taken", [[True, False, True], [False], []])
 def test_outcomes_on_a_device_are_counted_one_step_late_and_all_in_the_end(taken: Any) -> None:
-    slots = Counters(1)
-    outcomes = Outcomes(slots.writer(0), CPU)
+    counters = Counters(1)
+    outcomes = Outcomes(counters.writer(0), CPU)
     flag = torch.tensor(False)  # one tensor, overwritten by every step
     for number, each in enumerate(taken):
         outcomes.add(flag.fill_(each))
-        assert slots.total("updates") + slots.total("dropped") == number
+        assert counters.total("updates") + counters.total("dropped") == number
     for _ in range(2):
         outcomes.finish()
-        assert slots.total("updates") == sum(taken)
-        assert slots.total("dropped") == len(taken) - sum(taken)
+        assert counters.total("updates") == sum(taken)
+        assert counters.total("dropped") == len(taken) - sum(taken)
 
 
 @pytest.mark.gpu

@@ -107,10 +107,10 @@ def interface_of(envs: VectorEnv[Any, Any, Any]) -> EnvCodec:
 def live(env: make.EnvSource, B: int, steps: int, laps: list[str] | None = None) -> Lived:
     """Random actions, some of them at their bounds."""
     envs = vectorize.sync_vector_env(env, B)
-    interface = interface_of(envs)
-    replay = ReplayBuffer(B * steps, B, interface)
+    env_codec = interface_of(envs)
+    replay = ReplayBuffer(B * steps, B, env_codec)
     lap = (lambda phase: None) if laps is None else laps.append
-    experience = TransitionCollector(envs, interface, replay, SEED, lap)
+    experience = TransitionCollector(envs, env_codec, replay, SEED, lap)
     lived, generator = Lived(replay, [experience.observations]), torch.Generator().manual_seed(SEED)
     for _ in range(steps):
         lived.actions.append(torch.randn(B, 1, generator=generator).clamp_(-1, 1))
@@ -199,9 +199,9 @@ def test_a_time_limit_is_told_from_an_end(terminates: bool) -> None:
 def test_observations_are_not_overwritten(env: make.EnvSource, steps: int) -> None:
     """What was shown stays as it was, in an array of its own, in the policy's type."""
     envs = vectorize.sync_vector_env(env, 2)
-    interface = interface_of(envs)
+    env_codec = interface_of(envs)
     experience = TransitionCollector(
-        envs, interface, ReplayBuffer(9, 2, interface), SEED, lambda phase: None
+        envs, env_codec, ReplayBuffer(9, 2, env_codec), SEED, lambda phase: None
     )
     shown = []
     for _ in range(12):
@@ -209,7 +209,7 @@ def test_observations_are_not_overwritten(env: make.EnvSource, steps: int) -> No
         experience.step(torch.full((2, 1), 0.4))
     assert all(torch.equal(now, before) for now, before in shown)
     assert len({now.data_ptr() for now, _ in shown}) == 12
-    assert {now.shape for now, _ in shown} == {(2, *interface.observations.shape)}
+    assert {now.shape for now, _ in shown} == {(2, *env_codec.observations.shape)}
     pictures = env is Pictures
     assert {now.dtype for now, _ in shown} == {torch.uint8 if pictures else torch.float32}
 
@@ -217,9 +217,9 @@ def test_observations_are_not_overwritten(env: make.EnvSource, steps: int) -> No
 def test_actions_are_kept_as_the_policy_gave_them() -> None:
     """In −1..1, though the walk takes −1..2: half of the way up is 1.25."""
     envs = vectorize.sync_vector_env(Walk, 1)
-    interface = interface_of(envs)
-    replay = ReplayBuffer(5, 1, interface)
-    experience = TransitionCollector(envs, interface, replay, SEED, lambda phase: None)
+    env_codec = interface_of(envs)
+    replay = ReplayBuffer(5, 1, env_codec)
+    experience = TransitionCollector(envs, env_codec, replay, SEED, lambda phase: None)
     start = float(experience.observations[0, 0])
     experience.step(torch.tensor([[0.5]]))
     (transition,) = kept(replay)

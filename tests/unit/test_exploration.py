@@ -23,31 +23,31 @@ def stream(seed: int = 0) -> torch.Generator:
 
 def draws(noise: Noise, count: int) -> Tensor:
     """Some in a row, [count, B, A]."""
-    return torch.stack([noise.draw() for _ in range(count)])
+    return torch.stack([noise.sample() for _ in range(count)])
 
 
 @every_kind
 def test_a_draw_is_a_number_for_each_action(make: Callable[..., Noise]) -> None:
     noise = make(3, 2, stream())
-    assert noise.shape == noise.draw().shape == (3, 2)
-    assert noise.draw().dtype == torch.float32
+    assert noise.shape == noise.sample().shape == (3, 2)
+    assert noise.sample().dtype == torch.float32
 
 
 @every_kind
 def test_a_draw_is_not_changed_by_later_ones(make: Callable[..., Noise]) -> None:
     """It belongs to the caller, who may also write on it."""
     noise, undisturbed = make(3, 2, stream()), make(3, 2, stream())
-    first = noise.draw()
+    first = noise.sample()
     before = first.clone()
-    noise.draw()
-    noise.forget(torch.tensor([True, False, True]))
+    noise.sample()
+    noise.reset(torch.tensor([True, False, True]))
     assert torch.equal(first, before)
     drawn = draws(undisturbed, 2)
     undisturbed.forget(torch.tensor([True, False, True]))
     assert torch.equal(drawn[0], before)
-    noise.draw().fill_(1e9)
+    noise.sample().fill_(1e9)
     undisturbed.draw()
-    assert torch.equal(noise.draw(), undisturbed.draw())
+    assert torch.equal(noise.sample(), undisturbed.draw())
 
 
 @every_kind
@@ -99,10 +99,10 @@ def test_it_walks_by_its_recursion(std: float, theta: float, dt: float) -> None:
     for step in range(200):
         epsilon = torch.randn(3, 2, generator=epsilons).double()
         x = x - theta * x * dt + std * math.sqrt(dt) * epsilon
-        torch.testing.assert_close(noise.draw().double(), x, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(noise.sample().double(), x, rtol=1e-5, atol=1e-6)
         if step % 50 == 20:
             ended = torch.tensor([False, True, step > 100])
-            noise.forget(ended)
+            noise.reset(ended)
             x[ended] = 0
 
 

@@ -1,4 +1,4 @@
-"""What is counted from the slots."""
+"""What is counted from the counters."""
 
 import math
 
@@ -8,20 +8,23 @@ from hogwild_rl.runs.logger import Progress
 
 
 def test_the_last_100_episodes_reach_back_into_earlier_lives() -> None:
-    slots = Counters(2)
+    counters = Counters(2)
     before = Progress(
         steps=1_000,
         episodes=300,
         recent_returns=tuple(map(float, range(100))),
         recent_lengths=tuple(range(100)),
     )
-    assert logger.recent_episodes(slots, before) == (before.recent_returns, before.recent_lengths)
+    assert logger.recent_episodes(counters, before) == (
+        before.recent_returns,
+        before.recent_lengths,
+    )
     for worker, (episode_return, length) in enumerate([(500.0, 7), (600.0, 8)]):
-        slots.writer(worker).add_rollout(10, [(episode_return, length)])
-    episodes = logger.recent_episodes(slots, before)
+        counters.writer(worker).add_rollout(10, [(episode_return, length)])
+    episodes = logger.recent_episodes(counters, before)
     assert episodes.returns == (*before.recent_returns[2:], 500.0, 600.0)
     assert episodes.lengths == (*before.recent_lengths[2:], 7, 8)
-    snapshot = logger.take_snapshot(slots, episodes, before, 1.0, None)
+    snapshot = logger.take_snapshot(counters, episodes, before, 1.0, None)
     assert snapshot.return_mean == (sum(range(2, 100)) + 1_100) / 100
     assert snapshot.length_mean == (sum(range(2, 100)) + 15) / 100
 

@@ -60,7 +60,7 @@ def test_rewards_are_clipped_and_then_multiplied(clip: Any, clipped: Any, factor
     normalizer = Normalizer(normalization(), 0, GAMMA, clip, factor)
     for rewards, ended, valid in lived(1, 3):
         given = rewards.copy()
-        assert normalizer.pay(rewards, ended, valid) is None
+        assert normalizer.transform_rewards(rewards, ended, valid) is None
         expected = [factor * clipped(float(reward)) for reward in given.flat]
         np.testing.assert_allclose(rewards.ravel(), expected, rtol=1e-6)
         assert np.abs(given).max() > 2
@@ -83,7 +83,7 @@ def test_rewards_are_divided_by_the_deviation_of_all_returns_so_far(clip: Any) -
                 returns.append(running[b])
                 if ended[t, b]:
                     running[b] = 0.0
-        normalizer.pay(rewards, ended, valid)
+        normalizer.transform_rewards(rewards, ended, valid)
         deviation = math.sqrt(np.var(np.array(returns)) + 1e-8)
         np.testing.assert_allclose(rewards, 0.5 * given / deviation, rtol=1e-5)
     assert len(returns) < 8 * T * B  # some steps only reset
@@ -96,7 +96,7 @@ def test_two_workers_divide_by_the_deviation_of_both() -> None:
     for (rewards, ended, valid), worker in zip(lived(3, 6), [0, 0, 1, 0, 1, 1], strict=True):
         given = rewards.copy()
         seen.append(given[valid])  # with γ = 0 they are the returns
-        workers[worker].pay(rewards, ended, valid)
+        workers[worker].transform_rewards(rewards, ended, valid)
         deviation = math.sqrt(np.var(np.concatenate(seen).astype(np.float64)) + 1e-8)
         np.testing.assert_allclose(rewards, given / deviation, rtol=1e-5)
 
@@ -107,7 +107,7 @@ def test_a_reward_that_is_not_finite_spoils_no_moments_and_no_later_episode() ->
     rewards = np.array([[1.0], [np.inf], [2.0], [0.0], [3.0]], np.float32)
     ended = np.array([[False], [False], [True], [False], [False]])
     valid = np.array([[True], [True], [True], [False], [True]])
-    normalizer.pay(rewards, ended, valid)
+    normalizer.transform_rewards(rewards, ended, valid)
     merged = shared.moments["returns"].merged()
     assert (merged.count, merged.mean[0], merged.variance[0]) == (2, 2.0, 1.0)  # of 1 and 3
 
@@ -116,7 +116,7 @@ def test_the_first_reward_after_many_zeros_is_not_huge() -> None:
     normalizer = Normalizer(normalization(rewards=True), 0, GAMMA, "none", 0.5)
     rewards = np.zeros((10_000, 1), np.float32)
     rewards[-1] = 1.0
-    normalizer.pay(rewards, np.zeros_like(rewards, bool), np.ones_like(rewards, bool))
+    normalizer.transform_rewards(rewards, np.zeros_like(rewards, bool), np.ones_like(rewards, bool))
     assert rewards[-1, 0] == 5.0  # 100 deviations, of which 10 are left, halved
 
 
@@ -145,7 +145,7 @@ def test_a_model_gets_the_moments_of_what_all_workers_saw(space: Any) -> None:
     normalizers[0].add(rollout_of(broken))
     every = np.concatenate(seen)
     model = ActorCritic(space, spaces.Discrete(2), Architecture(standardize=True))
-    shared.freeze(model)
+    shared.write_to(model)
     assert model.standardize is not None
     np.testing.assert_allclose(model.standardize.mean.numpy(), every.mean(0), rtol=1e-6)
     np.testing.assert_allclose(model.standardize.scale.numpy(), 1 / every.std(0), rtol=1e-5)
@@ -160,7 +160,7 @@ def test_moments_that_are_not_kept_change_nothing() -> None:
     shared = normalization()
     Normalizer(shared, 0, GAMMA, "none", 1.0).add(rollout_of(np.ones((T + 1, B, 4), np.float32)))
     model = ActorCritic(VECTOR, spaces.Discrete(2), Architecture(standardize=True))
-    shared.freeze(model)
+    shared.write_to(model)
     assert model.standardize is not None
     assert model.standardize.mean.tolist() == [0] * 4
     assert shared.state() == {}
@@ -190,7 +190,7 @@ def test_a_model_gets_the_mean_picture_and_one_deviation_for_all_pixels() -> Non
     model = ActorCritic(PICTURES, spaces.Discrete(2), Architecture(standardize=True))
     assert model.standardize is not None
     assert model.standardize.scale.tolist() == [pytest.approx(1 / 255)]
-    shared.freeze(model)
+    shared.write_to(model)
     mean, deviation = every.mean(0), math.sqrt(every.var(0).mean() + 4)
     np.testing.assert_allclose(model.standardize.mean.numpy(), mean, rtol=1e-5)
     assert model.standardize.scale.item() == pytest.approx(1 / deviation, rel=1e-5)
@@ -285,7 +285,7 @@ def test_a_run_freezes_its_moments_keeps_them_and_goes_on_with_them(tmp_path: pa
 
     longer = a2c.train(a2c.Config(resume=str(folder), total_timesteps=5_000))
     assert frozen_equals_checkpointed(longer) > count + 1_900
-    assert longer.checkpoint.counters.lives == 2
+    assert longer.checkpoint.counters.sessions == 2
     first, last = (each.checkpoint.normalization["returns"] for each in (agent, longer))
     assert float(last["count"]) == longer.checkpoint.counters.steps > float(first["count"])
     assert float(last["m2"]) > float(first["m2"])

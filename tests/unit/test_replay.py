@@ -20,7 +20,7 @@ Transition: TypeAlias = tuple[float, ...]  # s, a, r, s', terminated
 every_size = pytest.mark.parametrize(("capacity", "B"), [(1, 1), (7, 1), (1, 3), (12, 3), (13, 3)])
 
 
-def interface(seen: spaces.Box = VECTOR, actions: int = 2) -> EnvCodec:
+def env_codec(seen: spaces.Box = VECTOR, actions: int = 2) -> EnvCodec:
     """Between environments that show this and take so many numbers."""
     chosen = spaces.Box(-1, 1, (actions,))
     return EnvCodec(ObservationCodec.of(seen), ActionCodec.of(chosen))
@@ -94,7 +94,7 @@ def test_what_can_be_drawn_is_the_newest_valid_transitions(
     capacity: int, B: int, ends: float
 ) -> None:
     """After every step, several times around the ring, with their right next observations."""
-    replay = ReplayBuffer(capacity, B, interface())
+    replay = ReplayBuffer(capacity, B, env_codec())
     world = World(replay, B, ends)
     assert len(replay) == 0
     for _ in range(6 * (capacity // B + 2)):
@@ -108,7 +108,7 @@ def test_what_can_be_drawn_is_the_newest_valid_transitions(
 @every_size
 def test_the_capacity_is_kept_where_nothing_resets(capacity: int, B: int) -> None:
     """As many at least, and not a row more than that takes."""
-    replay = ReplayBuffer(capacity, B, interface())
+    replay = ReplayBuffer(capacity, B, env_codec())
     world = World(replay, B, ends=0.0)
     for step in range(1, 4 * capacity + 4):
         world.step()
@@ -119,7 +119,7 @@ def test_the_capacity_is_kept_where_nothing_resets(capacity: int, B: int) -> Non
 def test_an_episode_s_last_observation_is_what_follows_its_last_transition() -> None:
     """Not the one that the next episode begins with, and not the other environment's."""
     replay, nothing, both = (
-        ReplayBuffer(20, 2, interface()),
+        ReplayBuffer(20, 2, env_codec()),
         torch.zeros(2, 2),
         np.ones(2, dtype=bool),
     )
@@ -140,7 +140,7 @@ def test_an_episode_s_last_observation_is_what_follows_its_last_transition() -> 
 
 def test_all_are_drawn_equally_often_and_apart() -> None:
     """χ² of 40 draws each lies where chance puts it: neither uneven nor dealt out in turn."""
-    replay = ReplayBuffer(60, 3, interface())
+    replay = ReplayBuffer(60, 3, env_codec())
     world = World(replay, 3)
     for _ in range(37):  # the ring begins in its middle
         world.step()
@@ -157,7 +157,7 @@ def test_all_are_drawn_equally_often_and_apart() -> None:
 
 def test_draws_are_those_of_the_stream() -> None:
     """A seed gives the same ones again, and the next draw gives others."""
-    replay = ReplayBuffer(50, 1, interface())
+    replay = ReplayBuffer(50, 1, env_codec())
     world = World(replay, 1)
     for _ in range(50):
         world.step()
@@ -169,7 +169,7 @@ def test_draws_are_those_of_the_stream() -> None:
 
 def test_a_batch_is_not_overwritten() -> None:
     """It has memory of its own, also when the ring has come around."""
-    replay = ReplayBuffer(6, 3, interface())
+    replay = ReplayBuffer(6, 3, env_codec())
     world = World(replay, 3, ends=0.0)
     world.step()
     batch = replay.sample(20, stream())
@@ -182,7 +182,7 @@ def test_a_batch_is_not_overwritten() -> None:
 @pytest.mark.parametrize("space", [VECTOR, PICTURE], ids=["vector", "picture"])
 def test_a_batch_in_one_piece_is_filled_and_copied_as_bytes(space: spaces.Box) -> None:
     """Views of the same layout anywhere: one copy of the bytes is a copy of the batch."""
-    replay = ReplayBuffer(20, 2, interface(space))
+    replay = ReplayBuffer(20, 2, env_codec(space))
     random = np.random.default_rng(0)
 
     def shown() -> np.ndarray:
@@ -207,7 +207,7 @@ def test_a_batch_in_one_piece_is_filled_and_copied_as_bytes(space: spaces.Box) -
 def test_pictures_stay_the_bytes_they_were() -> None:
     """Each environment's own, and no copy of them is kept in another type."""
     replay, pictures = (
-        ReplayBuffer(8, 2, interface(PICTURE)),
+        ReplayBuffer(8, 2, env_codec(PICTURE)),
         np.zeros((2, 2, *PICTURE.shape), np.uint8),
     )
     pictures[:] = np.random.default_rng(0).integers(0, 256, pictures.shape)
@@ -239,14 +239,14 @@ def written(replay: ReplayBuffer) -> dict[str, Any]:
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 23])
 def test_a_restored_replay_goes_on(capacity: int, B: int, steps: int) -> None:
     """All it held is there, but for one row's room, which the step that was open takes."""
-    replay, rows, count = ReplayBuffer(capacity, B, interface()), [], 0
+    replay, rows, count = ReplayBuffer(capacity, B, env_codec()), [], 0
     for life in range(3):
         world = World(replay, B, count=count)
         for _ in range(steps * (life < 2)):  # the last life ends before its first step
             world.step()
         rows += [*world.rows, []]
         count = world.count
-        state, replay = written(replay), ReplayBuffer(capacity, B, interface())
+        state, replay = written(replay), ReplayBuffer(capacity, B, env_codec())
         assert replay.restore(state)
         assert drawable(replay) == newest(rows, capacity, B)
     world = World(replay, B, count=count)
@@ -258,10 +258,10 @@ def test_a_restored_replay_goes_on(capacity: int, B: int, steps: int) -> None:
 
 
 OTHERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "larger": lambda state: ReplayBuffer(13, 3, interface()).state(),
-    "fewer environments": lambda state: ReplayBuffer(8, 2, interface()).state(),
-    "pictures": lambda state: ReplayBuffer(12, 3, interface(PICTURE)).state(),
-    "other actions": lambda state: ReplayBuffer(12, 3, interface(actions=3)).state(),
+    "larger": lambda state: ReplayBuffer(13, 3, env_codec()).state(),
+    "fewer environments": lambda state: ReplayBuffer(8, 2, env_codec()).state(),
+    "pictures": lambda state: ReplayBuffer(12, 3, env_codec(PICTURE)).state(),
+    "other actions": lambda state: ReplayBuffer(12, 3, env_codec(actions=3)).state(),
     "other bytes": lambda state: {**state, "_observations": state["_observations"].int()},
     "other kinds": lambda state: {**state, "_row": str(state["_row"])},
     "a part": lambda state: dict(list(state.items())[:-1]),
@@ -273,7 +273,7 @@ OTHERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def test_what_does_not_fit_is_refused_and_changes_nothing(
     other: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
-    replay = ReplayBuffer(12, 3, interface())
+    replay = ReplayBuffer(12, 3, env_codec())
     world = World(replay, 3)
     for _ in range(6):
         world.step()
@@ -294,8 +294,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
 @pytest.mark.parametrize(("capacity", "B"), [(1_000, 1), (1_000, 16), (1_001, 16)])
 def test_its_size_is_that_of_its_tensors(space: spaces.Box, capacity: int, B: int) -> None:
     """To the byte for each transition; a count for each row, 8 bytes, may come on top."""
-    wanted = size_in_bytes(capacity, B, interface(space, actions=5))
-    state = ReplayBuffer(capacity, B, interface(space, actions=5)).state()
+    wanted = size_in_bytes(capacity, B, env_codec(space, actions=5))
+    state = ReplayBuffer(capacity, B, env_codec(space, actions=5)).state()
     tensors = [value for value in state.values() if isinstance(value, Tensor)]
     taken = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     assert 0 <= taken - wanted <= 8 * (math.ceil(capacity / B) + 1)

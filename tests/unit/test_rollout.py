@@ -254,12 +254,12 @@ def test_what_is_not_finite_is_forgotten_with_its_episode() -> None:
     model = ActorCritic(
         envs.single_observation_space, envs.single_action_space, Architecture(lstm=4)
     )
-    interface = dataclasses.replace(interface_of(envs), state_size=4)
-    collector = Collector([envs], interface, 11, SEED, lambda phase: None)
+    env_codec = dataclasses.replace(interface_of(envs), state_size=4)
+    collector = Collector([envs], env_codec, 11, SEED, lambda phase: None)
     for _ in range(3):
         rollout = collector.collect(model.act)
         assert bool((rollout.state == 0).all())
-    collector = Collector([envs], interface, 16, SEED, lambda phase: None)
+    collector = Collector([envs], env_codec, 16, SEED, lambda phase: None)
     rollout = collector.collect(model.act)
     _, values = model(rollout.observations, rollout.state, rollout.valid)
     spoilt = [7, 8, 9, 10]  # the eleventh step resets
@@ -320,20 +320,20 @@ def staged_or_not(env: Any, T: int, G: int, B: int, lstm: int, staged: bool) -> 
     model = ActorCritic(observation_space, action_space, architecture, generators[0])
     moments = Normalization(1, codec, observations=True, rewards=True)
     normalizer = Normalizer(moments, 0, 0.99, "none", 1.0)
-    interface = EnvCodec(codec, actions, state_size=lstm, rewards=normalizer.pay)
+    env_codec = EnvCodec(codec, actions, state_size=lstm, rewards=normalizer.transform_rewards)
     device = torch.device("cpu") if staged else None
-    collector = Collector(groups, interface, T, SEED, lambda phase: None, device)
+    collector = Collector(groups, env_codec, T, SEED, lambda phase: None, device)
     assert (collector.rollout is collector.host) != staged
     results = []
     for _ in range(30):
-        moments.freeze(model)
+        moments.write_to(model)
         rollout = collector.collect(lambda seen, state: model.act(seen, state, generators[1]))
         normalizer.add(collector.host)
         tensors = {**vars(rollout), **collector.carried, **moments.state()["observations"]}
         results.append(
             (
                 {name: tensor.clone() for name, tensor in tensors.items()},
-                (list(collector.episodes), collector.steps, list(collector.broken)),
+                (list(collector.episodes), collector.steps, list(collector.nonfinite_envs)),
             )
         )
     return results

@@ -205,15 +205,15 @@ def test_callables_are_vectorised(env: Any, num_envs: int) -> None:
 
 def test_facts_of_cartpole() -> None:
     """Name, spaces and the mean return at which it is solved."""
-    facts = make.inspect_env("CartPole-v1")
-    assert facts.name == "CartPole-v1"
-    assert facts.reward_threshold == 475
-    assert facts.action_space == spaces.Discrete(2)
-    assert facts.observation_space.shape == (4,)
+    env_info = make.inspect_env("CartPole-v1")
+    assert env_info.name == "CartPole-v1"
+    assert env_info.reward_threshold == 475
+    assert env_info.action_space == spaces.Discrete(2)
+    assert env_info.observation_space.shape == (4,)
 
 
 def test_the_source_of_an_id_needs_no_registration() -> None:
-    """Workers that never registered the caller's environment can make it from the facts."""
+    """Workers that never registered the caller's environment can make it from the env_info."""
     gymnasium.register("Still-v0", entry_point=Still)
     try:
         source = make.inspect_env("Still-v0").source
@@ -227,12 +227,12 @@ def test_the_source_of_an_id_needs_no_registration() -> None:
 def test_facts_of_a_callable() -> None:
     """It is its own source, has no threshold, and is not left open."""
     before = Still.closed
-    facts = make.inspect_env(still)
+    env_info = make.inspect_env(still)
     assert Still.closed == before + 1
-    assert facts.source is still
-    assert facts.name == f"{__name__}.still"
-    assert facts.reward_threshold is None
-    assert facts.action_space == spaces.Discrete(3)
+    assert env_info.source is still
+    assert env_info.name == f"{__name__}.still"
+    assert env_info.reward_threshold is None
+    assert env_info.action_space == spaces.Discrete(3)
 
 
 def test_only_a_render_mode_that_is_set_is_asked_for() -> None:
