@@ -21,7 +21,7 @@ def nonfinite_envs(rewards: Any, observations: Any) -> list[int]:
         rewards: of floats, [T, B].
         observations: of floats or bytes, [T, B, *O].
 
-    >>> broken(np.array([[0.0, np.inf], [1.0, 2.0]]), np.zeros((2, 2, 3)))
+    >>> nonfinite_envs(np.array([[0.0, np.inf], [1.0, 2.0]]), np.zeros((2, 2, 3)))
     [1]
     """
     if _sound(rewards) and _sound(observations):

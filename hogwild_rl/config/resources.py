@@ -65,13 +65,13 @@ def file_limits() -> list[Limit]:
     return []
 
 
-def listed_processes() -> list[Limit]:
+def process_limits() -> list[Limit]:
     """Of this user and of this container, threads counted each."""
     limits = []
     soft, hard = _soft_and_hard("RLIMIT_NPROC")
     if soft < math.inf and _ulimit_binds():
         user = os.getuid()
-        limits.append(Limit(int(soft), task_limits(user), f"user {user}", "ulimit -u {}", hard))
+        limits.append(Limit(int(soft), count_tasks(user), f"user {user}", "ulimit -u {}", hard))
     return [*limits, *groups()]
 
 
@@ -118,7 +118,7 @@ def _ulimit_binds() -> bool:
     return False
 
 
-def task_limits(user: int) -> int:
+def count_tasks(user: int) -> int:
     """Threads of all processes of a user, of those that can be seen."""
     tasks = 0
     for path in _PROC.glob("[0-9]*/status"):
@@ -184,7 +184,7 @@ def check_memory(what: str, wanted: int, remedy: str) -> int | None:
 def _check(what: str, files: int, tasks: int, remedy: str) -> None:
     wanted = {
         "open files": (files + _OTHER_FILES, file_limits()),
-        "processes and threads": (tasks + _OTHER_TASKS, listed_processes()),
+        "processes and threads": (tasks + _OTHER_TASKS, process_limits()),
     }
     for name, (number, rations) in wanted.items():
         for ration in rations:

@@ -43,7 +43,7 @@ def check_type(name: str, value: Any, hint: Any) -> Any:
     Raises:
         UserError: it is of another.
 
-    >>> fitting("workers", 4.0, int)
+    >>> check_type("workers", 4.0, int)
     4
     """
     allowed = _alternatives(hint)

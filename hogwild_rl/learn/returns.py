@@ -76,7 +76,7 @@ def td_targets(rewards: Tensor, next_values: Tensor, terminated: Tensor, *, gamm
         y, [N].
 
     >>> ended = torch.tensor([False, True])
-    >>> one_step(torch.tensor([1.0, 1.0]), torch.tensor([4.0, 4.0]), ended, gamma=0.5)
+    >>> td_targets(torch.tensor([1.0, 1.0]), torch.tensor([4.0, 4.0]), ended, gamma=0.5)
     tensor([3., 1.])
     """
     return rewards + gamma * next_values.masked_fill(terminated, 0.0)
@@ -94,7 +94,7 @@ def returns_to_go(rewards: Tensor, gamma: float) -> Tensor:
     Returns:
         R_t, [T, B].
 
-    >>> to_go(torch.tensor([[1.0], [2.0], [4.0]]), gamma=0.5).T
+    >>> returns_to_go(torch.tensor([[1.0], [2.0], [4.0]]), gamma=0.5).T
     tensor([[3., 4., 4.]])
     """
     returns = rewards.clone()
@@ -106,7 +106,7 @@ def returns_to_go(rewards: Tensor, gamma: float) -> Tensor:
 def total_returns(rewards: Tensor, gamma: float) -> Tensor:
     """The discounted rewards of the whole episode, Σ γ^t r_t, at each of its steps; see `to_go`.
 
-    >>> total(torch.tensor([[1.0], [2.0], [4.0]]), gamma=0.5).T
+    >>> total_returns(torch.tensor([[1.0], [2.0], [4.0]]), gamma=0.5).T
     tensor([[3., 3., 3.]])
     """
     return returns_to_go(rewards, gamma)[0].expand_as(rewards)

@@ -89,7 +89,7 @@ class Run:
         if self._reports:
             self.folder = resume.prepare_folder(self._algorithm, self._config, self.env_info.name)
             self._checkpointer.best = resume.best_return(self.folder, self.before)
-            _write_settings(self.folder, self._algorithm, plain)
+            write_settings(self.folder, self._algorithm, plain)
             self._reporter = logger.Reporter(self.folder, self._config, self.before)
         self._began_s = time.monotonic()
 
@@ -253,7 +253,7 @@ FAILURES_FILE = "failures.log"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def _write_settings(folder: pathlib.Path, algorithm: str, settings: Mapping[str, Any]) -> None:
+def write_settings(folder: pathlib.Path, algorithm: str, settings: Mapping[str, Any]) -> None:
     """Writes settings.json, for people and for --resume."""
     document = {"algorithm": algorithm, "settings": settings}
     files.write_text(folder / base.SETTINGS_FILE, json.dumps(document, indent=2) + "\n")

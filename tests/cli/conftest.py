@@ -72,8 +72,8 @@ _UNPRIVILEGED = """
 import os, resource, sys
 import multiprocessing.forkserver, multiprocessing.popen_forkserver
 from hogwild_rl import a2c, a3c, evaluate, plot, td3
-from hogwild_rl.hogwild import limits, workers
-from hogwild_rl.runs import cli
+from hogwild_rl.config import cli, resources
+from hogwild_rl.hogwild import processes
 
 user, program, name, left, *flags = sys.argv[1:]
 if os.getuid() == 0:
@@ -81,10 +81,10 @@ if os.getuid() == 0:
     os.setresgid(int(user), int(user), int(user))
     os.setresuid(int(user), int(user), int(user))
 if name:
-    total = int(left) + (limits.tasks(os.getuid()) if name == "RLIMIT_NPROC" else 0)
+    total = int(left) + (resources.count_tasks(os.getuid()) if name == "RLIMIT_NPROC" else 0)
     resource.setrlimit(getattr(resource, name), (total, total))
 if name == "RLIMIT_NPROC" and not int(left):  # as a3c does, run as a program: nothing can start
-    workers.preload("hogwild_rl.runs.run")
+    processes.preload("hogwild_rl.runs.run")
 sys.argv = [program, *flags]
 cli.run(vars()[program].main)
 """

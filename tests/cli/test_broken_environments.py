@@ -45,7 +45,7 @@ def test_an_id_of_a_broken_environment_gets_one_line(
     number: int, refused: Command, tmp_path: pathlib.Path
 ) -> None:
     """From the command line, where gymnasium's wrappers lie around it and stumble first."""
-    env, folder = f"tests.nonfinite_envs:Altered{number}-v0", tmp_path / "run"
+    env, folder = f"tests.broken:Altered{number}-v0", tmp_path / "run"
     said = refused("a2c", "--env", env, "--run-dir", str(folder))
     assert list(broken.FAULTS.values())[number].printed in said
     assert env in said
@@ -66,7 +66,7 @@ def test_every_algorithm_refuses(algorithm: Any, tmp_path: pathlib.Path) -> None
         (lambda: envs.Clock(True), "cannot be sent to workers"),
         (functools.partial(envs.Chain, threading.Lock()), "cannot be sent to workers"),
         ("Altered-v0", "unknown environment 'Altered-v0'"),
-        ("tests.nonfinite_envs:Altered-v0", "unknown environment"),
+        ("tests.broken:Altered-v0", "unknown environment"),
         ("tests.no_such_module:Altered-v0", "cannot import tests.no_such_module"),
         ("tests.stumbling:Altered-v0", "importing tests.stumbling raised ZeroDivisionError"),
         ("", "unknown environment ''"),
@@ -113,7 +113,7 @@ def test_what_can_be_learnt_from_is_let_through(
     """And vector environments indeed step it."""
     monkeypatch.setitem(broken.FAULTS, fault, TOLERATED[fault])
     env = functools.partial(broken.Altered, fault)
-    assert make.inspect_env(env).name == "tests.nonfinite_envs.Altered"
+    assert make.inspect_env(env).name == "tests.broken.Altered"
     stepped = vectorize.make_vector_env(env, 2)
     stepped.reset(seed=0)
     for _ in range(3):

@@ -71,17 +71,17 @@ def test_as_many_processes_can_be_started_as_are_said_to_be_left() -> None:
     """The kernel agrees with what is counted."""
     program = """
 import os, resource, subprocess
-from hogwild_rl.hogwild import limits
+from hogwild_rl.config import resources
 os.setgroups([])
 os.setresuid(64322, 64322, 64322)
-resource.setrlimit(resource.RLIMIT_NPROC, (limits.tasks(64322) + 5,) * 2)
-print(limits.processes()[0].left)
+resource.setrlimit(resource.RLIMIT_NPROC, (resources.count_tasks(64322) + 5,) * 2)
+print(resources.process_limits()[0].left)
 started = []
 try:
     while len(started) < 20:
         started.append(subprocess.Popen(["sleep", "60"]))
 except BlockingIOError:
-    print(len(started), limits.processes()[0].left)
+    print(len(started), resources.process_limits()[0].left)
 for process in started:
     process.kill()
 """
@@ -91,7 +91,12 @@ for process in started:
         text=True,
         check=False,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        },
     )
     assert ended.stdout.split() == ["5", "5", "0"], ended
 

@@ -110,7 +110,7 @@ def test_two_ranks_with_half_of_the_environments_equal_one_with_all(tmp_path) ->
 # Rank 1 finds a single GPU, which is rank 0's.
 AGREE = """
 import torch
-from hogwild_rl.runs import devices
+from hogwild_rl.training import devices
 from hogwild_rl.training.distributed import Ranks
 
 torch.cuda.device_count = lambda: 1

@@ -197,7 +197,7 @@ def test_one_that_is_stopped_is_put_down() -> None:
     with made(envs.terminated_clock, 2, step_timeout_s=6.0) as (disturbed, failures):
         disturbed.reset(seed=0)
         disturbed.step(np.zeros(2, dtype=np.int64))
-        os.kill(processes()["environment 1"].pid, signal.SIGSTOP)
+        os.kill(environment_processes()["environment 1"].pid, signal.SIGSTOP)
         disturbed.step(np.zeros(2, dtype=np.int64))
         assert disturbed.lost.tolist() == [False, True]
     (failure,) = failures
@@ -269,7 +269,7 @@ def test_rollouts_keep_their_shape_and_count_only_what_came_out(groups: int) -> 
             ObservationCodec.of(several[0].single_observation_space),
             ActionCodec.of(several[0].single_action_space),
             state_size=1,
-            rewards=notes.pay,
+            rewards=notes.transform_rewards,
         )
         collector = Collector(several, env_codec, T, 0, lambda _: None)
         kept: dict[str, list[Any]] = {"observations": [], "rewards": [], "terminated": []}

@@ -194,7 +194,7 @@ def played(
     codec = ObservationCodec.of(envs.single_observation_space)
     pay = Normalizer(
         Normalization(1, codec, observations=False, rewards=False), 0, 0.99, clip, 1.0
-    ).pay
+    ).transform_rewards
     actions = ActionCodec.of(envs.single_action_space)
     talk = EnvCodec(codec, actions, rewards=pay, **env_codec)
     collector = Collector([envs], talk, steps, SEED, lambda phase: None)

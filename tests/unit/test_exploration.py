@@ -43,11 +43,11 @@ def test_a_draw_is_not_changed_by_later_ones(make: Callable[..., Noise]) -> None
     noise.reset(torch.tensor([True, False, True]))
     assert torch.equal(first, before)
     drawn = draws(undisturbed, 2)
-    undisturbed.forget(torch.tensor([True, False, True]))
+    undisturbed.reset(torch.tensor([True, False, True]))
     assert torch.equal(drawn[0], before)
     noise.sample().fill_(1e9)
-    undisturbed.draw()
-    assert torch.equal(noise.sample(), undisturbed.draw())
+    undisturbed.sample()
+    assert torch.equal(noise.sample(), undisturbed.sample())
 
 
 @every_kind
@@ -81,9 +81,9 @@ def test_gaussian_noise_is_normal_and_independent() -> None:
 
 def test_gaussian_noise_has_nothing_to_forget() -> None:
     ours, theirs = (Gaussian(2, 3, 0.3, stream()) for _ in range(2))
-    ours.draw(), theirs.draw()
-    ours.forget(torch.ones(2, dtype=torch.bool))
-    assert torch.equal(ours.draw(), theirs.draw())
+    ours.sample(), theirs.sample()
+    ours.reset(torch.ones(2, dtype=torch.bool))
+    assert torch.equal(ours.sample(), theirs.sample())
 
 
 # Ornstein-Uhlenbeck.
@@ -137,11 +137,11 @@ def test_it_forgets_only_where_an_episode_ended() -> None:
     for noise in (ours, theirs):
         draws(noise, 30)
     ended = torch.tensor([False, True, False])
-    last = theirs.draw()
-    ours.draw()
-    ours.forget(~torch.ones(3, dtype=torch.bool))  # nowhere
-    ours.forget(ended)
-    now, as_before = ours.draw(), theirs.draw()
+    last = theirs.sample()
+    ours.sample()
+    ours.reset(~torch.ones(3, dtype=torch.bool))  # nowhere
+    ours.reset(ended)
+    now, as_before = ours.sample(), theirs.sample()
     assert torch.equal(now[~ended], as_before[~ended])
     torch.testing.assert_close(now[ended], as_before[ended] - 0.99 * last[ended])
     assert last[ended].abs().max() > 1

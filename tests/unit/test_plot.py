@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from hogwild_rl import a3c, plot
-from hogwild_rl.config import base
-from hogwild_rl.runs import logger
+from hogwild_rl.runs import logger, run
 from hogwild_rl.runs.logger import Progress
 
 Row = tuple[float, int, float]  # seconds, steps, return
@@ -22,7 +21,7 @@ def write(folder: pathlib.Path, rows: Sequence[Row], **flags: Any) -> pathlib.Pa
     """The folder of a run that went like this."""
     folder.mkdir()
     config = a3c.Config(workers=1, quiet=True, **flags)
-    base.write_settings(folder, "a3c", config.to_json())
+    run.write_settings(folder, "a3c", config.to_json())
     reporter = logger.Reporter(folder, config, Progress())
     zeros = dict.fromkeys([field.name for field in dataclasses.fields(logger.Snapshot)], 0)
     for time_s, steps, value in rows:
