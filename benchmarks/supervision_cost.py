@@ -19,6 +19,7 @@ every update.
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import os
 import pathlib
@@ -113,13 +114,9 @@ class Switch:
         return self._stop()
 
 
-def work(worker: Worker, *arguments: Any) -> None:
+def work(sides: torch.Tensor, worker: Worker, task: Any) -> None:
     """A3C's worker, without supervision at times."""
-    *a3cs, sides = arguments
-    _A3C_WORK(dataclasses.replace(worker, stop=Switch(worker, sides)), *a3cs)
-
-
-_A3C_WORK = a3c.work
+    a3c.actor_learner(dataclasses.replace(worker, stop=Switch(worker, sides)), task)
 
 
 @contextlib.contextmanager
@@ -135,9 +132,9 @@ def patched(sides: torch.Tensor, watching: threading.Event) -> Iterator[list[cou
         watching.wait()
         return watch(self, timeout_s)
 
-    def start(session: Any, rows: counters.Counters, _: Any, arguments: Any, *more: Any) -> Any:
-        made.append(rows)
-        return in_processes(session, rows, work, (*arguments, sides), *more)
+    def start(run: Any, _: Any, task: Any) -> Any:
+        made.append(task.state.counters)
+        return in_processes(run, functools.partial(work, sides), task)
 
     Supervisor.watch, launch.in_processes = watch_at_times, start  # type: ignore[method-assign]
     try:

@@ -28,8 +28,7 @@ from hogwild_rl import td3
 from hogwild_rl.collect.replay import ReplayBuffer
 from hogwild_rl.collect.transitions import TransitionCollector
 from hogwild_rl.config.base import usable_cores
-from hogwild_rl.training import off_policy
-from hogwild_rl.training.learner import TargetedModule
+from hogwild_rl.training.off_policy import OffPolicyLearner, ReplayCollector, TargetedModule
 
 _WARM_UP = 500  # steps, of which the last have updates
 
@@ -66,7 +65,8 @@ def ours(config: Config) -> float:
         return plain(learner, batch, settings)
 
     with tempfile.TemporaryDirectory() as folder:
-        off_policy.train("td3", _settings(config, f"{folder}/run"), 2, timed)
+        td3.update = timed
+        td3.train(_settings(config, f"{folder}/run"))
     counted = steps[-config.steps :]
     return (len(counted) - 1) / (counted[-1] - counted[0])
 
@@ -141,7 +141,8 @@ def profile(config: Config) -> str:
 
     profiler, text = LineProfiler(), io.StringIO()
     for function in (
-        off_policy.work,
+        ReplayCollector.collect,
+        OffPolicyLearner.step,
         TransitionCollector.step,
         ReplayBuffer.sample,
         td3.update,

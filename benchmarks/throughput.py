@@ -37,6 +37,7 @@ from hogwild_rl.envs import make, vectorize
 from hogwild_rl.hogwild import processes
 from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.training import collector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,23 +136,21 @@ _open = contextlib.ExitStack()
 @contextlib.contextmanager
 def environments_made_once() -> Iterator[None]:
     """Inside, A2C's runs with the same environments share them: games take 75 ms each to make."""
-    make = a2c.environments
+    make = collector.environments
 
     @contextlib.contextmanager
-    def environments(
-        config: a2c.Config, session: Any, backend: Any, size: int, ranks: Any
-    ) -> Iterator[Any]:
-        key = (config.env, backend.name, config.num_envs, size)
+    def environments(task: Any) -> Iterator[Any]:
+        key = (task.env.name, task.backend.name, task.group_size, task.groups)
         if key not in _made:
-            _made[key] = _open.enter_context(make(config, session, backend, size, ranks))
+            _made[key] = _open.enter_context(make(task))
         _made[key] = _made.pop(key)
         yield _made[key]
 
-    a2c.environments = environments
+    collector.environments = environments
     try:
         yield
     finally:
-        a2c.environments = make
+        collector.environments = make
 
 
 def last_used_environments() -> list[VectorEnv[Any, Any, Any]]:

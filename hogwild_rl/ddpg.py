@@ -1,31 +1,25 @@
-"""DDPG: a deterministic policy that climbs what a critic thinks, from a replay of the past.
+"""DDPG: deep deterministic policy gradient, off-policy, from a replay buffer.
 
     python -m hogwild_rl.ddpg --env Pendulum-v1
     python -m hogwild_rl.ddpg --env MountainCarContinuous-v0 --noise ou --noise-std 0.5
 
-The critic learns what an action is worth from what it paid and what is thought of the state it led
-to; the policy learns the action of which the critic thinks most:
+The critic learns from TD targets with target networks Q' and μ', the policy ascends the critic:
 
     y = r + γ (1 − terminated) Q'(s', μ'(s'))
-    critic: min (y − Q(s, a))²        policy: max Q(s, μ(s))
+    critic: min (y − Q(s, a))²        policy: max Q(s, μ(s))        θ' ← (1 − τ) θ' + τ θ
 
-Q' and μ' are slow copies, θ' ← (1 − τ) θ' + τ θ, or the critic would chase its own tail. A batch is
-drawn from all that was lived through. With `--workers N` as many actor-learners update one critic
-and one policy without a lock, each with environments and a replay of its own.
+Minibatches are sampled uniformly from the replay buffer. With `--workers N`, N actor-learners
+update one critic and one policy without locks, each with environments and a replay of its own.
 
 Source: Lillicrap et al. 2016 (arXiv:1509.02971), algorithm 1.
 """
 
-import os
-import signal
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training starts needs no words
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # torch's threads wait, but not for ever
+    from hogwild_rl.training import startup
+
+    startup.prepare(idle_threads_sleep=True)
 
 import dataclasses
-import os
-import signal
 
 import torch
 from torch import Tensor
@@ -33,20 +27,23 @@ from torch import Tensor
 from hogwild_rl.collect.replay import Transitions
 from hogwild_rl.config import base, cli
 from hogwild_rl.config.off_policy import OffPolicyConfig
+from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.learn import losses, returns
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.training import off_policy
-from hogwild_rl.training.learner import Learner
+from hogwild_rl.training.off_policy import OffPolicyLearner, ReplayCollector
+from hogwild_rl.training.task import Task
+from hogwild_rl.training.worker import iterations
 
 
 @base.with_presets("ddpg")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(OffPolicyConfig):
-    """Settings of DDPG. What is not given comes from the environment's preset."""
+    """DDPG settings; unset fields come from the environment's preset."""
 
 
-def update(learner: Learner, batch: Transitions, config: Config) -> bool | Tensor:
-    """One update with a batch. False where a gradient was not finite, and its step not taken."""
+def update(learner: OffPolicyLearner, batch: Transitions, config: Config) -> bool | Tensor:
+    """One update with a minibatch; False if a gradient was not finite and its step not taken."""
     actor, critics = learner.actor, learner.critics
     with torch.no_grad():
         next_actions = actor.target(batch.next_observations)
@@ -54,24 +51,34 @@ def update(learner: Learner, batch: Transitions, config: Config) -> bool | Tenso
         targets = returns.td_targets(
             batch.rewards, next_values, batch.terminated, gamma=config.gamma
         )
-    values = critics.online(batch.observations, batch.actions)
-    taken = critics.step(losses.td_loss(values, targets))
+    q_values = critics.online(batch.observations, batch.actions)
+    taken = critics.step(losses.td_loss(q_values, targets))
     actions = actor.online(batch.observations)
-    worth = critics.online.q1(batch.observations, actions)
-    taken = actor.step(-worth.mean()) & taken
+    q1 = critics.online.q1(batch.observations, actions)
+    taken = actor.step(-q1.mean()) & taken
     actor.polyak_update(config.tau)
     critics.polyak_update(config.tau)
     return taken
 
 
+def actor_learner(worker: Worker, task: Task[Config]) -> None:
+    """One worker: steps with exploration noise, and updates from its replay buffer."""
+    learner = OffPolicyLearner(worker, task, update)
+    collector = ReplayCollector(worker, task, learner)
+    for _ in iterations(worker, task, collector):
+        collector.collect()  # one step of every environment, into the replay buffer
+        for _ in collector.due_updates():
+            learner.step(collector.replay)  # a minibatch: critic, policy and target networks
+
+
 def train(config: Config) -> Agent:
-    """Trains until `total_timesteps`, and returns the agent; see `replaying.train`."""
-    return off_policy.train("ddpg", config, critics=1, update=update)
+    """Trains for `total_timesteps` and returns the agent; errors: see `off_policy.train`."""
+    return off_policy.train("ddpg", config, 1, actor_learner)
 
 
 def main() -> None:
-    """The command line: ``python -m hogwild_rl.ddpg --help``."""
-    train(cli.parse(Config, "ddpg", "A deterministic policy, from a replay."))
+    """Command line: ``python -m hogwild_rl.ddpg --help``."""
+    train(cli.parse(Config, "ddpg", "Deep deterministic policy gradient."))
 
 
 if __name__ == "__main__":

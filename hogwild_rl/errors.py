@@ -10,4 +10,4 @@ class UserError(ValueError):
 
 
 class RunFailedError(RuntimeError):
-    """A run was given up; the message has the reason, and a failed worker's traceback."""
+    """Failed run; the message has the reason and the traceback of a failed worker."""

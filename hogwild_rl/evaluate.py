@@ -1,4 +1,4 @@
-"""Plays a saved run: returns and lengths of whole episodes, on screen or as video if asked for.
+"""Evaluates a saved run: returns and lengths of episodes, optionally on screen or as videos.
 
 python -m hogwild_rl.evaluate runs/a3c_CartPole-v1_20260101-120000 --episodes 20
 python -m hogwild_rl.evaluate cartpole.pt --video videos
@@ -7,7 +7,7 @@ python -m hogwild_rl.evaluate cartpole.pt --video videos
 import signal
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C needs no words
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C exits silently
 
 import contextlib
 import dataclasses
@@ -32,24 +32,24 @@ from hogwild_rl.runs import agent, checkpoint
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to play and how."""
+    """Settings of the evaluation."""
 
     run: tyro.conf.Positional[str]
-    """Folder of a run, or a file that Agent.save wrote."""
+    """Folder of a run, or a file of Agent.save."""
     episodes: int = 20
-    """How many episodes to play."""
+    """Number of episodes."""
     best: bool = False
-    """Play the run's best parameters instead of its last ones."""
+    """Use the run's best parameters instead of the last ones."""
     sample: bool = False
-    """Sample actions instead of taking the likeliest."""
+    """Sample actions instead of taking the most likely ones."""
     seed: int = 0
     """Seed of the environment and the sampled actions."""
     env: str | None = None
-    """Where to play; by default where the run was trained."""
+    """Environment; default: the training environment."""
     allow_import: bool = False
-    """Let the run name an env module:Id, whose module can run anything."""
+    """Let the run name an env module:Id, whose module can run any code."""
     render: Literal["human"] | None = None
-    """human: show the episodes in a window."""
+    """Render mode; human: show the episodes in a window."""
     video: str | None = None
     """New folder for one video per episode."""
 
@@ -57,14 +57,14 @@ class Config:
         validation.at_least("episodes", self.episodes, 1)
         validation.at_least("seed", self.seed, 0)
         if self.render is not None and self.video is not None:
-            raise UserError("render and video exclude each other: give one of them")
+            raise UserError("render and video are mutually exclusive: give one of them")
 
 
 def evaluate(config: Config) -> agent.Episodes:
-    """Plays the episodes and returns them.
+    """Plays the episodes and returns their returns and lengths.
 
     Raises:
-        UserError: the run, the environment or the folder for videos cannot be used.
+        UserError: the run, the environment or the video folder is invalid.
     """
     path = pathlib.Path(config.run)
     if config.best:
@@ -85,12 +85,12 @@ def _environment(player: agent.Agent, config: Config) -> Iterator[make.Env]:
     what = "making it" if render_mode is None else f"making it with render_mode {render_mode}"
     with warnings.catch_warnings():
         if render_mode is not None:
-            warnings.simplefilter("ignore")  # what cannot be shown is printed below, in one line
+            warnings.simplefilter("ignore")  # render errors are reported below, in one line
         env = checks.called(name, what, lambda: player.make_env(config.env, render_mode))
     try:
         checks.check(env, name, played=False)
         if render_mode is not None:
-            _check_shown(env, name, config)
+            _check_render(env, name, config)
         if config.video is not None:
             env = RecordVideo(env, config.video, episode_trigger=lambda _: True)
         yield env
@@ -98,33 +98,33 @@ def _environment(player: agent.Agent, config: Config) -> Iterator[make.Env]:
         env.close()
 
 
-def _check_shown(env: make.Env, name: str, config: Config) -> None:
-    """Begins an episode and looks at it, which is to show nothing but that it can be shown."""
+def _check_render(env: make.Env, name: str, config: Config) -> None:
+    """Resets the environment and renders one frame, to check that rendering works."""
     try:
         checks.called(name, "showing it", lambda: env.reset(seed=config.seed))
-        picture = checks.called(name, "render()", env.render)
+        frame = checks.called(name, "render()", env.render)
     except UserError as error:
         if isinstance(error.__cause__, gymnasium.error.DependencyNotInstalled):
-            printed = f"rendering needs a package that is not installed: {error.__cause__}"
-            raise UserError(printed) from error
+            message = f"rendering needs a package that is not installed: {error.__cause__}"
+            raise UserError(message) from error
         raise
-    if config.video is not None and not isinstance(picture, np.ndarray):
+    if config.video is not None and not isinstance(frame, np.ndarray):
         raise UserError(
-            f"environment {name}: with render_mode rgb_array render() must give an array, got "
-            f"{checks.describe_type(picture)}"
+            f"environment {name}: with render_mode rgb_array render() must return an array, got "
+            f"{checks.describe_type(frame)}"
         )
 
 
 def _check_video(folder: str) -> None:
     if importlib.util.find_spec("moviepy") is None:
-        raise UserError(f"video needs an extra: {sys.executable} -m pip install moviepy pygame-ce")
+        raise UserError(f"video needs moviepy: {sys.executable} -m pip install moviepy pygame-ce")
     if pathlib.Path(folder).exists():
         raise UserError(f"video folder {folder} exists: name a new one")
 
 
 def main() -> None:
-    """The command line: ``python -m hogwild_rl.evaluate --help``."""
-    config = cli.parse(Config, "evaluate", "Plays a saved run.")
+    """Command line: ``python -m hogwild_rl.evaluate --help``."""
+    config = cli.parse(Config, "evaluate", "Evaluates a saved run.")
     episodes = evaluate(config)
     for name, values in (("return", episodes.returns), ("length", episodes.lengths)):
         print(

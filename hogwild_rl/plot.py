@@ -1,4 +1,4 @@
-"""Draws learning curves of runs; those that differ in nothing but the seed are one group.
+"""Plots learning curves of runs; runs that differ only in the seed are one group.
 
 python -m hogwild_rl.plot runs/first
 python -m hogwild_rl.plot runs/* --output curves.png --x seconds
@@ -7,7 +7,7 @@ python -m hogwild_rl.plot runs/* --output curves.png --x seconds
 import signal
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C needs no words
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C exits silently
 
 import csv
 import dataclasses
@@ -35,35 +35,37 @@ Axis: TypeAlias = Literal["steps", "seconds"]
 AXES: tuple[Axis, ...] = ("steps", "seconds")
 FORMATS = (".png", ".pdf", ".svg")
 
-# Settings that leave what is learnt as it is, or tell the members of one group apart.
-_ASIDE = {"seed", "stop_when_solved", "checkpoint_every", "tensorboard", "quiet"}
+# Settings that do not affect learning, and the seed: runs of one group may differ in them.
+_NOT_COMPARED = {"seed", "stop_when_solved", "checkpoint_every", "tensorboard", "quiet"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to draw and where to."""
+    """Settings of the plot."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Folders of runs."""
     output: str = "curves.png"
-    """New file for the picture: .png, .pdf or .svg."""
+    """New image file: .png, .pdf or .svg."""
     x: Axis | None = None
-    """Draw returns against steps or seconds only; without it both, side by side."""
+    """Plot returns over steps or seconds only; default: both, side by side."""
     labels: tuple[str, ...] = ()
-    """One for each run: runs of one label are a group. By default the settings tell."""
+    """One label per run, runs with equal labels are a group; default: from the settings."""
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise UserError("no run to draw: give the folder of one at least")
+            raise UserError("no run given: give the folder of at least one run")
         if pathlib.Path(self.output).suffix not in FORMATS:
             raise UserError(f"output must end in {', '.join(FORMATS)}, got {self.output}")
         if self.labels and len(self.labels) != len(self.runs):
-            raise UserError(f"{len(self.runs)} runs want as many labels, got {len(self.labels)}")
+            raise UserError(
+                f"give one label per run: {len(self.runs)} runs, got {len(self.labels)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """How a run learnt, [N] each: mean returns of 100 episodes, after so many steps and seconds."""
+    """Learning curve of a run, [N] each: steps, seconds, mean return of 100 episodes."""
 
     steps: Array
     seconds: Array
@@ -75,7 +77,7 @@ Groups: TypeAlias = Mapping[str, Sequence[Curve]]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run's folder says: who made it with which settings, and how it learnt."""
+    """Algorithm, environment, settings and learning curve of a run."""
 
     algorithm: str
     env: str
@@ -84,17 +86,17 @@ class Run:
 
 
 def read(folder: pathlib.Path) -> Run:
-    """Reads a run's folder; the run may still be going on.
+    """Reads a run's folder; the run may still be active.
 
     Raises:
-        UserError: there is no run, it cannot be read, or none of its rows has a finite return.
+        UserError: the run does not exist, cannot be read, or has no finite return.
     """
     algorithm, values = base.read_settings(folder)
     path = folder / logger.PROGRESS_FILE
     try:
         with path.open(newline="") as file:
-            whole = [row for row in csv.DictReader(file) if None not in row.values()]
-        rows = [[float(row[name]) for name in ("steps", "time_s", "return_mean")] for row in whole]
+            full = [row for row in csv.DictReader(file) if None not in row.values()]
+        rows = [[float(row[name]) for name in ("steps", "time_s", "return_mean")] for row in full]
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no {path.name}: give the folder of a run") from error
     except (OSError, ValueError, KeyError, csv.Error) as error:
@@ -106,14 +108,14 @@ def read(folder: pathlib.Path) -> Run:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """What each run is: algorithm, environment, and settings in which runs of these two differ."""
+    """Label per run: algorithm, environment, and settings that differ among runs of these."""
     texts = []
     for run in runs:
-        kin = [r.settings for r in runs if (r.algorithm, r.env) == (run.algorithm, run.env)]
+        comparable = [r.settings for r in runs if (r.algorithm, r.env) == (run.algorithm, run.env)]
         differing = [
             f"{name} {value}"
             for name, value in run.settings.items()
-            if name not in _ASIDE and any(other.get(name) != value for other in kin)
+            if name not in _NOT_COMPARED and any(other.get(name) != value for other in comparable)
         ]
         texts.append(", ".join([f"{run.algorithm} {run.env}", *differing]))
     return texts
@@ -122,15 +124,15 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def quartiles(curves: Sequence[Curve], x: Axis, points: Array) -> Array:
     """Lower quartile, median and upper quartile of the returns of several curves.
 
-    Curves are straight lines between their rows.
+    Curves are interpolated linearly.
 
     Args:
-        curves: at least one.
-        x: what `points` count.
-        points: where to look, [N].
+        curves: at least one curve.
+        x: unit of `points`.
+        points: x values at which to evaluate, [N].
 
     Returns:
-        [3, N]; NaN where not every curve has a value.
+        Quartiles, [3, N]; NaN where a curve has no value.
 
     >>> ends = np.array([0.0, 4.0])
     >>> curves = [Curve(ends, ends, np.array(returns)) for returns in ([0, 8], [2, 2])]
@@ -147,9 +149,9 @@ def quartiles(curves: Sequence[Curve], x: Axis, points: Array) -> Array:
 
 
 def threshold(env: str) -> float | None:
-    """The mean return at which an environment counts as solved, where one is registered."""
+    """Registered mean return that counts as solved, or None."""
     if ":" in env:
-        return None  # to know it, its module would have to be imported
+        return None  # its module would have to be imported
     try:
         return gymnasium.spec(env).reward_threshold
     except gymnasium.error.Error:
@@ -157,14 +159,14 @@ def threshold(env: str) -> float | None:
 
 
 def picture(groups: Groups, axes: Sequence[Axis], thresholds: Iterable[float]) -> "Figure":
-    """Learning curves: each run as a thin line, each group's median with a band of quartiles.
+    """Learning curves: a thin line per run, median and interquartile band per group.
 
-    Median and band end where the first of a group's runs ends.
+    Median and band end where the shortest run of a group ends.
 
     Args:
         groups: curves by label.
-        axes: one panel for each.
-        thresholds: returns that get a dashed line.
+        axes: x axes, one panel each.
+        thresholds: returns marked by a dashed line.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -172,10 +174,10 @@ def picture(groups: Groups, axes: Sequence[Axis], thresholds: Iterable[float]) -
     try:
         from matplotlib import figure, ticker
     except ImportError as error:
-        printed = f"plots need an extra: {sys.executable} -m pip install matplotlib"
-        raise UserError(printed) from error
-    drawn = figure.Figure(figsize=(6 * len(axes), 4), layout="constrained")
-    panels = drawn.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+        message = f"plots need matplotlib: {sys.executable} -m pip install matplotlib"
+        raise UserError(message) from error
+    image = figure.Figure(figsize=(6 * len(axes), 4), layout="constrained")
+    panels = image.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for panel, x in zip(panels, axes, strict=True):
         for index, (label, curves) in enumerate(groups.items()):
             _draw_group(panel, x, curves, f"C{index % 10}", label.replace("$", r"\$"))
@@ -185,7 +187,7 @@ def picture(groups: Groups, axes: Sequence[Axis], thresholds: Iterable[float]) -
         panel.xaxis.set_major_formatter(ticker.EngFormatter())
     panels[0].set_ylabel("mean return of 100 episodes")
     panels[0].legend(fontsize="small", loc="lower right")
-    return drawn
+    return image
 
 
 def _draw_group(panel: "Axes", x: Axis, curves: Sequence[Curve], color: str, label: str) -> None:
@@ -194,7 +196,7 @@ def _draw_group(panel: "Axes", x: Axis, curves: Sequence[Curve], color: str, lab
     panel.plot(points, median, color=color, label=label)
     panel.fill_between(points, lower, upper, color=color, alpha=0.2, linewidth=0)
     for curve in curves:
-        marker = "." if len(curve.returns) == 1 else None  # one row makes no line
+        marker = "." if len(curve.returns) == 1 else None  # a line needs two rows
         xs = getattr(curve, x)
         panel.plot(xs, curve.returns, color=color, marker=marker, alpha=0.3, linewidth=0.5)
 
@@ -202,22 +204,22 @@ def _draw_group(panel: "Axes", x: Axis, curves: Sequence[Curve], color: str, lab
 def draw(
     groups: Groups, path: pathlib.Path, axes: Sequence[Axis], thresholds: Iterable[float]
 ) -> None:
-    """Writes the `picture` to a file of one of `FORMATS`, which is replaced if it exists.
+    """Writes the `picture` to a file in one of `FORMATS`; an existing file is replaced.
 
     Raises:
         UserError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    drawn = picture(groups, axes, thresholds)
+    image = picture(groups, axes, thresholds)
     with files.atomic_write(path) as file:
-        drawn.savefig(file, format=path.suffix[1:], dpi=150)
+        image.savefig(file, format=path.suffix[1:], dpi=150)
 
 
 def plot(config: Config) -> dict[str, list[Curve]]:
-    """Reads the runs, draws them, and returns their groups.
+    """Reads and plots the runs, and returns their curves by group.
 
     Raises:
-        UserError: a run cannot be read, the output exists or cannot be written.
+        UserError: a run cannot be read, or the output exists or cannot be written.
     """
     runs = [read(pathlib.Path(run)) for run in config.runs]
     groups: dict[str, list[Curve]] = {}
@@ -236,8 +238,8 @@ def plot(config: Config) -> dict[str, list[Curve]]:
 
 
 def main() -> None:
-    """The command line: ``python -m hogwild_rl.plot --help``."""
-    config = cli.parse(Config, "plot", "Draws learning curves of one or more runs.")
+    """Command line: ``python -m hogwild_rl.plot --help``."""
+    config = cli.parse(Config, "plot", "Plots learning curves of one or more runs.")
     for label, curves in plot(config).items():
         last = [curve.returns[-1] for curve in curves]
         print(

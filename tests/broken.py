@@ -137,7 +137,7 @@ SPACES = {
     "empty dict": space("Dict() is empty", lambda: spaces.Dict({})),
     "empty tuple": space("Tuple() is empty", lambda: spaces.Tuple([])),
     "no choices": space("is empty", lambda: spaces.MultiDiscrete([])),
-    "low above high": space("has a low above its high", inverted),
+    "low above high": space("has low > high", inverted),
     "sequences of actions": space(
         "action space Sequence", lambda: spaces.Sequence(spaces.Discrete(2)), "action_space"
     ),
@@ -145,7 +145,7 @@ SPACES = {
     "actions in a tuple": space("action space Tuple(", pair, "action_space"),
     "actions of words": space("action space Text(", lambda: spaces.Text(5), "action_space"),
     "actions of whole numbers": space(
-        "Box of floats are", lambda: spaces.Box(0, 9, (2,), np.int64), "action_space"
+        "or Box of floats", lambda: spaces.Box(0, 9, (2,), np.int64), "action_space"
     ),
     "no actions": space("is empty", lambda: spaces.Box(0, 1, (0,)), "action_space"),
     "no choices of actions": space("is empty", lambda: spaces.MultiDiscrete([]), "action_space"),
@@ -170,25 +170,25 @@ RESETS = {
         "raised ValueError: one two three (", reset=raises(ValueError("one\ntwo\n\nthree"))
     ),
     "reset leaves": Fault("reset() raised SystemExit: 0", reset=lambda _: sys.exit(0)),
-    "None seen": seen("reset() gave None as observation", None),
-    "a list seen": seen("gave a list of 5 as observation", [0.0] * 5),
-    "a number seen": seen("gave int 0 as observation", 0),
-    "a word seen": seen("gave str 'left' as observation", "left"),
-    "a dict seen": seen("gave dict as observation", {"left": five}),
-    "too few seen": seen("gave an array of [4] float32", five[:4]),
+    "None seen": seen("reset() returned None as observation", None),
+    "a list seen": seen("returned a list of 5 as observation", [0.0] * 5),
+    "a number seen": seen("returned int 0 as observation", 0),
+    "a word seen": seen("returned str 'left' as observation", "left"),
+    "a dict seen": seen("returned dict as observation", {"left": five}),
+    "too few seen": seen("returned an array of [4] float32", five[:4]),
     "an axis too many": seen("an array of [1, 5] float32", five[None]),
     "words in an array": seen("an array of [5] <U1", np.array(list("abcde"))),
     "objects seen": seen("an array of [5] object", five.astype(object)),
-    "NaN seen": seen("numbers that are not finite", five + np.nan),
-    "infinity seen": seen("numbers that are not finite", five - np.inf),
+    "NaN seen": seen("non-finite numbers", five + np.nan),
+    "infinity seen": seen("non-finite numbers", five - np.inf),
     "floats as pixels": seen("float64 as observation", np.zeros((8, 8, 3)), pixels),
     "whole numbers as pixels": seen(
-        "int64 as observation, its space wants a Box of [8, 8, 3] uint8",
+        "int64 as observation, its space is a Box of [8, 8, 3] uint8",
         np.zeros((8, 8, 3), np.int64),
         pixels,
     ),
-    "no dict": seen("gave an array of [2] float32", two, parts),
-    "a key is missing": seen("gave a dict of ['left']", {"left": two}, parts),
+    "no dict": seen("returned an array of [2] float32", two, parts),
+    "a key is missing": seen("returned a dict of ['left']", {"left": two}, parts),
     "a key too many": seen("['left', 'right', 'up']", {"left": two, "right": 0, "up": 0}, parts),
     "a part of another shape": seen(
         "an array of [5] float32 as observation['left']", {"left": five, "right": 0}, parts
@@ -197,16 +197,16 @@ RESETS = {
         "None as observation['right']", {"left": two, "right": None}, parts
     ),
     "a tuple too short": seen("a tuple of 1", (two,), pair),
-    "no tuple": seen("gave an array of [2] float32", two, pair),
+    "no tuple": seen("returned an array of [2] float32", two, pair),
     "a part of a tuple": seen("float 0.5 as observation[1]", (two, 0.5), pair),
-    "a choice too high": seen("gave 3 as observation", 3, lambda: spaces.Discrete(3)),
-    "a choice too low": seen("gave 0 as observation", 0, lambda: spaces.Discrete(3, start=1)),
-    "half a choice": seen("gave float 1.5", 1.5, lambda: spaces.Discrete(3)),
+    "a choice too high": seen("returned 3 as observation", 3, lambda: spaces.Discrete(3)),
+    "a choice too low": seen("returned 0 as observation", 0, lambda: spaces.Discrete(3, start=1)),
+    "half a choice": seen("returned float 1.5", 1.5, lambda: spaces.Discrete(3)),
     "a choice in an array": seen(
         "an array of [1] int64", np.zeros(1, np.int64), lambda: spaces.Discrete(3)
     ),
     "choices too high": seen(
-        "gave [0 3] as observation", np.array([0, 3]), lambda: spaces.MultiDiscrete([2, 3])
+        "returned [0 3] as observation", np.array([0, 3]), lambda: spaces.MultiDiscrete([2, 3])
     ),
     "bits in a list": seen("a list of 4", [0, 1, 0, 1], lambda: spaces.MultiBinary(4)),
     "bits of floats": seen("an array of [4] float64", np.zeros(4), lambda: spaces.MultiBinary(4)),
@@ -214,7 +214,7 @@ RESETS = {
 
 STEPS = {
     "step of the old gym": Fault(
-        "got a tuple of 4: done of the old gym", step=lambda given: (*given[:2], False, {})
+        "got a tuple of 4: replace the old gym's done", step=lambda given: (*given[:2], False, {})
     ),
     "step gives three": Fault("got a tuple of 3", step=lambda given: given[:3]),
     "step gives None": Fault("info), got None", step=lambda _: None),
@@ -226,8 +226,8 @@ STEPS = {
     "step is not written": Fault(
         "step() raised NotImplementedError", step=raises(NotImplementedError())
     ),
-    "step shows too few": stepped("step() gave an array of [4] float32", 0, five[:4]),
-    "step shows None": stepped("step() gave None as observation", 0, None),
+    "step shows too few": stepped("step() returned an array of [4] float32", 0, five[:4]),
+    "step shows None": stepped("step() returned None as observation", 0, None),
     "step shows complex numbers": stepped("complex64 as observation", 0, five * 1j),
     "no reward": stepped("a number as reward, got None", 1, None),
     "a word as reward": stepped("as reward, got str '1.0'", 1, "1.0"),
@@ -334,7 +334,7 @@ def wanting(size: int) -> gymnasium.Env[Any, Any]:
 
 
 OTHERS: dict[str, tuple[Any, str]] = {
-    "shape changes later": (Forgetful, "a second reset() gave an array of [3] float32"),
+    "shape changes later": (Forgetful, "a second reset() returned an array of [3] float32"),
     "reset takes no seed": (Unseeded, "reset() of Unseeded does not take seed and options"),
     "reset takes no options": (Seeded, "of Seeded does not take seed and options: write def reset"),
     "a wrapper takes no seed": (careless, "reset() of Careless does not take seed"),

@@ -105,7 +105,7 @@ def real(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Recorder:
-    """Stands in for `graphs.Captured`, and rejects what a CUDA graph capture rejects."""
+    """Stands in for `cuda_graphs.Captured`, and rejects what a CUDA graph capture rejects."""
 
     count = 0
 

@@ -1,4 +1,4 @@
-"""Acting: whole episodes, side by side."""
+"""Collection of whole episodes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,19 +13,19 @@ from hogwild_rl.envs.codecs import EnvCodec
 
 
 class EpisodeCollector:
-    """Plays one episode in each of B environments, over and over.
+    """Collects one episode from each of B environments per call of `collect`.
 
     Attributes:
-        episodes: (undiscounted return, length) of each episode of the last `collect`, but for those
-            of `broken` environments.
-        steps: how many they took together.
-        broken: environments that gave a reward or observation that is not finite.
+        episodes: (undiscounted return, length) of each episode of the last `collect`, except those
+            of `nonfinite_envs`.
+        steps: total number of valid steps of the last `collect`.
+        nonfinite_envs: environments that returned a non-finite reward or observation.
 
     Args:
         envs: vector environments with NEXT_STEP autoreset.
-        env_codec: between them and a policy without a memory.
-        seed: of the environments.
-        lap: called with "act" or "env" when that phase ends, to be timed.
+        env_codec: codec between the environments and a policy without LSTM.
+        seed: seed of the environments.
+        lap: called with "act" or "env" at the end of that phase, to time it.
     """
 
     def __init__(
@@ -40,46 +40,46 @@ class EpisodeCollector:
         self.nonfinite_envs: list[int] = []
         self._envs, self._env_codec, self._lap = envs, env_codec, lap
         self._dtype = env_codec.observations.dtype
-        self._seed: int | None = seed  # for the first reset; the streams go on from there
+        self._seed: int | None = seed  # for the first reset; later resets continue the streams
 
     @torch.no_grad()
     def collect(self, act: Act) -> Rollout:
-        """As many rows as the longest episode has steps; an episode is valid up to its end."""
+        """Returns T rows, T the length of the longest episode; rows after an end are not valid."""
         encode, decode = self._env_codec.observations.rows, self._env_codec.actions.to_env
         running = np.ones(self._envs.num_envs, dtype=bool)
-        nothing = torch.zeros(2, len(running), 0)
+        empty_state = torch.zeros(2, len(running), 0)
         observation, _ = self._envs.reset(seed=self._seed)
         self._seed = None
-        seen, steps = [np.array(encode(observation), self._dtype)], []
+        observations, steps = [np.array(encode(observation), self._dtype)], []
         while running.any():
-            actions = act(torch.from_numpy(seen[-1]), nothing)[0].numpy()
+            actions = act(torch.from_numpy(observations[-1]), empty_state)[0].numpy()
             self._lap("act")
             observation, reward, terminated, truncated, _ = self._envs.step(decode(actions))
-            paid = np.where(running, reward, 0.0)  # not a product: what comes later may be NaN
-            steps.append((actions, paid, terminated & running, truncated & running))
-            seen.append(np.array(encode(observation), self._dtype))
+            rewards = np.where(running, reward, 0.0)  # a product would keep NaN after the end
+            steps.append((actions, rewards, terminated & running, truncated & running))
+            observations.append(np.array(encode(observation), self._dtype))
             running = running & ~(terminated | truncated)
             self._lap("env")
-        return self._rollout(np.stack(seen), *map(np.stack, zip(*steps, strict=True)))
+        return self._rollout(np.stack(observations), *map(np.stack, zip(*steps, strict=True)))
 
     def _rollout(
-        self, seen: Any, actions: Any, rewards: Any, terminated: Any, truncated: Any
+        self, observations: Any, actions: Any, rewards: Any, terminated: Any, truncated: Any
     ) -> Rollout:
         ended = terminated | truncated
         valid = ended.cumsum(0) - ended == 0
-        self.nonfinite_envs = rollout.nonfinite_envs(rewards, seen[1:])
-        played = zip(rewards.sum(0).tolist(), valid.sum(0).tolist(), strict=True)
-        self.episodes = [each for b, each in enumerate(played) if b not in self.nonfinite_envs]
+        self.nonfinite_envs = rollout.nonfinite_envs(rewards, observations[1:])
+        episodes = zip(rewards.sum(0).tolist(), valid.sum(0).tolist(), strict=True)
+        self.episodes = [each for b, each in enumerate(episodes) if b not in self.nonfinite_envs]
         self.steps = int(valid.sum())
-        paid = rewards.astype(np.float32)
+        transformed = rewards.astype(np.float32)
         if self._env_codec.rewards is not None:
-            self._env_codec.rewards(paid, ended, valid)
-        paid[:, self.nonfinite_envs] = np.nan  # as in `Collector`: no gradient may come of it
+            self._env_codec.rewards(transformed, ended, valid)
+        transformed[:, self.nonfinite_envs] = np.nan  # as in `Collector`: the update is dropped
         return Rollout(
-            observations=torch.from_numpy(seen),
+            observations=torch.from_numpy(observations),
             state=torch.zeros(2, valid.shape[1], 0),
             actions=torch.from_numpy(actions),
-            rewards=torch.from_numpy(paid),
+            rewards=torch.from_numpy(transformed),
             terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
             valid=torch.from_numpy(valid),

@@ -1,4 +1,4 @@
-"""Noise on the actions of a deterministic policy, so that it finds out what others are worth."""
+"""Exploration noise for deterministic policies."""
 
 import math
 from typing import Protocol
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Noise(Protocol):
-    """What is added to the actions of B environments, in units of half an action's range.
+    """Noise added to the actions of B environments, in units of half an action's range.
 
     Attributes:
         shape: (B, A).
@@ -17,19 +17,19 @@ class Noise(Protocol):
     shape: tuple[int, int]
 
     def sample(self) -> Tensor:
-        """For the next step, [B, A]."""
+        """Samples the noise of the next step, [B, A]."""
 
     def reset(self, ended: Tensor) -> None:
-        """Starts anew where episodes ended, [B] bool."""
+        """Resets the noise of environments whose episode ended, [B] bool."""
 
 
 class Gaussian:
-    """Independent draws from N(0, σ²).
+    """Gaussian noise: independent samples from N(0, σ²).
 
     Args:
-        B, A: environments, and numbers in an action.
+        B, A: number of environments, and of action dimensions.
         std: σ ≥ 0.
-        generator: what is drawn from.
+        generator: source of random numbers.
 
     Source: Fujimoto et al. 2018 (arXiv:1802.09477), section 6.1.
     """
@@ -38,24 +38,24 @@ class Gaussian:
         self.shape, self._std, self._generator = (B, A), std, generator
 
     def sample(self) -> Tensor:
-        """[B, A]."""
+        """Samples the noise, [B, A]."""
         return torch.randn(self.shape, generator=self._generator).mul_(self._std)
 
     def reset(self, ended: Tensor) -> None:
-        """There is nothing to forget."""
+        """Does nothing: the noise has no state."""
 
 
 class OrnsteinUhlenbeck:
-    """A random walk that is pulled back to 0: pushes that last.
+    """Ornstein-Uhlenbeck process: temporally correlated noise with mean 0.
 
         x ← x − θ x Δt + σ √Δt ε        ε ~ N(0, 1)
 
     Args:
-        B, A: environments, and numbers in an action.
-        std: σ ≥ 0; in the long run the deviation is σ / √(2θ).
-        theta: θ > 0.
-        dt: Δt > 0; a push lasts for about 1 / (θ Δt) steps.
-        generator: what is drawn from.
+        B, A: number of environments, and of action dimensions.
+        std: σ ≥ 0; the stationary standard deviation is σ / √(2θ).
+        theta: rate of mean reversion θ > 0.
+        dt: time step Δt > 0; the correlation time is about 1 / (θ Δt) steps.
+        generator: source of random numbers.
 
     Source: Uhlenbeck and Ornstein 1930; in DDPG: Lillicrap et al. 2016 (arXiv:1509.02971),
     section 7.
@@ -66,14 +66,14 @@ class OrnsteinUhlenbeck:
     ) -> None:
         self.shape, self._generator = (B, A), generator
         self._x = torch.zeros(self.shape)
-        self._pull, self._push = theta * dt, std * math.sqrt(dt)
+        self._decay, self._scale = theta * dt, std * math.sqrt(dt)
 
     def sample(self) -> Tensor:
-        """[B, A]."""
-        drawn = torch.randn(self.shape, generator=self._generator)
-        self._x.mul_(1 - self._pull).add_(drawn, alpha=self._push)
+        """Samples the noise, [B, A]."""
+        noise = torch.randn(self.shape, generator=self._generator)
+        self._x.mul_(1 - self._decay).add_(noise, alpha=self._scale)
         return self._x.clone()
 
     def reset(self, ended: Tensor) -> None:
-        """Back to 0 where an episode ended."""
+        """Sets the process to 0 where an episode ended."""
         self._x[ended] = 0

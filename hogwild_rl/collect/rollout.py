@@ -15,51 +15,51 @@ from hogwild_rl.envs.codecs import EnvCodec
 
 
 def nonfinite_envs(rewards: Any, observations: Any) -> list[int]:
-    """Their numbers, in ascending order.
+    """Returns the indices of environments with a non-finite reward or observation, ascending.
 
     Args:
-        rewards: of floats, [T, B].
-        observations: of floats or bytes, [T, B, *O].
+        rewards: floats, [T, B].
+        observations: floats or bytes, [T, B, *O].
 
     >>> nonfinite_envs(np.array([[0.0, np.inf], [1.0, 2.0]]), np.zeros((2, 2, 3)))
     [1]
     """
-    if _sound(rewards) and _sound(observations):
+    if _all_finite(rewards) and _all_finite(observations):
         return []
-    sound = np.isfinite(rewards).all(axis=0)
-    sound &= np.isfinite(observations).all(axis=(0, *range(2, observations.ndim)))
-    numbers: list[int] = np.flatnonzero(~sound).tolist()
-    return numbers
+    finite = np.isfinite(rewards).all(axis=0)
+    finite &= np.isfinite(observations).all(axis=(0, *range(2, observations.ndim)))
+    indices: list[int] = np.flatnonzero(~finite).tolist()
+    return indices
 
 
-def _sound(values: Any) -> bool:
-    """Whether all are finite, without an array of answers: it is asked with every rollout."""
+def _all_finite(values: Any) -> bool:
+    """True if all values are finite. Runs once per rollout, so it allocates no array of flags."""
     if values.dtype.kind != "f":
         return True
     return math.isfinite(values.min()) and math.isfinite(values.max())
 
 
 Act: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""Gives actions [B, *A] and the next state for observations [B, *O] and a state [2, B, H]."""
+"""Maps observations [B, *O] and a state [2, B, H] to actions [B, *A] and the next state."""
 
 _FLAGS = ("rewards", "terminated", "truncated", "valid")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """What was seen and done in T steps of B environments.
+    """Rollout: T steps of B environments.
 
-    The observation that ends an episode is simply the next row; the step after it only resets the
-    environment, and is marked not valid.
+    The final observation of an episode is in the next row. The step after it only resets the
+    environment and is not valid.
 
     Attributes:
         observations: s_t for t = 0..T, [T+1, B, *O].
-        state: what the policy remembered before row 0, [2, B, H].
-        actions: [T, B, *A].
-        rewards: [T, B], as the learner is paid; 0 where not valid, NaN where an environment broke.
+        state: recurrent state before row 0, [2, B, H].
+        actions: a_t, [T, B, *A].
+        rewards: transformed r_t, [T, B]; 0 where not valid, NaN in columns of `nonfinite_envs`.
         terminated: [T, B] bool.
         truncated: [T, B] bool.
-        valid: [T, B] bool, False where the step only reset the environment, or has no outcome.
+        valid: [T, B] bool, False where the step only reset the environment or returned no outcome.
     """
 
     observations: Tensor
@@ -82,14 +82,14 @@ class Rollout:
         """Buffers for T steps of B environments."""
 
         def zeros(*shape: int, dtype: Any) -> Tensor:
-            kind = torch.from_numpy(np.empty(0, dtype)).dtype
-            return torch.zeros(shape, dtype=kind, device=device, pin_memory=pinned)
+            torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+            return torch.zeros(shape, dtype=torch_dtype, device=device, pin_memory=pinned)
 
-        seen, chosen = env_codec.observations, env_codec.actions
+        observation, action = env_codec.observations, env_codec.actions
         return cls(
-            observations=zeros(T + 1, B, *seen.shape, dtype=seen.dtype),
+            observations=zeros(T + 1, B, *observation.shape, dtype=observation.dtype),
             state=zeros(2, B, env_codec.state_size, dtype=np.float32),
-            actions=zeros(T, B, *chosen.shape, dtype=chosen.dtype),
+            actions=zeros(T, B, *action.shape, dtype=action.dtype),
             rewards=zeros(T, B, dtype=np.float32),
             terminated=zeros(T, B, dtype=np.bool_),
             truncated=zeros(T, B, dtype=np.bool_),
@@ -98,27 +98,26 @@ class Rollout:
 
 
 class Collector:
-    """Steps vector environments with a policy and fills one rollout, over and over.
+    """Steps vector environments with a policy; each `collect` fills the same rollout buffers.
 
-    With several groups of environments the policy acts for one while the others step, where these
-    can step by themselves. A row of the rollout holds the same step of all groups.
+    With several groups of environments the policy acts for one group while the others step, if
+    they step asynchronously. A row of the rollout holds the same step of all groups.
 
     Attributes:
         rollout: the buffers, overwritten by each `collect`.
-        host: the same numbers in the host's memory; its recurrent state is not kept up to date.
+        host: copy of the rollout in host memory, except its recurrent state, which is not updated.
         episodes: (undiscounted return, length) of the episodes that ended in the last `collect`.
-        steps: valid transitions in the last `collect`.
-        broken: environments that gave a reward or observation that is not finite in it; their
-            episodes are given up.
+        steps: number of valid transitions in the last `collect`.
+        nonfinite_envs: environments that returned a non-finite reward or observation in the last
+            `collect`; their episodes are aborted.
 
     Args:
-        groups: vector environments with NEXT_STEP autoreset, side by side in the rollout.
-        env_codec: between them and the policy.
-        n_steps: T.
-        seed: of the environments.
-        lap: called with "act" or "env" when that phase ends, to be timed.
-        device: where the rollout lies, filled through a copy in the host's memory; without one the
-            host's memory is the rollout.
+        groups: vector environments with NEXT_STEP autoreset; each has its columns of the rollout.
+        env_codec: codec between the environments and the policy.
+        n_steps: T ≥ 1.
+        seed: seed of the environments.
+        lap: called with "act" or "env" at the end of that phase, to time it.
+        device: device of the rollout, which is filled through `host`; if None, `rollout` is `host`.
     """
 
     def __init__(
@@ -138,14 +137,13 @@ class Collector:
         self.steps = 0
         self.nonfinite_envs: list[int] = []
         self._env_codec, self._lap, self._staged = env_codec, lap, device is not None
-        # The host's buffers as arrays: the environments' side of them.
-        self._arrays = {
+        self._arrays = {  # views of the host's buffers
             field.name: getattr(self.host, field.name).numpy()
             for field in dataclasses.fields(Rollout)
         }
-        self._state = torch.zeros_like(self.rollout.state)  # what the policy remembers now
-        self._ended = np.zeros((T, B), dtype=bool)  # lost lives apart
-        self._resetting = np.zeros(B, dtype=bool)  # these only reset in the step to come
+        self._state = torch.zeros_like(self.rollout.state)  # current recurrent state
+        self._ended = np.zeros((T, B), dtype=bool)  # without ends by a lost life
+        self._resetting = np.zeros(B, dtype=bool)  # the next step only resets these
         self._lives = np.zeros(B)
         self._returns, self._lengths = np.zeros(B), np.zeros(B, dtype=np.int64)
         self._groups: list[_Group] = []
@@ -156,9 +154,9 @@ class Collector:
         self.begin(seed)
 
     def begin(self, seed: int) -> None:
-        """Begins an episode in every environment."""
-        for carried in self.carried.values():
-            carried.zero_()
+        """Resets every environment."""
+        for tensor in self.carried.values():
+            tensor.zero_()
         for group in self._groups:
             observation, _ = group.envs.reset(seed=seed + group.columns.start)
             self._observe(group.columns, -1, observation)
@@ -166,7 +164,7 @@ class Collector:
 
     @property
     def carried(self) -> dict[str, Tensor]:
-        """What goes from one rollout into the next, to be read and to be written, by name."""
+        """State carried from one rollout to the next, by name, as writable views."""
         arrays = (self._resetting, self._lives, self._returns, self._lengths)
         names = ("resetting", "lives", "returns", "lengths")
         tensors = {"observations": self.host.observations[-1], "state": self._state}
@@ -174,7 +172,7 @@ class Collector:
 
     @torch.inference_mode()
     def collect(self, act: Act) -> Rollout:
-        """Takes T steps and returns the rollout, which the next call overwrites."""
+        """Runs T steps and returns the rollout, which the next call overwrites."""
         T = len(self.rollout.actions)
         self.host.observations[0].copy_(self.host.observations[-1])
         if self._staged:
@@ -192,7 +190,7 @@ class Collector:
         if self._env_codec.rewards is not None:
             arrays = self._arrays
             self._env_codec.rewards(arrays["rewards"], self._ended, arrays["valid"])
-        # Also where clipping made a number of what was none: no gradient may come of it.
+        # After the transformation, as clipping can make NaN or ∞ finite. The update is dropped.
         self._arrays["rewards"][:, self.nonfinite_envs] = np.nan
         if self._staged:
             for name in _FLAGS:
@@ -201,7 +199,7 @@ class Collector:
         return self.rollout
 
     def _send(self, group: "_Group", t: int, act: Act) -> None:
-        """Acts for a group, and starts its step t."""
+        """Selects the actions of a group and starts its step t."""
         columns = group.columns
         actions, state = act(group.rows[t], group.state)
         if state is not None and self._env_codec.state_size:
@@ -209,13 +207,13 @@ class Collector:
         if self._staged:
             self.rollout.actions[t, columns] = actions
             actions = actions.cpu()
-        taken = actions.numpy()
-        self._arrays["actions"][t, columns] = taken
+        host_actions = actions.numpy()
+        self._arrays["actions"][t, columns] = host_actions
         self._lap("act")
-        group.send(self._env_codec.actions.to_env(taken))
+        group.send(self._env_codec.actions.to_env(host_actions))
 
     def _receive(self, group: "_Group", t: int) -> None:
-        """Notes how step t of a group came out."""
+        """Stores the outcome of step t of a group."""
         observation, reward, terminated, truncated, info = group.receive()
         columns, arrays = group.columns, self._arrays
         self._observe(columns, t + 1, observation)
@@ -229,24 +227,24 @@ class Collector:
             arrays["terminated"][t, columns] |= valid & (lives < self._lives[columns])
             self._lives[columns] = lives
         if self._env_codec.state_size and not valid.all():
-            forgotten = torch.from_numpy(~valid).to(self._state.device)
-            group.state.masked_fill_(forgotten.unsqueeze(-1), 0.0)
+            reset = torch.from_numpy(~valid).to(self._state.device)
+            group.state.masked_fill_(reset.unsqueeze(-1), 0.0)
         self._returns[columns] += reward
         self._lengths[columns] += valid
         ended = terminated | truncated | group.lost
         self._ended[t, columns] = self._resetting[columns] = ended
         for b in columns.start + np.flatnonzero(ended):
-            if arrays["valid"][t, b]:  # or it was lost, and the episode with it
+            if arrays["valid"][t, b]:  # otherwise the environment and its episode were lost
                 self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
             self._returns[b] = self._lengths[b] = 0
         self._lap("env")
 
     def _drop_nonfinite(self) -> None:
-        """Has environments that gave numbers that are not finite begin anew."""
+        """Resets environments that returned non-finite numbers, and drops their episodes."""
         self.nonfinite_envs = nonfinite_envs(
             self._arrays["rewards"], self._arrays["observations"][1:]
         )
-        if self.nonfinite_envs:  # a mean over episodes would be lost with one of them
+        if self.nonfinite_envs:  # one non-finite return would make the mean non-finite
             self.episodes[:] = [each for each in self.episodes if math.isfinite(each[0])]
         for b in self.nonfinite_envs:
             group = next(group for group in self._groups if b < group.columns.stop)
@@ -254,19 +252,19 @@ class Collector:
                 self._resetting[b] = True
             self._ended[-1, b] = True
             self._returns[b] = self._lengths[b] = 0
-            # The next rollout begins with the last row.
+            # The last row becomes row 0 of the next rollout.
             self.host.observations[-1, b] = self.rollout.observations[-1, b] = 0
             self._state[:, b] = 0
 
     def _observe(self, columns: slice, row: int, observation: Any) -> None:
         self._arrays["observations"][row, columns] = self._env_codec.observations.rows(observation)
         if self._staged:
-            staged = self.host.observations[row, columns]
-            self.rollout.observations[row, columns].copy_(staged, non_blocking=True)
+            rows = self.host.observations[row, columns]
+            self.rollout.observations[row, columns].copy_(rows, non_blocking=True)
 
 
 class _Group:
-    """Environments that step together, and their columns of the rollout and of the state."""
+    """Environments that step together, with their columns of the rollout and of the state."""
 
     def __init__(
         self, envs: VectorEnv[Any, Any, Any], columns: slice, rollout: Rollout, state: Tensor

@@ -1,4 +1,4 @@
-"""Acting: one step of every environment at a time, into a replay."""
+"""Collection of single transitions into a replay buffer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,23 +15,23 @@ from hogwild_rl.envs.codecs import EnvCodec
 
 
 class TransitionCollector:
-    """Steps vector environments and keeps what came of it.
+    """Steps vector environments and stores the transitions in a replay buffer.
 
     Attributes:
-        observations: in which the next actions are chosen, [B, *O].
-        ended: where an episode ended with the last step, [B] bool.
-        episodes: (undiscounted return, length) of the episodes that did.
-        steps: valid transitions of the last step.
-        kept: how many of them are in the replay.
-        broken: environments that gave a reward or observation that is not finite in it; what they
-            gave is not kept, their episodes are given up.
+        observations: current observations, [B, *O].
+        ended: True where the last step ended an episode, [B] bool.
+        episodes: (undiscounted return, length) of the episodes that the last step ended.
+        steps: number of valid transitions of the last step.
+        kept: number of them that were stored.
+        nonfinite_envs: environments that returned a non-finite reward or observation in the last
+            step; their transitions are not stored, their episodes are aborted.
 
     Args:
         envs: vector environments with NEXT_STEP autoreset.
-        env_codec: between them and the policy.
-        replay: what is filled.
-        seed: of the environments.
-        lap: called with "act" or "env" when that phase ends, to be timed.
+        env_codec: codec between the environments and the policy.
+        replay: buffer to fill.
+        seed: seed of the environments.
+        lap: called with "act" or "env" at the end of that phase, to time it.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TransitionCollector:
     ) -> None:
         B = envs.num_envs
         self._envs, self._env_codec, self._replay, self._lap = envs, env_codec, replay, lap
-        self._resetting = np.zeros(B, dtype=bool)  # these only reset in the step to come
+        self._resetting = np.zeros(B, dtype=bool)  # the next step only resets these
         self._returns, self._lengths = np.zeros(B), np.zeros(B, dtype=np.int64)
         self.ended = torch.zeros(B, dtype=torch.bool)
         self.episodes: list[tuple[float, int]] = []
@@ -55,40 +55,40 @@ class TransitionCollector:
         self.observations = torch.from_numpy(rows)
 
     def step(self, actions: Tensor) -> None:
-        """Takes one step with actions in −1..1, [B, A]."""
+        """Steps every environment with actions in −1..1, [B, A]."""
         self._lap("act")
         observation, reward, terminated, truncated, _ = self._envs.step(
             self._env_codec.actions.to_env(actions.numpy())
         )
         valid = ~self._resetting
         rows = self._rows(observation)
-        broken = self._drop_nonfinite(reward, rows)
-        kept = valid & ~broken
+        nonfinite = self._drop_nonfinite(reward, rows)
+        kept = valid & ~nonfinite
         self._replay.add(actions.numpy(), reward, rows, terminated, kept)
         self.observations = torch.from_numpy(rows)
         self._returns += reward
         self._lengths += valid
-        self._returns[broken] = self._lengths[broken] = 0
+        self._returns[nonfinite] = self._lengths[nonfinite] = 0
         self.steps, self.kept = int(valid.sum()), int(kept.sum())
-        self._resetting = (terminated | truncated) & ~broken
+        self._resetting = (terminated | truncated) & ~nonfinite
         self.ended = torch.from_numpy(self._resetting)
         self.episodes.clear()
         for b in np.flatnonzero(self._resetting):
             self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
             self._returns[b] = self._lengths[b] = 0
-        for number in self.nonfinite_envs:
-            self._resetting[number] = vectorize.force_reset(self._envs, number)
+        for index in self.nonfinite_envs:
+            self._resetting[index] = vectorize.force_reset(self._envs, index)
         self._lap("env")
 
     def _drop_nonfinite(self, reward: Any, rows: Any) -> Any:
-        """Where numbers are not finite, [B] bool; their observations are shown as 0."""
+        """Returns [B] bool, True where a number is not finite; sets those observations to 0."""
         self.nonfinite_envs = rollout.nonfinite_envs(reward[None], rows[None])
-        where = np.zeros(len(rows), dtype=bool)
+        nonfinite = np.zeros(len(rows), dtype=bool)
         if self.nonfinite_envs:
-            where[self.nonfinite_envs] = True
+            nonfinite[self.nonfinite_envs] = True
             rows[self.nonfinite_envs] = 0
-        return where
+        return nonfinite
 
     def _rows(self, observation: Any) -> Any:
-        seen = self._env_codec.observations
-        return np.array(seen.rows(observation), seen.dtype)
+        codec = self._env_codec.observations
+        return np.array(codec.rows(observation), codec.dtype)

@@ -1,4 +1,4 @@
-"""Settings that every algorithm shares, their files and their defaults."""
+"""Settings shared by all algorithms, their defaults and settings.json."""
 
 import dataclasses
 import functools
@@ -18,30 +18,30 @@ from hogwild_rl.errors import UserError
 
 
 def require_import_allowed(env: Any, source: str, allowed: bool) -> None:
-    """Makes sure that no module is imported because a file names it.
+    """Refuses to import a module that is named only by a file.
 
     Args:
-        env: an environment's id, as the file has it.
-        source: the file or folder, for the message.
-        allowed: whether a person trusts it.
+        env: environment id read from the file.
+        source: file or folder, for the message.
+        allowed: True if the user trusts the file.
 
     Raises:
-        UserError: the id is of the form module:Id, and that is not allowed.
+        UserError: env is not a string, or is of the form module:Id and not allowed.
     """
     if not isinstance(env, str):
-        raise UserError(f"{source} names no environment, but {env!r}: give env")
+        raise UserError(f"env of {source} must be a string, got {env!r}: give env")
     module = env.rpartition(":")[0]
     if module and not allowed:
         raise UserError(
             f"{source} names env {env!r}, for which module {module!r} would be imported and could "
-            "run anything: if you trust it, give --allow-import (allow_import=True in Python), or "
+            "run any code: if you trust it, give --allow-import (allow_import=True in Python), or "
             "give env yourself"
         )
 
 
 SETTINGS_FILE = "settings.json"
 
-# On the command line an environment is named by its id.
+# Command-line form of `env`: an environment id.
 ENV_FLAG = tyro.constructors.PrimitiveConstructorSpec[make.EnvSource](
     nargs=1,
     metavar="ID",
@@ -52,40 +52,40 @@ ENV_FLAG = tyro.constructors.PrimitiveConstructorSpec[make.EnvSource](
 
 _RENAMED = {"life_loss": "terminal_on_life_loss"}  # settings of version 0.1
 
-# Said anew at every start, and never by a file.
-_OF_THIS_START = {"run_dir", "resume", "allow_import"}
+# Given at every start, never saved or read from a file.
+_NOT_SAVED = {"run_dir", "resume", "allow_import"}
 
 _Config = TypeVar("_Config", bound="RunConfig")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every run is printed, whatever its algorithm."""
+    """Settings of every run."""
 
     env: Annotated[make.EnvSource, ENV_FLAG] = "CartPole-v1"
-    """Environment: a registered id, module:Id, or from Python a picklable callable."""
+    """Environment: a registered id or module:Id; from Python also a picklable callable."""
     total_timesteps: int = 1_000_000
-    """Agent decisions to train for, over all workers and environments."""
+    """Agent decisions (steps) to train for, over all workers and environments."""
     seed: int = 0
-    """Seed of the initial weights, the environments and the sampled actions."""
+    """Seed of initial weights, environments and sampled actions."""
     target_return: float | None = None
-    """Mean return at which it counts as solved; by default what is registered for env."""
+    """Mean return that counts as solved; default: the reward threshold registered for env."""
     stop_when_solved: bool = False
-    """End when the mean of the last 100 episodes reaches that."""
+    """End the run when the mean return of the last 100 episodes reaches target_return."""
     run_dir: str | None = None
-    """Folder of this run; by default runs/ALGORITHM_ENV_TIME."""
+    """New folder for this run; default: runs/ALGORITHM_ENV_TIME."""
     resume: str | None = None
-    """Folder of an earlier run to go on with: its settings hold but for flags given here."""
+    """Folder of an earlier run to resume; its settings apply unless given here."""
     allow_import: bool = False
-    """Let the run to resume name an env module:Id, whose module can run anything."""
+    """Let the resumed run name an env module:Id, whose module can run any code."""
     checkpoint_every: float = 60.0
     """Seconds between checkpoints."""
     max_bad_updates: int = 100
-    """How many updates of a worker in a row may be dropped as not finite before the run ends."""
+    """Consecutive non-finite updates of one worker after which the run ends; they are dropped."""
     tensorboard: bool = False
-    """Write TensorBoard events into the run's folder too."""
+    """Also write TensorBoard events to the run folder."""
     quiet: bool = False
-    """Show nothing on the terminal; the run's folder has it all."""
+    """Print nothing to the terminal; the logs in the run folder are complete."""
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -95,24 +95,22 @@ class RunConfig:
         above("checkpoint_every", self.checkpoint_every, 0)
         at_least("max_bad_updates", self.max_bad_updates, 1)
         if self.resume is not None and self.run_dir is not None:
-            raise UserError("resume goes on in the run's own folder: leave out run_dir")
+            raise UserError("resume continues in the run's own folder: leave out run_dir")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as kept in settings.json and checkpoints; a callable env by its name."""
+        """Plain values for settings.json and checkpoints; a callable env by its name."""
         plain = dataclasses.asdict(dataclasses.replace(self, env=make.name_of(self.env)))
-        return {name: value for name, value in plain.items() if name not in _OF_THIS_START}
+        return {name: value for name, value in plain.items() if name not in _NOT_SAVED}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FaultToleranceConfig(RunConfig):
-    """When processes are replaced: workers, or environments that have processes of their own."""
+    """Restarts of processes; a single off-policy worker and A2C's sync environments have none."""
 
     max_restarts: int = 100
-    """How often in an hour a process that fails or hangs is replaced; 0 ends the run instead.
-    What runs in the program's own process, a single learner from a replay or environments that step
-    in turn with A2C, has nobody who could."""
+    """Restarts per hour of a process that crashes or hangs; 0: end the run instead."""
     step_timeout: float = 60.0
-    """Seconds without a sign of life after which a process hangs."""
+    """Seconds without a heartbeat after which a process counts as hung."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,10 +119,10 @@ class FaultToleranceConfig(RunConfig):
 
 
 def with_presets(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
-    """A class decorator: settings not given by hand come from the resumed run, or from a preset.
+    """Class decorator: fills in settings of the resumed run, or of the environment's preset.
 
-    The order is: given by hand, the resumed run's settings, the environment's preset, the default.
-    A module that only a resumed run names is not imported, unless that is allowed.
+    Precedence: given by the user, resumed run or else preset, default. A module named only by the
+    resumed run is imported only if allow_import is given.
     """
 
     def decorate(config: type[_Config]) -> type[_Config]:
@@ -138,9 +136,9 @@ def with_presets(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
                 if "env" not in given:
                     allowed = bool(given.get("allow_import"))
                     require_import_allowed(base.get("env", config.env), f"run {resume}", allowed)
-                unknown = base.keys() - {field.name for field in dataclasses.fields(self)}
+                unknown = sorted(base.keys() - {field.name for field in dataclasses.fields(self)})
                 if unknown:
-                    raise UserError(f"{resume}/{SETTINGS_FILE} has unknown {sorted(unknown)}")
+                    raise UserError(f"{resume}/{SETTINGS_FILE} has unknown settings {unknown}")
             else:
                 env = make.name_of(given.get("env", config.env))
                 base = presets.settings(algorithm, env, {"workers": usable_cores(), **given})
@@ -153,10 +151,10 @@ def with_presets(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
 
 
 def load_settings(run: pathlib.Path, algorithm: str) -> dict[str, Any]:
-    """The settings a run of this algorithm was started with.
+    """Returns the settings of a run of this algorithm.
 
     Raises:
-        UserError: there is no such run, its settings cannot be read, or another algorithm made it.
+        UserError: the run does not exist, cannot be read, or is of another algorithm.
     """
     made_by, values = read_settings(run)
     if made_by != algorithm:
@@ -165,10 +163,10 @@ def load_settings(run: pathlib.Path, algorithm: str) -> dict[str, Any]:
 
 
 def read_settings(run: pathlib.Path) -> tuple[str, dict[str, Any]]:
-    """The algorithm that made a run, and the settings it was started with.
+    """Returns a run's algorithm and its settings.
 
     Raises:
-        UserError: there is no such run, or its settings cannot be read.
+        UserError: the run does not exist, or its settings cannot be read.
     """
     if not run.is_dir():
         raise UserError(f"run {run} does not exist: give the folder of an earlier run")
@@ -180,16 +178,16 @@ def read_settings(run: pathlib.Path) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{run / SETTINGS_FILE} cannot be read ({error}): repair it") from error
     plain = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return made_by, {n: v for n, v in renamed(plain).items() if n not in _OF_THIS_START}
+    return made_by, {n: v for n, v in renamed(plain).items() if n not in _NOT_SAVED}
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an older version under the names of today."""
+    """Returns settings of an older version under their current names."""
     return {_RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def usable_cores() -> int:
-    """How many cores this process may run on."""
+    """Number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -200,15 +198,15 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceConfig(FaultToleranceConfig):
-    """Where a learner computes."""
+    """Device settings."""
 
     device: DeviceName = "auto"
-    """Device for acting and learning."""
+    """Device for acting and learning; auto: a GPU where it is faster."""
     compile: Literal["auto"] | bool = "auto"
-    """Record acting and updates as CUDA graphs; auto does so on a GPU."""
+    """Capture acting and updates as CUDA graphs; auto: on a GPU only."""
 
     def compiles(self, device: torch.device) -> bool:
-        """Whether work on this device is recorded; UserError if asked to on the CPU."""
+        """True if CUDA graphs are captured on this device; UserError if asked to on the CPU."""
         if self.compile is True and device.type == "cpu":
-            raise UserError("compile records CUDA graphs, and this run is on the CPU: leave it out")
+            raise UserError("compile needs a GPU, this run is on the CPU: leave it out")
         return device.type == "cuda" if self.compile == "auto" else self.compile

@@ -1,4 +1,4 @@
-"""The command line of every program here: flags from a settings class, one line for errors."""
+"""Command-line interface: flags from a settings class, errors in one line."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from hogwild_rl.hogwild import shared_memory
 
 _Config = TypeVar("_Config")
 
-# Flags that other flags' defaults depend on: they are looked at first.
+# Flags that the defaults of other flags depend on; they are parsed first.
 _DEFAULTS_DEPEND_ON = {
     "env": str,
     "resume": str,
@@ -26,78 +26,78 @@ _DEFAULTS_DEPEND_ON = {
     "envs_per_worker": int,
     "num_envs": int,
     "device": str,
-    "allow_import": None,  # a switch
+    "allow_import": None,  # boolean flag
 }
 
 
 def parse(
     config: type[_Config], program: str, description: str, arguments: Sequence[str] | None = None
 ) -> _Config:
-    """Reads a settings class from the command line.
+    """Parses the command line into a settings class.
 
     Args:
-        config: a dataclass; its field docstrings are the help.
+        config: dataclass of settings; its field docstrings are the help texts.
         program: module name, for the usage line.
-        description: shown above the flags.
+        description: text above the flags.
         arguments: ``sys.argv[1:]`` by default.
 
     Raises:
-        UserError: a flag or its value is wrong.
-        SystemExit: help was asked for and has been printed.
+        UserError: a flag or its value is invalid.
+        SystemExit: help was requested and has been printed.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options: dict[str, Any] = {}
     if issubclass(config, base.RunConfig):
         options["default"] = config(**_peek(config, arguments))
-    complaint = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            read: _Config = tyro.cli(
+        with contextlib.redirect_stderr(errors):
+            parsed: _Config = tyro.cli(
                 config,
                 prog=f"python -m hogwild_rl.{program}",
                 description=description,
                 args=arguments,
                 **options,
             )
-            return read
-    except SystemExit as ending:
-        if not complaint.getvalue():
+            return parsed
+    except SystemExit as error:
+        if not errors.getvalue():
             raise
-        raise UserError(_one_line(complaint.getvalue())) from ending
+        raise UserError(_one_line(errors.getvalue())) from error
 
 
 def _peek(config: type[base.RunConfig], arguments: Sequence[str]) -> dict[str, Any]:
-    """Those flags among the arguments that the defaults of others depend on."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    """Parses only the flags that the defaults of other flags depend on."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in {field.name for field in dataclasses.fields(config)} & _DEFAULTS_DEPEND_ON.keys():
-        flag = f"--{name.replace('_', '-')}"
-        kind = _DEFAULTS_DEPEND_ON[name]
-        how: dict[str, Any] = {"type": kind} if kind else {"action": argparse.BooleanOptionalAction}
-        peek.add_argument(flag, default=argparse.SUPPRESS, **how)
+        options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if (type_ := _DEFAULTS_DEPEND_ON[name]) is not None:
+            options = {"type": type_}
+        parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **options)
     try:
-        return vars(peek.parse_known_args(arguments)[0])
+        return vars(parser.parse_known_args(arguments)[0])
     except argparse.ArgumentError:
-        return {}  # tyro says what is wrong with it
+        return {}  # tyro reports the error
 
 
 def _one_line(box: str) -> str:
-    """The message out of tyro's picture: a title, a rule, the message, more rules and hints.
+    """Extracts the message from tyro's box: title, rule, message, then more rules and hints.
 
-    The title stands in a frame's upper edge, or without a frame above a rule of its own.
+    The title is in the upper edge of the frame, or without a frame above its own rule.
     """
     plain = re.sub(r"\x1b\[[\d;]*m", "", box)
     framed = plain.startswith("╭")
     lines = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
     sections = re.split(r"[─-]{8,}", " ".join(lines))[0 if framed else 1 :]
     message = re.sub(r"^Error parsing (\w+: )?", "", sections[0].strip())
-    message = re.sub(r": invalid literal for int\(\).*: ", " wants a whole number, got ", message)
-    message = re.sub(r": could not convert string to float: ", " wants a number, got ", message)
+    message = re.sub(r": invalid literal for int\(\).*: ", " must be an integer, got ", message)
+    message = re.sub(r": could not convert string to float: ", " must be a number, got ", message)
     similar = re.findall(r"Perhaps you meant:\s+(--[\w-]+)", " ".join(sections[1:]))
     return message + (f"; did you mean {similar[0]}?" if similar else "")
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs a program and ends the process: exit code 0, 1 failed, 2 bad input, 130 Ctrl-C."""
+    """Runs a program and exits: code 0 success, 1 failed, 2 invalid input, 130 Ctrl-C."""
     code = 0
     try:
         main()
@@ -109,5 +109,5 @@ def run(main: Callable[[], None]) -> NoReturn:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    gc.freeze()  # or the interpreter's end looks through all of torch for garbage, for 0.2 s
+    gc.freeze()  # skips a garbage collection over all of torch at exit, 0.2 s
     sys.exit(code)

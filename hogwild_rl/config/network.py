@@ -1,4 +1,4 @@
-"""Which network a run trains, whatever its algorithm."""
+"""Network settings, shared by all algorithms."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,8 @@ from hogwild_rl.models import encoders, layers
 
 _NETWORKS = ("auto", "mlp", *encoders.CNNS)
 
-# On the command line a network is named; from Python it may be a function that makes one.
+# Command-line form of `network`: a name. From Python it may also be a function that makes, for a
+# space, a module from rows [T, B, *O] to features [T, B, F].
 _NETWORK_FLAG = tyro.constructors.PrimitiveConstructorSpec[str | layers.BodyMaker](
     nargs=1,
     metavar="{" + ",".join(_NETWORKS) + "}",
@@ -30,26 +31,25 @@ _NETWORK_FLAG = tyro.constructors.PrimitiveConstructorSpec[str | layers.BodyMake
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig(base.RunConfig):
-    """What a network looks like."""
+    """Settings of the network and its optimization."""
 
     learning_rate: float = 1e-3
-    """Step size η at the start."""
+    """Initial learning rate η."""
     gamma: float = 0.99
-    """Discount γ."""
+    """Discount factor γ."""
     network: Annotated[str | layers.BodyMaker, _NETWORK_FLAG] = "auto"
-    """Body: auto is a3c, the paper's CNN, for images, else mlp. From Python also a function that
-    makes a module for a space: rows [T, B, *O] to features [T, B, F]."""
+    """Network body; auto: a3c (the A3C paper's CNN) for images, else mlp."""
     hidden: tuple[int, ...] = (64, 64)
-    """Sizes of the hidden layers of an MLP."""
+    """Sizes of the MLP's hidden layers."""
     activation: Literal["tanh", "relu"] = "tanh"
-    """Between these layers."""
+    """Activation function of the hidden layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.network, str) and self.network not in _NETWORKS:
             raise UserError(
-                f"network {self.network} is not one of {', '.join(_NETWORKS)}: a function that "
-                "makes one is given from Python"
+                f"network must be one of {', '.join(_NETWORKS)}, or from Python a function, got "
+                f"{self.network}"
             )
         validation.above("learning_rate", self.learning_rate, 0)
         validation.between("gamma", self.gamma, 0, 1)
@@ -61,27 +61,27 @@ class NetworkConfig(base.RunConfig):
         return {**super().to_json(), "network": name_of(self.network)}
 
     def check_size(self, env_info: make.EnvInfo) -> None:
-        """Makes sure that the parameters of these layers, pictures aside, fit into memory.
+        """Checks that the parameters of an MLP or LSTM of these sizes fit into memory.
 
         Raises:
-            UserError: they do not.
+            UserError: they do not fit.
         """
         if not isinstance(self.network, str):
-            return  # its sizes are the caller's
+            return  # the sizes are known only to the user's function
         vector_size = ObservationCodec.of(env_info.observation_space).vector
         layers = itertools.pairwise((vector_size, *self.hidden))
-        numbers = sum(inputs * outputs for inputs, outputs in layers)
-        cell = getattr(self, "lstm", 0)
-        numbers += 4 * cell**2
-        remembering = f" and lstm {cell}" if cell else ""
+        num_parameters = sum(inputs * outputs for inputs, outputs in layers)
+        H = getattr(self, "lstm", 0)
+        num_parameters += 4 * H**2
+        lstm = f" and lstm {H}" if H else ""
         resources.check_memory(
-            f"a network of {vector_size:,} inputs, hidden {self.hidden}{remembering}",
-            4 * numbers,
+            f"a network of {vector_size:,} inputs, hidden {self.hidden}{lstm}",
+            4 * num_parameters,
             "give smaller layers",
         )
 
     def check_sendable(self, model: torch.nn.Module) -> None:
-        """Makes sure that worker processes can be given a network of the caller's own.
+        """Checks that a user's network function and its model can be pickled for workers.
 
         Raises:
             UserError: they cannot.
@@ -90,27 +90,27 @@ class NetworkConfig(base.RunConfig):
             return
         try:
             pickle.dumps((self.network, model))
-        except Exception as error:  # whatever its parts raise
+        except Exception as error:  # user code: any exception type
             raise UserError(
                 f"network {name_of(self.network)} cannot be sent to workers ({error}): "
-                "give a function, and modules, at the top level of a module"
+                "define the function and its module classes at the top level of a module"
             ) from error
 
 
 def name_of(network: str | layers.BodyMaker) -> str:
-    """A named network's name, or that of a function that makes one."""
+    """Name of a network, or of the function that makes it."""
     if isinstance(network, str):
         return network
     return f"{network.__module__}.{getattr(network, '__qualname__', type(network).__qualname__)}"
 
 
 def body(values: Mapping[str, Any], network: layers.BodyMaker | None) -> str | layers.BodyMaker:
-    """What settings say of the body, by name, or the function that they name.
+    """Returns the body of saved settings: its name, or the user's function.
 
     Raises:
-        UserError: they name a function, and it is not given.
+        UserError: the settings name a function, which is not given.
     """
     chosen = network or values["network"]
     if isinstance(chosen, str) and chosen not in _NETWORKS:
-        raise UserError(f"network {chosen} is a function: give it to load as network")
+        raise UserError(f"network {chosen} is a function: pass it to load as network")
     return chosen

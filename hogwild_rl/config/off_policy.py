@@ -1,4 +1,4 @@
-"""What learners from a replay are printed, and the parts that their settings describe."""
+"""Settings of off-policy algorithms (DDPG, TD3)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,46 +19,45 @@ from hogwild_rl.models import layers
 from hogwild_rl.models.actor_critic import Architecture
 from hogwild_rl.models.deterministic import DeterministicActorCritic
 
-_ALL = -1  # gradient_steps: as many as there were transitions
+_ALL = -1  # gradient_steps: one update per new transition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig(NetworkConfig, base.DeviceConfig):
-    """A deterministic policy that is learnt from a replay."""
+    """Settings of a deterministic policy trained from a replay buffer."""
 
     env: Annotated[make.EnvSource, base.ENV_FLAG] = "Pendulum-v1"
-    """Environment: a registered id, module:Id, or from Python a picklable callable."""
+    """Environment: a registered id or module:Id; from Python also a picklable callable."""
     workers: int = 1
-    """Actor-learners that share one model, each with environments and a replay of its own; 1 is
-    the textbook's algorithm."""
+    """Actor-learners on one shared model, each with its own replay buffer; 1: as published."""
     envs_per_worker: int = 1
-    """Environments each steps together."""
+    """Environments that each worker steps together."""
     hidden: tuple[int, ...] = (256, 256)
-    """Sizes of the hidden layers."""
+    """Sizes of the MLP's hidden layers."""
     activation: Literal["tanh", "relu"] = "relu"
-    """Between these layers."""
+    """Activation function of the hidden layers."""
     tau: float = 0.005
-    """Share τ by which the slow copies follow at every update."""
+    """Polyak coefficient τ of the target networks' updates."""
     batch_size: int = 256
-    """Transitions in a batch."""
+    """Transitions per minibatch."""
     buffer_size: int = 1_000_000
-    """Transitions kept, over all workers."""
+    """Capacity of the replay buffers in transitions, over all workers."""
     learning_starts: int = 1_000
-    """Steps with random actions at first, over all workers."""
+    """Initial steps with random actions, over all workers."""
     train_every: int = 1
     """Steps of every environment between updates."""
     gradient_steps: int = 1
-    """Updates then; -1 for as many as there were transitions."""
+    """Updates at a time; -1: one per new transition."""
     noise: Literal["gaussian", "ou"] = "gaussian"
-    """On actions: independent, or an Ornstein-Uhlenbeck process, whose pushes last."""
+    """Exploration noise on actions: independent Gaussian, or correlated Ornstein-Uhlenbeck."""
     noise_std: float = 0.1
-    """Its σ, where half an action's range is 1."""
+    """σ of the noise, in units of half an action's range."""
     ou_theta: float = 0.15
-    """θ of Ornstein-Uhlenbeck noise, how fast it returns to 0."""
+    """Mean-reversion rate θ of Ornstein-Uhlenbeck noise."""
     ou_dt: float = 0.01
-    """Its Δt."""
+    """Time step Δt of Ornstein-Uhlenbeck noise."""
     save_replay: bool = False
-    """Keep the replay in the run's folder with every checkpoint, for --resume."""
+    """Save the replay buffer in the run folder with every checkpoint, for --resume."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,19 +74,19 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig):
         validation.between("ou_theta times ou_dt", self.ou_theta * self.ou_dt, 0, 1)
         if self.workers > 1 and self.device == "cuda":
             raise UserError(
-                f"device cuda is for one worker, got workers {self.workers}: several share a model "
-                "in the memory of the CPU"
+                f"device cuda is for one worker, got workers {self.workers}: several workers share "
+                "a model in CPU memory"
             )
 
     def updates_after(self, transitions: int) -> int:
-        """How many updates follow so many new transitions."""
+        """Number of updates after this number of new transitions."""
         return transitions if self.gradient_steps == _ALL else self.gradient_steps
 
     def model(self, env_info: make.EnvInfo, critics: int) -> DeterministicActorCritic:
-        """The networks, with the initial weights of this seed.
+        """Builds the networks, with initial weights of the run's seed.
 
         Raises:
-            UserError: they do not fit the spaces, or into memory.
+            UserError: they do not fit the spaces or into memory.
         """
         self.check_size(env_info)
         return DeterministicActorCritic(
@@ -99,42 +98,42 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig):
         )
 
     def env_codec(self, env_info: make.EnvInfo) -> EnvCodec:
-        """Between the policy, whose actions lie in −1..1, and its environments."""
+        """Codec between the policy, whose actions lie in [−1, 1], and its environments."""
         return EnvCodec(
             ObservationCodec.of(env_info.observation_space),
             ActionCodec.of(env_info.action_space, rescale=True),
         )
 
     def normalization(self, env_info: make.EnvInfo) -> Normalization:
-        """No running moments: neither observations nor rewards are changed."""
+        """Normalization without running moments: observations and rewards are unchanged."""
         codec = ObservationCodec.of(env_info.observation_space)
         return Normalization(self.workers, codec, observations=False, rewards=False)
 
     def replay(self, env_codec: EnvCodec) -> replay.ReplayBuffer:
-        """One worker's share of the memory."""
+        """Replay buffer of one worker."""
         return replay.ReplayBuffer(
             self.buffer_size // self.workers, self.envs_per_worker, env_codec
         )
 
     def explore(self, env_codec: EnvCodec, generator: torch.Generator) -> Noise:
-        """One worker's noise."""
+        """Exploration noise of one worker."""
         B, A = self.envs_per_worker, env_codec.actions.shape[0]
         if self.noise == "gaussian":
             return Gaussian(B, A, self.noise_std, generator)
         return OrnsteinUhlenbeck(B, A, self.noise_std, self.ou_theta, self.ou_dt, generator)
 
     def check_memory(self, env_codec: EnvCodec) -> str:
-        """What all replays take, in words.
+        """Returns a message with the size of all replay buffers.
 
         Raises:
-            UserError: the machine has not got it.
+            UserError: they do not fit into memory.
         """
-        each = self.buffer_size // self.workers
-        wanted = self.workers * replay.size_in_bytes(each, self.envs_per_worker, env_codec)
-        what, remedy = f"a replay of {self.buffer_size:,} transitions", "give a smaller buffer_size"
-        free = resources.check_memory(what, wanted, remedy)
-        said = f"{what} takes {wanted / 1e9:.2f} GB"
-        return said if free is None else f"{said} of {free / 1e9:.1f} GB left"
+        capacity = self.buffer_size // self.workers
+        needed = self.workers * replay.size_in_bytes(capacity, self.envs_per_worker, env_codec)
+        what = f"a replay buffer of {self.buffer_size:,} transitions"
+        free = resources.check_memory(what, needed, "give a smaller buffer_size")
+        message = f"{what} takes {needed / 1e9:.2f} GB"
+        return message if free is None else f"{message} of {free / 1e9:.1f} GB left"
 
 
 def rebuilt(
@@ -143,10 +142,10 @@ def rebuilt(
     values: Mapping[str, Any],
     network: layers.BodyMaker | None = None,
 ) -> DeterministicActorCritic:
-    """The networks that settings by these names describe, their parameters still to be loaded.
+    """Rebuilds the networks of saved settings; the caller loads their parameters.
 
     Raises:
-        UserError: the settings name a function, and it is not given.
+        UserError: the settings name a network function, which is not given.
     """
     critics = values.get("critics", 1)
     architecture = _architecture(values, network)

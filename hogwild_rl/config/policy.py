@@ -1,4 +1,4 @@
-"""Settings of stochastic policies and of actor-critics, and the objects they describe."""
+"""Settings of stochastic policies and actor-critics."""
 
 import dataclasses
 import math
@@ -21,32 +21,32 @@ from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyConfig(NetworkConfig):
-    """What a policy and the reward it learns from look like."""
+    """Settings of a stochastic policy, its loss and its rewards."""
 
     lr_schedule: Literal["linear", "constant"] = "linear"
-    """linear: η falls to 0 at total_timesteps."""
+    """Learning-rate schedule; linear: η falls to 0 at total_timesteps."""
     normalize_observations: bool = False
-    """Take their running mean off observations, and divide by their running deviation."""
+    """Standardize observations by their running mean and standard deviation."""
     normalize_rewards: bool = False
-    """Divide rewards by the running deviation of discounted returns."""
+    """Divide rewards by the running standard deviation of discounted returns."""
     clip_rewards: normalization.Clip = "none"
-    """sign: only their sign counts. A number: they are clipped to this range around 0."""
+    """Clip rewards; sign: to their sign; a number c: to [−c, c]."""
     reward_scale: float = 1.0
-    """Factor on rewards; reported returns are as the environment pays them, whatever is done."""
+    """Factor on rewards; reported returns are always those of the environment's own rewards."""
     ent_coef: float = 0.01
-    """Weight β of the policy's entropy."""
+    """Weight β of the entropy bonus."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
-    """Gradients are scaled down to this global norm."""
+    """Maximum global norm of the gradient; larger gradients are scaled down to it."""
     shared_trunk: bool = False
-    """One body under policy and value, instead of one for each; a CNN or LSTM always is."""
+    """One body for policy and value instead of one each; CNNs and LSTMs are always shared."""
     state_dependent_std: bool = False
-    """The deviation of continuous actions depends on the observation."""
+    """Let the standard deviation of continuous actions depend on the observation."""
     log_std_init: float = 0.0
-    """Its logarithm at first."""
+    """Initial log standard deviation of continuous actions."""
     rescale_actions: bool = False
-    """The policy's -1 to 1 means a continuous action's whole range."""
+    """Rescale continuous actions from [−1, 1] to the whole range of the action space."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,15 +59,15 @@ class PolicyConfig(NetworkConfig):
         validation.between("log_std_init", self.log_std_init, -10, 2)
 
     def learning_rate_at(self, progress: float) -> float:
-        """η after a share of the run in [0, 1), counted over all who update together."""
+        """Learning rate η at a progress of the whole run (all workers) in [0, 1)."""
         return self.learning_rate * (1 - progress if self.lr_schedule == "linear" else 1)
 
     def model(self, env_info: EnvInfo, bfloat16: bool = False) -> ActorCritic:
-        """The network, with the initial weights of this seed.
+        """Builds the network, with initial weights of the run's seed.
 
         Raises:
-            UserError: it does not fit the spaces or into memory, or what the caller's function
-                makes cannot be trained.
+            UserError: the network does not fit the spaces or into memory, or the module of a
+                user's function cannot be trained.
         """
         self.check_size(env_info)
         return ActorCritic(
@@ -78,7 +78,7 @@ class PolicyConfig(NetworkConfig):
         )
 
     def normalization(self, env_info: EnvInfo, workers: int) -> Normalization:
-        """The running moments that so many workers share."""
+        """Running moments, shared by the workers."""
         return Normalization(
             workers,
             ObservationCodec.of(env_info.observation_space),
@@ -87,11 +87,11 @@ class PolicyConfig(NetworkConfig):
         )
 
     def normalizer(self, normalization: Normalization, worker: int) -> Normalizer:
-        """One worker's part in them."""
+        """One worker's reward and observation normalizer."""
         return Normalizer(normalization, worker, self.gamma, self.clip_rewards, self.reward_scale)
 
     def env_codec(self, env_info: EnvInfo, normalizer: Normalizer) -> EnvCodec:
-        """Between the network and its environments."""
+        """Codec between the network and its environments."""
         return EnvCodec(
             ObservationCodec.of(env_info.observation_space),
             ActionCodec.of(env_info.action_space, self.rescale_actions),
@@ -105,10 +105,10 @@ def rebuilt(
     values: Mapping[str, Any],
     network: layers.BodyMaker | None = None,
 ) -> ActorCritic:
-    """The network that settings by these names describe, its parameters still to be loaded.
+    """Rebuilds the network of saved settings; the caller loads its parameters.
 
     Raises:
-        UserError: the settings name a function, and it is not given.
+        UserError: the settings name a network function, which is not given.
     """
     return ActorCritic(observation_space, action_space, _architecture(values, network))
 
@@ -130,22 +130,22 @@ def _architecture(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ActorCriticConfig(PolicyConfig):
-    """A policy that is updated after every few steps, with the help of a value function."""
+    """Settings of an advantage actor-critic (A3C, A2C)."""
 
     n_steps: int = 16
-    """Steps of each environment between updates."""
+    """Rollout length T: steps of each environment between updates."""
     gae_lambda: float = 0.95
-    """λ of generalized advantage estimation; 1 is the paper's n-step return."""
+    """λ of generalized advantage estimation; 1: the A3C paper's n-step return."""
     terminal_on_life_loss: bool = False
-    """A lost life ends the values, as death does, though not the episode."""
+    """Treat a lost life as terminal for bootstrapping; the episode continues."""
     rms_alpha: float = 0.99
     """Decay α of RMSprop's running average."""
     rms_eps: float = 1e-5
     """ε of RMSprop, inside the root."""
     lstm: int = 0
-    """Size of an LSTM cell between body and heads; 0 for none."""
+    """Size of the LSTM between body and heads; 0 for none."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: the network's body computes in it; parameters and losses stay float32."""
+    """Number format of the body's computation; parameters and losses are always float32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,21 +156,21 @@ class ActorCriticConfig(PolicyConfig):
         validation.at_least("lstm", self.lstm, 0)
 
     def check_rollouts(self, env_info: EnvInfo, num_envs: int) -> None:
-        """Makes sure that the observations of so many environments' rollouts fit into memory.
+        """Checks that the observations of all environments' rollouts fit into memory.
 
         Raises:
-            UserError: they do not.
+            UserError: they do not fit.
         """
-        seen = ObservationCodec.of(env_info.observation_space)
-        row = math.prod(seen.shape) * np.dtype(seen.dtype).itemsize
+        codec = ObservationCodec.of(env_info.observation_space)
+        row_bytes = math.prod(codec.shape) * np.dtype(codec.dtype).itemsize
         resources.check_memory(
-            f"what {num_envs:,} environments show in n_steps {self.n_steps:,}",
-            (self.n_steps + 1) * num_envs * row,
+            f"a rollout of {num_envs:,} environments and n_steps {self.n_steps:,}",
+            (self.n_steps + 1) * num_envs * row_bytes,
             "give a smaller n_steps, or fewer environments",
         )
 
     def env_codec(self, env_info: EnvInfo, normalizer: Normalizer) -> EnvCodec:
-        """Between the network and its environments."""
+        """Codec between the network and its environments."""
         plain = super().env_codec(env_info, normalizer)
         return dataclasses.replace(
             plain, state_size=self.lstm, terminal_on_life_loss=self.terminal_on_life_loss

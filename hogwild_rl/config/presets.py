@@ -1,7 +1,6 @@
 """Tuned settings for known environments.
 
-benchmarks/README.md says where each comes from, and on how many seeds it holds. They are tuned for
-two workers.
+Tuned for two workers; benchmarks/README.md lists the source and the number of seeds of each.
 """
 
 import math
@@ -13,8 +12,8 @@ import torch
 
 _WORKERS_TUNED_FOR = 2
 
-# Found for HalfCheetah-v5; short rollouts, and actions that do not spread widely, are what counts.
-_WALKING: dict[str, Any] = {
+# Tuned on HalfCheetah-v5: short rollouts and a small initial standard deviation matter most.
+_LOCOMOTION: dict[str, Any] = {
     "num_envs": 16,
     "n_steps": 8,
     "learning_rate": 1e-3,
@@ -26,7 +25,7 @@ _WALKING: dict[str, Any] = {
     "normalize_observations": True,
     "normalize_rewards": True,
 }
-# num_envs is the total number of environments, which A3C shares out over its workers.
+# num_envs is the total number of environments; A3C divides it by its workers.
 _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
     "CartPole-v1": {
         "num_envs": 128,
@@ -46,7 +45,7 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "gae_lambda": 1.0,
         "ent_coef": 0.01,
     },
-    # Long rollouts and a small ε are what counts here: with n_steps 5 to 32 it learns to hover.
+    # Needs long rollouts and a small ε: with n_steps 5 to 32 the policy learns to hover.
     "LunarLander-v3": {
         "num_envs": 16,
         "total_timesteps": 3_000_000,
@@ -58,7 +57,7 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "reward_scale": 0.03,
         "rms_eps": 1e-10,
     },
-    # Without normalised observations nothing ever arrives, and -200 is all that is seen.
+    # Without normalized observations no episode reaches the goal: all returns are -200.
     "MountainCar-v0": {
         "num_envs": 64,
         "total_timesteps": 1_500_000,
@@ -97,13 +96,13 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "normalize_observations": True,
         "normalize_rewards": True,
     },
-    "HalfCheetah-v5": {"total_timesteps": 1_000_000, **_WALKING},
-    "Hopper-v5": {"total_timesteps": 1_000_000, **_WALKING},
-    "Walker2d-v5": {"total_timesteps": 1_000_000, **_WALKING},
-    "Ant-v5": {"total_timesteps": 1_000_000, **_WALKING},
-    "BipedalWalker-v3": {"total_timesteps": 4_000_000, **_WALKING},
-    # Any Atari game, by the name of its family. What counts is that pictures are seen against their
-    # mean, and that the value's gradient, which all but drowns the policy's, is weighed down.
+    "HalfCheetah-v5": {"total_timesteps": 1_000_000, **_LOCOMOTION},
+    "Hopper-v5": {"total_timesteps": 1_000_000, **_LOCOMOTION},
+    "Walker2d-v5": {"total_timesteps": 1_000_000, **_LOCOMOTION},
+    "Ant-v5": {"total_timesteps": 1_000_000, **_LOCOMOTION},
+    "BipedalWalker-v3": {"total_timesteps": 4_000_000, **_LOCOMOTION},
+    # Any Atari game, by the name of its family. Mean-subtracted images and a small vf_coef matter
+    # most: the gradient of the value loss is much larger than the policy's.
     "ALE": {
         "num_envs": 16,
         "total_timesteps": 10_000_000,
@@ -119,7 +118,7 @@ _ACTOR_CRITIC: dict[str, dict[str, Any]] = {
         "precision": "bfloat16",
     },
 }
-# A2C on a GPU: batches that fill it, and as many updates for the same steps.
+# A2C on a GPU: batches that fill it; short rollouts, for more updates in the same steps.
 _ACTOR_CRITIC["ALE on a GPU"] = _ACTOR_CRITIC["ALE"] | {
     "num_envs": 256,
     "n_steps": 5,
@@ -134,8 +133,8 @@ _REINFORCE: dict[str, dict[str, Any]] = {
         "ent_coef": 0.0,
         "max_grad_norm": 1e9,
     },
-    # Where no episode of a batch arrives, all pay -500: less the others' mean nothing is left to
-    # follow, and without entropy it stays there.
+    # If no episode of a batch reaches the goal, all returns are -500 and the advantages over the
+    # batch mean are 0: without the entropy bonus learning stops there.
     "Acrobot-v1": {
         "total_timesteps": 200_000,
         "episodes": 8,
@@ -151,7 +150,7 @@ _OFF_POLICY: dict[str, dict[str, Any]] = {
         "gamma": 0.98,
         "buffer_size": 200_000,
     },
-    # Without pushes that last it never reaches the flag, and learns to save its fuel.
+    # Without correlated noise it never reaches the flag and learns to avoid the action cost.
     "MountainCarContinuous-v0": {
         "total_timesteps": 100_000,
         "learning_rate": 1e-3,
@@ -175,8 +174,8 @@ _OFF_POLICY: dict[str, dict[str, Any]] = {
         "learning_starts": 10_000,
     },
 }
-# With γ = 0.98 TD3, whose estimates are low, hovers till the time is over: landing lies too far
-# ahead. More noise than usual brings it down earlier. DDPG, which estimates high, does not gain.
+# With γ = 0.98 TD3, which underestimates, hovers until truncation: landing is too far in the
+# future. More noise makes it land earlier. DDPG, which overestimates, gains nothing.
 _TD3 = _OFF_POLICY | {
     "LunarLanderContinuous-v3": _OFF_POLICY["LunarLanderContinuous-v3"]
     | {"gamma": 0.99, "noise_std": 0.2},
@@ -190,19 +189,19 @@ _GENERIC: dict[str, Any] = {"num_envs": 16}
 
 
 def settings(algorithm: str, env: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset of an environment for an algorithm, or what suits any environment.
+    """Returns the preset of an environment for an algorithm, or generic settings.
 
-    Where fewer environments feed an update than the preset was tuned for, be it that more workers
-    share them out or that a number was given by hand, its gradient is noisier: the step size falls
-    with the square root of the batch, as adaptive optimizers want it.
+    With fewer environments per update than the preset was tuned for (more workers, or a number
+    given by the user) the gradient is noisier: the learning rate is scaled by √(batch / tuned
+    batch), the square-root rule for adaptive optimizers.
 
     Args:
-        algorithm: its module's name, "a3c".
+        algorithm: module name of the algorithm, such as "a3c".
         env: name of the environment.
-        given: settings given by hand; for A3C with `workers` in any case.
+        given: settings given by the user; for A3C always with `workers`.
 
-    Source of the rule: Malladi et al. 2022 (arXiv:2205.10287), definition 4.1. Without it 16
-    workers failed on one of the three seeds of CartPole-v1 that were tried.
+    Source: Malladi et al. 2022 (arXiv:2205.10287), definition 4.1. Without the rule, 16 workers
+    failed on one of three seeds of CartPole-v1.
     """
     if algorithm in _UNSCALED:
         return dict(_UNSCALED[algorithm].get(env, {}))

@@ -1,6 +1,6 @@
 """Checks of memory, open files and processes before a run starts.
 
-Without /proc no limit is known, and none is checked.
+Without /proc limits are unknown and not checked.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 _PROC, _GROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")
-_SYS_ADMIN, _SYS_RESOURCE = 1 << 21, 1 << 24  # linux/capability.h: who has one is not limited
+_SYS_ADMIN, _SYS_RESOURCE = 1 << 21, 1 << 24  # linux/capability.h: exempt from RLIMIT_NPROC
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """A ration of something.
+    """Resource limit.
 
     Attributes:
-        total: how much may be used.
-        used: how much is.
-        whose: by whom.
-        remedy: the command that raises it, with {} for a number.
-        ceiling: how far anybody but root may raise it, where that is known.
+        total: largest number in use that is allowed.
+        used: number in use now.
+        whose: owner of the limit, for the message.
+        remedy: command that raises the limit, with {} for the number.
+        ceiling: highest limit that can be set without root, ∞ if unknown.
     """
 
     total: int
@@ -43,11 +43,11 @@ class Limit:
 
     @property
     def left(self) -> int:
-        """How much more may be used."""
+        """Number that may still be used, at least 0."""
         return max(0, self.total - self.used)
 
     def unsaved_reason(self, wanted: int) -> str:
-        """What is wrong and what helps, where so much more is wanted than is left; else nothing."""
+        """Message with the problem and the remedy if more is wanted than is left, else ""."""
         if wanted <= self.left:
             return ""
         enough = 1 << (self.used + wanted - 1).bit_length()
@@ -56,7 +56,7 @@ class Limit:
 
 
 def file_limits() -> list[Limit]:
-    """Of this process, and of every one it starts."""
+    """Limits on open files of this process and each of its children."""
     soft, hard = _soft_and_hard("RLIMIT_NOFILE")
     with contextlib.suppress(OSError):
         used = len(os.listdir("/dev/fd"))  # noqa: PTH208  a count is wanted, not paths
@@ -66,7 +66,7 @@ def file_limits() -> list[Limit]:
 
 
 def process_limits() -> list[Limit]:
-    """Of this user and of this container, threads counted each."""
+    """Limits on processes and threads of this user and this container."""
     limits = []
     soft, hard = _soft_and_hard("RLIMIT_NPROC")
     if soft < math.inf and _ulimit_binds():
@@ -78,21 +78,21 @@ def process_limits() -> list[Limit]:
 def groups(
     membership: pathlib.Path = _PROC / "self/cgroup", root: pathlib.Path = _GROUPS
 ) -> Iterator[Limit]:
-    """Of every control group that this process is in; in a container the path may lie outside.
+    """Limits of all control groups of this process; in a container the path may be outside.
 
     Args:
-        membership: names the groups, as /proc/self/cgroup does.
-        root: where their folders are.
+        membership: file with the control groups, in the format of /proc/self/cgroup.
+        root: folder of the cgroup file system.
     """
-    with contextlib.suppress(OSError, ValueError):  # not Linux, or not as it is documented
+    with contextlib.suppress(OSError, ValueError):  # not Linux, or an unknown format
         for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "pids" not in controllers.split(","):
                 continue
-            top = root / controllers if controllers else root  # version 1, or 2
+            top = root / controllers if controllers else root  # cgroup v1, or v2
             folder = top / path.lstrip("/")
             for each in (folder, *folder.parents):
-                with contextlib.suppress(OSError, ValueError):  # not there, or "max": no limit
+                with contextlib.suppress(OSError, ValueError):  # no file, or "max": no limit
                     total = int((each / "pids.max").read_text())
                     used = int((each / "pids.current").read_text())
                     yield Limit(total, used, "the container", "docker run --pids-limit {}")
@@ -101,7 +101,7 @@ def groups(
 
 
 def _soft_and_hard(name: str) -> tuple[float, float]:
-    """The limit that holds, and how far it may be raised."""
+    """Soft and hard limit of a resource, ∞ if unlimited."""
     if resource is None:
         return math.inf, math.inf
     soft, hard = resource.getrlimit(getattr(resource, name))
@@ -110,67 +110,66 @@ def _soft_and_hard(name: str) -> tuple[float, float]:
 
 
 def _ulimit_binds() -> bool:
-    """Whether this process is held to a limit on processes; root and the like are not."""
+    """True if RLIMIT_NPROC applies to this process; root and some capabilities are exempt."""
     with contextlib.suppress(OSError, StopIteration):
         status = (_PROC / "self/status").read_text()
-        able = int(next(re.finditer(r"^CapEff:\s*(\w+)", status, re.MULTILINE))[1], 16)
-        return os.getuid() != 0 and not able & (_SYS_ADMIN | _SYS_RESOURCE)
+        capabilities = int(next(re.finditer(r"^CapEff:\s*(\w+)", status, re.MULTILINE))[1], 16)
+        return os.getuid() != 0 and not capabilities & (_SYS_ADMIN | _SYS_RESOURCE)
     return False
 
 
 def count_tasks(user: int) -> int:
-    """Threads of all processes of a user, of those that can be seen."""
+    """Number of threads of all visible processes of a user."""
     tasks = 0
     for path in _PROC.glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has exited
             status = path.read_text()
             if re.search(rf"^Uid:\s*{user}\s", status, re.MULTILINE):
                 tasks += sum(map(int, re.findall(r"^Threads:\s*(\d+)", status, re.MULTILINE)))
     return tasks
 
 
-# Counted on Linux: a worker is three threads, of which two hardly ever run, and its parent holds
-# three files for it; the process of an environment is two, and its parent holds four. Others: the
-# server that they are forked from and its tracker, checkpoints, logs, and what passes while they
-# start.
+# Counted on Linux: a worker has three threads, two of them mostly idle, and three open files in its
+# parent; an environment process has two threads, and four files in its parent. Others: the fork
+# server and its resource tracker, checkpoints, logs, and temporary use during start-up.
 _WORKER_TASKS, _ENVIRONMENT_TASKS, _OTHER_TASKS = 3, 2, 8
 _WORKER_FILES, _ENVIRONMENT_FILES, _OTHER_FILES = 3, 4, 32
 
 
 def check_workers(count: int) -> None:
-    """Makes sure that so many worker processes can be started.
+    """Checks that this number of worker processes can be started.
 
     Raises:
-        UserError: the machine, the user or the container may not have as many.
+        UserError: a limit of the machine, the user or the container is too low.
     """
     files, tasks = _WORKER_FILES * count, _WORKER_TASKS * count
     _check(f"workers {count}", files, tasks, "give fewer workers")
 
 
 def check_environments(count: int) -> None:
-    """Makes sure that so many environments can have processes of their own.
+    """Checks that this number of environment processes can be started.
 
     Raises:
-        UserError: as `check_workers`.
+        UserError: as for `check_workers`.
     """
-    what = f"num_envs {count} in processes of their own"
+    what = f"num_envs {count} in separate processes"
     files, tasks = _ENVIRONMENT_FILES * count, _ENVIRONMENT_TASKS * count
     _check(what, files, tasks, "give a smaller num_envs")
 
 
 def check_memory(what: str, wanted: int, remedy: str) -> int | None:
-    """Makes sure that what must fit into memory can.
+    """Checks that an object fits into memory.
 
     Args:
-        what: takes it.
-        wanted: bytes, at least.
-        remedy: what to do about it.
+        what: name of the object, for the message.
+        wanted: lower bound of its size in bytes.
+        remedy: remedy, for the message.
 
     Returns:
-        Bytes that are left for it, or None where nobody says.
+        Bytes of free memory, or None if unknown.
 
     Raises:
-        UserError: there is less.
+        UserError: it does not fit.
     """
     free = shared_memory.available()
     if free is not None and wanted > free:
@@ -182,12 +181,12 @@ def check_memory(what: str, wanted: int, remedy: str) -> int | None:
 
 
 def _check(what: str, files: int, tasks: int, remedy: str) -> None:
-    wanted = {
+    needed = {
         "open files": (files + _OTHER_FILES, file_limits()),
         "processes and threads": (tasks + _OTHER_TASKS, process_limits()),
     }
-    for name, (number, rations) in wanted.items():
-        for ration in rations:
-            unsaved_reason = ration.unsaved_reason(number)
-            if unsaved_reason:
-                raise UserError(f"{what} want {number:,} {name}, {unsaved_reason}, or {remedy}")
+    for name, (number, limits) in needed.items():
+        for limit in limits:
+            reason = limit.unsaved_reason(number)
+            if reason:
+                raise UserError(f"{what} need {number:,} {name}, {reason}, or {remedy}")

@@ -29,34 +29,34 @@ def between(name: str, value: float, least: float, most: float) -> None:
         raise UserError(f"{name} must lie between {least:g} and {most:g}, got {value}")
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
 def check_type(name: str, value: Any, hint: Any) -> Any:
-    """The value, if it is of that kind; a whole number also where it is written as 1e6.
+    """Returns the value if it has the annotated type; a float like 1e6 becomes an integer.
 
     Args:
-        name: of the setting, for the message.
-        value: from a command line, a file or Python.
+        name: name of the setting, for the message.
+        value: value from the command line, a file or Python.
         hint: int, float, bool, str, a tuple of these, a Literal, None, a class, or a union.
 
     Raises:
-        UserError: it is of another.
+        UserError: the value has another type.
 
     >>> check_type("workers", 4.0, int)
     4
     """
     allowed = _alternatives(hint)
-    if any(_fits(value, kind) for kind in allowed):
+    if any(_fits(value, type_) for type_ in allowed):
         return value
     if int in allowed and isinstance(value, float) and value.is_integer():
         return int(value)
-    words = [word for kind in allowed if get_origin(kind) is Literal for word in get_args(kind)]
-    if words and isinstance(value, str):
+    choices = [each for t in allowed if get_origin(t) is Literal for each in get_args(t)]
+    if choices and isinstance(value, str):
         numbers = ", or a number" if float in allowed else ""
-        raise UserError(f"{name} must be one of {', '.join(words)}{numbers}, got {value!r}")
-    wanted = " or ".join(dict.fromkeys(_word(kind) for kind in allowed if kind is not type(None)))
-    raise UserError(f"{name} must be {wanted}, got {value!r}")
+        raise UserError(f"{name} must be one of {', '.join(choices)}{numbers}, got {value!r}")
+    wanted = dict.fromkeys(_describe(type_) for type_ in allowed if type_ is not type(None))
+    raise UserError(f"{name} must be {' or '.join(wanted)}, got {value!r}")
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -65,23 +65,23 @@ def _alternatives(hint: Any) -> list[Any]:
     return [hint]
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if kind in (bool, int, float):
-        abstract = {bool: bool | np.bool_, int: numbers.Integral, float: numbers.Real}[kind]
-        return isinstance(value, abstract) and (kind is bool or not isinstance(value, bool))
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        each = get_args(kind)[0]
+def _fits(value: Any, hint: Any) -> bool:
+    if hint in (bool, int, float):
+        abstract = {bool: bool | np.bool_, int: numbers.Integral, float: numbers.Real}[hint]
+        return isinstance(value, abstract) and (hint is bool or not isinstance(value, bool))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        each = get_args(hint)[0]
         return isinstance(value, tuple | list) and all(_fits(part, each) for part in value)
-    if isinstance(get_origin(kind) or kind, type) and get_origin(kind) is not abc.Callable:
-        return isinstance(value, get_origin(kind) or kind)
+    if isinstance(get_origin(hint) or hint, type) and get_origin(hint) is not abc.Callable:
+        return isinstance(value, get_origin(hint) or hint)
     return callable(value)
 
 
-def _word(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return ", ".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return "whole numbers"
-    return _WORDS.get(kind, "what makes one, from Python")
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return "integers"
+    return _WORDS.get(hint, "from Python a function that makes one")

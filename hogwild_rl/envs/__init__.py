@@ -1,1 +1,1 @@
-"""Environments: made, vectorized, checked, and their spaces as arrays."""
+"""Environments: construction, vectorization, API checks, and codecs of their spaces."""

@@ -1,8 +1,8 @@
-"""Atari games as the literature plays them: 84×84 grey, 4 frames stacked, every 4th frame seen.
+"""Atari games with standard preprocessing: 84×84 greyscale, 4 stacked frames, frameskip 4.
 
-Full games with true scores: neither are rewards clipped here, nor does a lost life end an episode.
-Every number is the id's own but those that all the literature shares: `ALE/Pong-v5` repeats an
-action by chance ("sticky"), `PongNoFrameskip-v4` does not.
+Episodes are full games with raw scores: rewards are not clipped here, and a lost life does not end
+an episode. Settings other than these are the id's own: `ALE/Pong-v5` has sticky actions,
+`PongNoFrameskip-v4` has not.
 
 Source: Mnih et al. 2015 (Nature 518), methods; sticky actions: Machado et al. 2018
 (arXiv:1709.06009), section 5.
@@ -17,35 +17,35 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-FRAMESKIP = 4  # frames of the emulator for one step; the last two are maximised over
+FRAMESKIP = 4  # emulator frames per step; observations are the maximum of the last two
 _STACK, _SIZE, _NOOPS = 4, 84, 30
 _FIRE = 1
-_OURS = {"game", "frameskip", "obs_type"}  # of an id's settings, those that are set or checked here
+_OURS = {"game", "frameskip", "obs_type"}  # kwargs of a spec that are set or checked here
 _PASSED_ON = {"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"}
 
 
 def installed() -> bool:
-    """Whether the extra is there."""
+    """True if ale-py is installed."""
     return importlib.util.find_spec("ale_py") is not None
 
 
 def register() -> None:
-    """Makes gymnasium know the games, where ale-py is installed."""
+    """Registers the games with gymnasium if ale-py is installed."""
     if installed():
         import ale_py
 
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # it greets, once per process
-        with contextlib.suppress(AttributeError):  # importing it was enough in older forms
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner, once per process
+        with contextlib.suppress(AttributeError):  # older versions register on import
             gymnasium.register_envs(ale_py)
 
 
 def from_ale(env: Any) -> bool:
-    """Whether an environment is one of the Arcade Learning Environment's."""
+    """True for environments of the Arcade Learning Environment."""
     return isinstance(env, EnvSpec) and str(env.entry_point).startswith("ale_py")
 
 
 def is_game(env: Any) -> TypeGuard[EnvSpec]:
-    """Whether it is a game, as registered, that is seen on a screen and played with buttons."""
+    """True for unwrapped ALE specs with RGB observations and discrete actions."""
     return (
         from_ale(env)
         and not env.additional_wrappers
@@ -55,12 +55,12 @@ def is_game(env: Any) -> TypeGuard[EnvSpec]:
 
 
 def make(spec: EnvSpec, noops: int = _NOOPS, **rendering: Any) -> gymnasium.Env[Any, Any]:
-    """One game, through gymnasium's wrappers.
+    """Makes one game, with gymnasium's preprocessing wrappers.
 
     Args:
-        spec: `is_game`.
-        noops: at most so many steps of doing nothing begin an episode.
-        rendering: `render_mode`, where wanted.
+        spec: spec for which `is_game` is true.
+        noops: maximum number of no-op actions at an episode's start.
+        rendering: `render_mode`, if any.
     """
     from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
@@ -73,9 +73,9 @@ def make(spec: EnvSpec, noops: int = _NOOPS, **rendering: Any) -> gymnasium.Env[
 def make_vector(
     spec: EnvSpec, num_envs: int, threads: int, noops: int = _NOOPS
 ) -> VectorEnv[Any, Any, Any] | None:
-    """Many games, stepped in C++ by this many threads, with NEXT_STEP autoreset.
+    """Makes ale-py's vector environment with C++ threads and NEXT_STEP autoreset.
 
-    None where C++ has no setting for what the spec asks for, such as a game's mode.
+    Returns None if it lacks a setting of the spec, such as a game's mode.
     """
     settings = {name: value for name, value in spec.kwargs.items() if name not in _OURS}
     if any(value for name, value in settings.items() if name not in _PASSED_ON):
@@ -85,7 +85,7 @@ def make_vector(
     register()
 
     class Games(AtariVectorEnv):
-        """With the halves of a step that `vector.SteppingAlone` names."""
+        """ALE vector environment with the methods of `vectorize.AsyncVectorEnv`."""
 
         def step_async(self, actions: Any) -> None:
             self.send(actions)
@@ -109,7 +109,7 @@ def make_vector(
 
 
 class _Fire(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Presses FIRE once, for one frame, where a game waits for it to begin."""
+    """Wrapper that presses FIRE for one frame after a reset in games that start with FIRE."""
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**options)

@@ -1,7 +1,7 @@
-"""Checks that an environment follows gymnasium's API, and messages for those that do not.
+"""Checks of environments against gymnasium's API, with error messages.
 
-Errors that every worker would meet, or that would be learned from silently, are rejected. Numbers
-outside a space's bounds, or in another precision, are accepted.
+Rejected are errors that would occur in every worker or corrupt training silently. Accepted are
+values outside a space's bounds or of another precision.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from hogwild_rl.envs import atari, codecs
 from hogwild_rl.envs.codecs import ActionCodec, one_line
 from hogwild_rl.errors import UserError
 
-# What pip brings that an environment needs, by a word in its id or entry point.
+# pip packages that an environment needs, by a substring of its id or entry point.
 _ATARI = "ale-py opencv-python-headless"
 _NEEDS = {
     "box2d": '"gymnasium[box2d]"',
@@ -35,15 +35,15 @@ _NEEDS = {
     "noframeskip": _ATARI,
 }
 
-_LONGEST = 300  # characters of what others printed
+_LONGEST = 300  # characters of external text in a message
 
 
 def cannot_make(name: str, error: BaseException) -> str:
-    """Why an environment cannot be made, and what to do about it, in one line.
+    """One-line message with the cause and the remedy for an environment that cannot be made.
 
     Args:
-        name: its id.
-        error: what finding or making it raised.
+        name: id of the environment.
+        error: exception raised by its lookup or construction.
     """
     registered = gymnasium.registry.get(name)
     missing = isinstance(error, gymnasium.error.DependencyNotInstalled | ImportError)
@@ -55,18 +55,18 @@ def cannot_make(name: str, error: BaseException) -> str:
     hint = f"{name} {registered.entry_point if registered else ''}".lower()
     packages = next((packages for word, packages in _NEEDS.items() if word in hint), None)
     if packages and (missing or (packages == _ATARI and not atari.installed())):
-        return f"environment {name} needs an extra: {sys.executable} -m pip install {packages}"
+        return f"environment {name} needs packages: {sys.executable} -m pip install {packages}"
     if missing:
         return f"environment {name} needs a package that is not installed: {error}"
     matches = difflib.get_close_matches(
         name.rpartition(":")[2], gymnasium.registry, n=3, cutoff=0.5
     )
     near = f"; did you mean {' or '.join(matches)}?" if matches else ""
-    return f"unknown environment {name!r}{near or ': give a registered id or module:Id'}"
+    return f"unknown environment {name!r}{near or ': pass a registered id or module:Id'}"
 
 
 def describe_exception(error: BaseException) -> str:
-    """An exception and where it was raised, in one line."""
+    """One-line description of an exception and its origin."""
     text = abbreviate(f"{type(error).__name__}: {error}").removesuffix(":")
     ours = str(pathlib.Path(__file__).parents[1])
     frames = [f for f in traceback.extract_tb(error.__traceback__) if ours not in f.filename]
@@ -76,7 +76,7 @@ def describe_exception(error: BaseException) -> str:
 
 
 def abbreviate(value: Any) -> str:
-    """A space or an observation as printed, on one line that is not too long."""
+    """One-line string of a space or an observation, at most about 300 characters."""
     if isinstance(value, spaces.Box):
         return f"a Box of {list(value.shape)} {value.dtype}"
     text = one_line(value)
@@ -84,7 +84,7 @@ def abbreviate(value: Any) -> str:
 
 
 def describe_type(value: Any) -> str:
-    """What something is, for messages."""
+    """Type and size or value of an object, for messages."""
     if value is None:
         return "None"
     if isinstance(value, type):
@@ -105,30 +105,29 @@ def describe_type(value: Any) -> str:
 Env = gymnasium.Env[Any, Any]
 _T = TypeVar("_T")
 
-_STEPS, _STEPS_S = 10, 0.005  # steps that are tried: at most so many, one at least, for so long
+_STEPS, _STEPS_S = 10, 0.005  # test steps: maximum number (at least 1) and duration
 _RESET = "def reset(self, *, seed=None, options=None)"
 _STEP = "observation, reward, terminated, truncated, info"
 
 
 class _BrokenError(Exception):
-    """The contract is broken; the message says where."""
+    """Violation of gymnasium's API; the message names the method or space."""
 
 
 class _RaisedError(_BrokenError):
-    """The environment's own code raised."""
+    """Exception raised by the environment's own code."""
 
 
 def check(env: Env, name: str, played: bool = True) -> None:
-    """Looks at the spaces and plays a few random steps, which leave the environment anywhere.
+    """Checks the spaces and a few random steps; the environment must be reset afterwards.
 
     Args:
-        env: just made.
-        name: for messages.
-        played: False where its steps need not be tried.
+        env: environment before its first reset.
+        name: its name in messages.
+        played: False to check the spaces only.
 
     Raises:
-        UserError: the contract is broken, a space is not supported, or the environment raised; the
-            message says where and what is wanted.
+        UserError: the environment violates gymnasium's API or raises, or a space is not supported.
     """
     try:
         _check_spaces(env)
@@ -139,22 +138,22 @@ def check(env: Env, name: str, played: bool = True) -> None:
 
 
 def is_tested_upstream(source: Any) -> bool:
-    """Whether gymnasium or ale-py test it, whose environments can take long to begin."""
+    """True for environments of gymnasium and ale-py, tested there; their resets can be slow."""
     if not isinstance(source, EnvSpec) or source.additional_wrappers:
         return False
     return str(source.entry_point).startswith(("gymnasium.envs.", "ale_py"))
 
 
 def called(name: str, what: str, function: Callable[[], _T]) -> _T:
-    """What a caller's function gives.
+    """Calls a function of the user's code and returns its result.
 
     Args:
-        name: of the environment, for messages.
-        what: is done, for messages.
-        function: takes nothing.
+        name: name of the environment, for messages.
+        what: description of the call, for messages.
+        function: function without parameters.
 
     Raises:
-        UserError: it raised; the message says what and where, in one line.
+        UserError: the function raised; the message has the exception and its origin in one line.
     """
     try:
         return _called(what, function)
@@ -167,7 +166,7 @@ def _called(what: str, function: Callable[[], _T]) -> _T:
         return function()
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # it is the caller's code
+    except (Exception, SystemExit) as error:  # arbitrary user code
         raise _RaisedError(f"{what} raised {describe_exception(error)}") from error
 
 
@@ -181,14 +180,14 @@ def _check_spaces(env: Env) -> None:
         for part in codecs.leaves(space):
             if isinstance(part, spaces.Box) and (part.low > part.high).any():
                 short = abbreviate(part)
-                raise _BrokenError(f"{attribute} {short} has a low above its high: exchange them")
+                raise _BrokenError(f"{attribute} {short} has low > high: exchange the bounds")
         found[attribute] = space
-    seen = codecs.ObservationCodec.of(found["observation_space"]).shape
-    chosen = ActionCodec.of(found["action_space"]).shape
-    for (attribute, space), shape in zip(found.items(), (seen, chosen), strict=True):
+    observed = codecs.ObservationCodec.of(found["observation_space"]).shape
+    acted = ActionCodec.of(found["action_space"]).shape
+    for (attribute, space), shape in zip(found.items(), (observed, acted), strict=True):
         if not math.prod(shape):
             raise _BrokenError(
-                f"{attribute} {abbreviate(space)} is empty: give it a number at least"
+                f"{attribute} {abbreviate(space)} is empty: it must have at least one element"
             )
 
 
@@ -198,35 +197,35 @@ def _check_played(env: Env) -> None:
     try:
         _play(env)
     except _RaisedError:
-        # A wrapper may have stumbled over what lies below it: say that rather, if it is broken.
+        # The wrapped environment may be the cause: report its API violation if it has one.
         inner = env.unwrapped
         if inner is not env:
             with contextlib.suppress(_RaisedError):
-                _pair(_called("reset()", lambda: inner.reset(seed=0, options=None)))
-                _five(_called("step()", lambda: inner.step(_actions(inner).sample())))
+                _check_reset(_called("reset()", lambda: inner.reset(seed=0, options=None)))
+                _check_step(_called("step()", lambda: inner.step(_actions(inner).sample())))
         raise
 
 
 def _play(env: Env) -> None:
-    """An episode's beginning, a few random steps, and a beginning once more."""
+    """Checks a reset, a few random steps, and a second reset."""
     space, actions = env.observation_space, _actions(env)
-    # As vector environments call it.
-    seen = _pair(_called("reset()", lambda: env.reset(seed=0, options=None)))
-    _check_observation(space, seen, "reset()", finite=True)
-    began_s = time.perf_counter()
+    # The arguments are those of vector environments.
+    observation = _check_reset(_called("reset()", lambda: env.reset(seed=0, options=None)))
+    _check_observation(space, observation, "reset()", finite=True)
+    start_s = time.perf_counter()
     for _ in range(_STEPS):
         action = actions.sample()
-        given = _five(_called("step()", lambda: env.step(action)))  # noqa: B023  called at once
-        _check_observation(space, given[0], "step()")
-        _check_outcome(*given[1:])
-        if given[2] or given[3] or time.perf_counter() - began_s > _STEPS_S:
+        result = _check_step(_called("step()", lambda: env.step(action)))  # noqa: B023  called at once
+        _check_observation(space, result[0], "step()")
+        _check_outcome(*result[1:])
+        if result[2] or result[3] or time.perf_counter() - start_s > _STEPS_S:
             break
-    seen = _pair(_called("reset()", env.reset))
-    _check_observation(space, seen, "a second reset()", finite=True)
+    observation = _check_reset(_called("reset()", env.reset))
+    _check_observation(space, observation, "a second reset()", finite=True)
 
 
 def _layers(env: Env) -> Iterator[Env]:
-    """An environment, and those that it is wrapped around."""
+    """Yields an environment and all environments that it wraps, outermost first."""
     yield env
     while isinstance(env, gymnasium.Wrapper):
         env = env.env
@@ -236,52 +235,52 @@ def _layers(env: Env) -> Iterator[Env]:
 def _check_signature(env: Env) -> None:
     try:
         signature = inspect.signature(env.reset)
-    except (TypeError, ValueError):  # not written in Python: calling it will tell
+    except (TypeError, ValueError):  # not written in Python: checked by the call
         return
     try:
         signature.bind(seed=0, options=None)
     except TypeError as error:
-        kind = type(env).__name__
+        name = type(env).__name__
         raise _BrokenError(
-            f"reset() of {kind} does not take seed and options: write {_RESET}"
+            f"reset() of {name} does not take seed and options: write {_RESET}"
         ) from error
 
 
 def _actions(env: Env) -> spaces.Space[Any]:
-    """The action space with a seed of its own, which leaves the environment's alone."""
+    """Seeded copy of the action space: the environment's own generator is not advanced."""
     actions = copy.deepcopy(env.action_space)
     actions.seed(0)
     return actions
 
 
-def _pair(given: Any) -> Any:
-    """The observation out of what reset gave."""
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise _BrokenError(f"reset() must return (observation, info), got {describe_type(given)}")
-    if not isinstance(given[1], dict):
-        raise _BrokenError(f"info of reset() must be a dict, got {describe_type(given[1])}")
-    return given[0]
+def _check_reset(result: Any) -> Any:
+    """Returns the observation of a result of `reset`."""
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise _BrokenError(f"reset() must return (observation, info), got {describe_type(result)}")
+    if not isinstance(result[1], dict):
+        raise _BrokenError(f"info of reset() must be a dict, got {describe_type(result[1])}")
+    return result[0]
 
 
-def _five(given: Any) -> Any:
-    """What step gave, if it is of five parts."""
-    if isinstance(given, tuple | list) and len(given) == 5:
-        return given
-    old = isinstance(given, tuple) and len(given) == 4
-    hint = ": done of the old gym is terminated and truncated now" if old else ""
-    raise _BrokenError(f"step() must return ({_STEP}), got {describe_type(given)}{hint}")
+def _check_step(result: Any) -> Any:
+    """Returns a result of `step` if it has five elements."""
+    if isinstance(result, tuple | list) and len(result) == 5:
+        return result
+    old = isinstance(result, tuple) and len(result) == 4
+    hint = ": replace the old gym's done by terminated and truncated" if old else ""
+    raise _BrokenError(f"step() must return ({_STEP}), got {describe_type(result)}{hint}")
 
 
 def _check_outcome(reward: Any, terminated: Any, truncated: Any, info: Any) -> None:
     number = isinstance(reward, SupportsFloat) and not isinstance(reward, str)
     if not number or np.ndim(reward):
-        raise _BrokenError(f"step() must give a number as reward, got {describe_type(reward)}")
+        raise _BrokenError(f"step() must return a number as reward, got {describe_type(reward)}")
     for flag, value in (("terminated", terminated), ("truncated", truncated)):
-        # 0 and 1 count as bools, as they do for gymnasium's vector environments.
+        # 0 and 1 count as bools, as in gymnasium's vector environments.
         if np.ndim(value) or np.asarray(value).dtype.kind not in "biuf" or value not in (0, 1):
-            raise _BrokenError(f"step() must give a bool as {flag}, got {describe_type(value)}")
+            raise _BrokenError(f"step() must return a bool as {flag}, got {describe_type(value)}")
     if not isinstance(info, dict):
-        raise _BrokenError(f"step() must give a dict as info, got {describe_type(info)}")
+        raise _BrokenError(f"step() must return a dict as info, got {describe_type(info)}")
 
 
 def _check_observation(
@@ -291,19 +290,19 @@ def _check_observation(
     part: str = "observation",
     finite: bool = False,
 ) -> None:
-    """Raises unless an observation has its space's structure and shape, and a dtype that fits.
+    """Raises unless an observation has its space's structure and shape and a compatible dtype.
 
     Args:
-        space: of the observation, or of a part of it.
-        given: the observation, or that part.
-        source: what gave it.
-        part: which.
-        finite: whether numbers that are not finite are refused.
+        space: space of the observation or of a part of it.
+        given: the observation or that part.
+        source: method that returned it, for messages.
+        part: name of the part, for messages.
+        finite: True to reject NaN and infinity.
     """
 
     def refuse(got: str) -> NoReturn:
         wanted = abbreviate(space)
-        raise _BrokenError(f"{source} gave {got} as {part}, its space wants {wanted}")
+        raise _BrokenError(f"{source} returned {got} as {part}, its space is {wanted}")
 
     if isinstance(space, spaces.Dict):
         if not isinstance(given, dict):
@@ -325,7 +324,7 @@ def _check_observation(
         if array.shape != space.shape or not np.can_cast(array.dtype, dtype, "same_kind"):
             refuse(describe_type(given))
         if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
-            refuse("numbers that are not finite")
+            refuse("non-finite numbers")
         choices = isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
         if choices and not space.contains(array.astype(dtype)):
             refuse(abbreviate(given))

@@ -1,4 +1,4 @@
-"""Codecs between an environment's spaces and the arrays of a policy."""
+"""Codecs between an environment's spaces and a policy's arrays."""
 
 import dataclasses
 import functools
@@ -17,22 +17,21 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class ActionCodec:
-    """How a policy's actions become an environment's.
+    """Converts a policy's actions to an environment's.
 
-    A policy counts choices from 0, has one axis of N where an action is more than a single choice,
-    and knows no bounds. Clipping is for the environment only: learning needs log π of what was
-    drawn, so a rollout keeps the policy's actions.
+    A policy's discrete actions start at 0, actions other than Discrete have one axis of length N,
+    and continuous actions are unbounded. Only the environment receives clipped actions: the loss
+    needs log π of the sampled ones, so a rollout stores the policy's actions.
 
         >>> codec = ActionCodec.of(spaces.Box(0, 10, (2, 1)), rescale=True)
         >>> codec.to_env(np.array([[0.5, -3]], np.float32)).tolist()
         [[[7.5], [0.0]]]
 
     Attributes:
-        shape: of one action of the policy, () for Discrete and (N,) otherwise.
-        dtype: of the policy's actions, np.float32 for a Box and np.int64 otherwise.
-        to_env: gives the environment's actions, [B, *space.shape] in the space's dtype, for the
-            policy's, [B, *shape]. It leaves its argument alone, and returns it where nothing is to
-            be changed.
+        shape: shape of one policy action, () for Discrete and (N,) otherwise.
+        dtype: type of policy actions, np.float32 for a Box and np.int64 otherwise.
+        to_env: maps policy actions [B, *shape] to environment actions [B, *space.shape] in the
+            space's dtype. It does not modify its argument, and returns it if nothing changes.
     """
 
     shape: tuple[int, ...]
@@ -41,14 +40,14 @@ class ActionCodec:
 
     @classmethod
     def of(cls, space: gymnasium.Space[Any], rescale: bool = False) -> "ActionCodec":
-        """The codec of an action space.
+        """Codec for an action space.
 
         Args:
             space: Discrete, MultiDiscrete, MultiBinary or a Box of floats.
-            rescale: map −1..1 to low..high in each dimension of a Box that has both bounds.
+            rescale: map [−1, 1] to [low, high] in each dimension of a Box that has both bounds.
 
         Raises:
-            UserError: another space; the message names it.
+            UserError: the space is not supported.
         """
         if isinstance(space, spaces.Discrete):
             if space.start == 0 and space.dtype == np.int64:
@@ -63,19 +62,19 @@ class ActionCodec:
             return cls(shape, np.float32, _rescaled(space) if rescale else _clipped(space))
         raise UserError(
             f"action space {one_line(space)} is not supported: "
-            "Discrete, MultiDiscrete, MultiBinary and Box of floats are"
+            "use Discrete, MultiDiscrete, MultiBinary or Box of floats"
         )
 
 
 def one_line(value: Any) -> str:
-    """A space or an observation as printed, on one line also where its bounds fill several."""
+    """String of a space or an observation, with each run of whitespace as one space."""
     return " ".join(str(value).split())
 
 
 def _choices(
     space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary, start: Array
 ) -> Callable[[Array], Array]:
-    # In int64, whatever the space's dtype: unsigned starts would make floats of the sums.
+    # int64 for every dtype: the sum of int64 and uint64 would be a float.
     start = start.astype(np.int64)
     return functools.partial(_shift, start=start, shape=space.shape or (), dtype=space.dtype)
 
@@ -89,7 +88,7 @@ def _rescaled(space: spaces.Box) -> Callable[[Array], Array]:
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     low = np.where(bounded, space.low, -1).astype(np.float64).reshape(-1)
     high = np.where(bounded, space.high, 1).astype(np.float64).reshape(-1)
-    # Halved first: the bounds may be the largest floats there are.
+    # Halve first: high − low may overflow.
     middle, radius = high / 2 + low / 2, high / 2 - low / 2
     return functools.partial(_rescale, middle=middle, radius=radius, clip=_clipped(space))
 
@@ -103,7 +102,7 @@ def _shift(actions: Array, start: Array, shape: tuple[int, ...], dtype: Any) -> 
 
 
 def _clip(actions: Array, low: Array, high: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    # Two ufuncs take 1.5 µs where np.clip takes 2.1.
+    # Two ufuncs take 1.5 µs, np.clip takes 2.1 µs.
     clipped = np.minimum(np.maximum(actions, low), high)
     return clipped.astype(dtype, copy=False).reshape(len(actions), *shape)
 
@@ -112,16 +111,16 @@ def _rescale(actions: Array, middle: Array, radius: Array, clip: Callable[[Array
     return clip(middle + radius * actions)
 
 
-_CHANNELS_AT_MOST = 16  # what is longer is a side of the picture
+_CHANNELS_AT_MOST = 16  # a longer axis is height or width
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A picture of bytes in 0..255.
+    """Shape of a uint8 image in 0..255.
 
     Attributes:
-        shape: as the environment gives it: [H, W], [H, W, C], [C, H, W] or a stack of [H, W, C].
-        channels_first: whether channels are the first axis.
+        shape: environment's layout: [H, W], [H, W, C], [C, H, W] or [frames, H, W, C].
+        channels_first: True for [C, H, W].
     """
 
     shape: tuple[int, ...]
@@ -129,7 +128,7 @@ class Image:
 
     @property
     def chw(self) -> tuple[int, int, int]:
-        """Channels, height and width, the frames of a stack as channels."""
+        """Channels, height and width; stacked frames count as channels."""
         if len(self.shape) == 2:
             return 1, *self.shape
         if len(self.shape) == 4:
@@ -141,19 +140,19 @@ class Image:
 
 @dataclasses.dataclass(frozen=True)
 class ObservationCodec:
-    """Observations as rows of one array, which rollouts keep and networks take.
+    """Converts observations to rows of one array, the format of rollouts and networks.
 
-    A single image stays as it is, in bytes. All else is flattened to float32, as gymnasium's
-    `spaces.flatten` does it: Discrete and MultiDiscrete become one-hot, Dict and Tuple their parts
-    side by side; images among the parts come last, so that a network can treat them apart.
+    A single image keeps its shape and uint8. Other spaces are flattened to float32 as by
+    gymnasium's `spaces.flatten`: Discrete and MultiDiscrete become one-hot, the parts of Dict and
+    Tuple are concatenated; images among the parts come last, for separate encoders.
 
     Attributes:
-        space: of one environment.
-        shape: of a row, *O.
-        dtype: of a row, uint8 or float32.
-        vector: how many numbers at a row's start belong to no image; 0 for a single image.
-        images: in the order in which they follow.
-        order: numbers of the space's parts as they lie in a row.
+        space: observation space of one environment.
+        shape: shape of a row, *O.
+        dtype: type of a row, uint8 or float32.
+        vector: number of elements before the images; 0 for a single image.
+        images: images of a row, in order.
+        order: indices of the space's leaves in the order of a row.
     """
 
     space: Space[Any]
@@ -165,26 +164,24 @@ class ObservationCodec:
 
     @classmethod
     def of(cls, space: Space[Any]) -> "ObservationCodec":
-        """The codec for a space.
+        """Codec for an observation space.
 
         Raises:
-            UserError: the space is not supported; the message names it.
+            UserError: the space is not supported.
         """
-        picture = as_image(space)
-        if picture is not None:
-            return cls(space, picture.shape, np.uint8, 0, (picture,))
+        image = as_image(space)
+        if image is not None:
+            return cls(space, image.shape, np.uint8, 0, (image,))
         parts = list(leaves(space))
-        pictures = [as_image(part) for part in parts]
-        images = tuple(picture for picture in pictures if picture is not None)
-        vector = sum(
-            _size(part) for part, seen in zip(parts, pictures, strict=True) if seen is None
-        )
+        found = [as_image(part) for part in parts]
+        images = tuple(image for image in found if image is not None)
+        vector = sum(_size(part) for part, image in zip(parts, found, strict=True) if image is None)
         pixels = sum(math.prod(image.shape) for image in images)
-        order = sorted(range(len(parts)), key=lambda i: pictures[i] is not None)  # stable
+        order = sorted(range(len(parts)), key=lambda i: found[i] is not None)  # stable
         return cls(space, (vector + pixels,), np.float32, vector, images, tuple(order))
 
     def rows(self, observations: Any) -> Array:
-        """[B, *O] from a batch of observations, as vector environments give them."""
+        """Converts a vector environment's batch of observations to rows, [B, *O]."""
         if isinstance(self.space, spaces.Box):
             array: Array = np.asarray(observations)
             return array.reshape(len(array), *self.shape)
@@ -192,29 +189,29 @@ class ObservationCodec:
         return np.concatenate([_flat(*parts[i]) for i in self.order], axis=1)
 
     def row(self, observation: Any) -> Array:
-        """One observation, [*O]."""
+        """Converts one observation to a row, [*O]."""
         row: Array = self.rows(batch_of_one(self.space, observation))[0]
         return row
 
     def batched(self, observations: Any) -> bool:
-        """Whether these are a batch of observations, and not one.
+        """True for a batch of observations, False for one observation.
 
         Raises:
-            UserError: they are neither.
+            UserError: neither.
         """
-        kinds = set()
-        for space, given in _parts(self.space, observations):
-            got, wanted = np.shape(given), space.shape
+        batched = set()
+        for space, part in _parts(self.space, observations):
+            got, wanted = np.shape(part), space.shape
             if wanted not in (got, got[1:]):
-                raise UserError(f"observations must have shape {wanted}, or B of these, got {got}")
-            kinds.add(got != wanted)
-        if len(kinds) > 1:
-            raise UserError("observations must be one or a batch in all their parts, got a mixture")
-        return kinds == {True}
+                raise UserError(f"observations must have shape {wanted} or B of it, got {got}")
+            batched.add(got != wanted)
+        if len(batched) > 1:
+            raise UserError("observations must be batched in all parts or in none, got a mixture")
+        return batched == {True}
 
 
 def as_image(space: Space[Any]) -> Image | None:
-    """What a space is as an image, or None: bytes in 0..255 with two spatial axes."""
+    """Image of a uint8 Box in 0..255 with two spatial axes; None for other spaces."""
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return None
     shape, whole = space.shape, bool((space.low == 0).all() and (space.high == 255).all())
@@ -231,7 +228,7 @@ def as_image(space: Space[Any]) -> Image | None:
 
 
 def batch_of_one(space: Space[Any], observation: Any) -> Any:
-    """One observation as a batch, as vector environments give them."""
+    """Batch of one observation, in the format of vector environments."""
     if isinstance(space, spaces.Dict):
         return {key: batch_of_one(part, observation[key]) for key, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
@@ -241,7 +238,7 @@ def batch_of_one(space: Space[Any], observation: Any) -> Any:
 
 
 def leaves(space: Space[Any]) -> Iterator[Space[Any]]:
-    """The spaces that a space is composed of, in gymnasium's order."""
+    """Yields the non-composite subspaces of a space, in gymnasium's order."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         composed: Mapping[str, Space[Any]] | Sequence[Space[Any]] = space.spaces
         parts = composed.values() if isinstance(composed, Mapping) else composed
@@ -252,7 +249,7 @@ def leaves(space: Space[Any]) -> Iterator[Space[Any]]:
 
 
 def _parts(space: Space[Any], batch: Any) -> Iterator[tuple[Space[Any], Any]]:
-    """The spaces that a space is composed of, each with its part of a batch."""
+    """Yields the non-composite subspaces of a space, each with its part of a batch."""
     if isinstance(space, spaces.Dict):
         for key, part in space.spaces.items():
             yield from _parts(part, batch[key])
@@ -271,13 +268,13 @@ def _size(space: Space[Any]) -> int:
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         return math.prod(space.shape)
     raise UserError(
-        f"observation space {one_line(space)} is not supported: Box, Discrete, MultiDiscrete, "
-        "MultiBinary, and Dict and Tuple of these are"
+        f"observation space {one_line(space)} is not supported: use Box, Discrete, MultiDiscrete, "
+        "MultiBinary, or Dict and Tuple of these"
     )
 
 
 def _flat(space: Space[Any], batch: Any) -> Array:
-    """[B, size] float32 from a batch of one uncomposed space."""
+    """Flattens a batch of a non-composite space to [B, size] float32."""
     if isinstance(space, spaces.Discrete):
         return _one_hot(np.asarray(batch)[:, None] - space.start, np.array([space.n]))
     if isinstance(space, spaces.MultiDiscrete):
@@ -288,7 +285,7 @@ def _flat(space: Space[Any], batch: Any) -> Array:
 
 
 def _one_hot(choices: Array, sizes: Array) -> Array:
-    """[B, Σn] float32 from choices [B, N], each below its size in [N]."""
+    """One-hot encoding [B, Σ sizes] float32 of choices [B, N] in 0..sizes−1, sizes [N]."""
     B = len(choices)
     hot = np.zeros((B, int(sizes.sum())), dtype=np.float32)
     offsets = np.cumsum(sizes) - sizes
@@ -298,15 +295,15 @@ def _one_hot(choices: Array, sizes: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class EnvCodec:
-    """How a policy and its environments talk to each other.
+    """Codecs and reward transformation between a policy and its environments.
 
     Attributes:
-        observations: what the policy is shown.
-        actions: what it does.
-        state_size: H, how much it remembers.
-        terminal_on_life_loss: a lost life counts as terminal, though the episode goes on.
-        rewards: what the learner is paid for what the environment pays, [T, B], in place, given
-            where episodes ended and what was valid, [T, B] each.
+        observations: observation codec.
+        actions: action codec.
+        state_size: size H of the policy's recurrent state.
+        terminal_on_life_loss: a lost life counts as terminated, though the episode continues.
+        rewards: transforms rewards [T, B] in place, given the ends of episodes [T, B] and the mask
+            of valid transitions [T, B].
     """
 
     observations: ObservationCodec

@@ -1,4 +1,4 @@
-"""One environment in a process of its own, with observations in shared memory."""
+"""Environment in a child process, with observations in shared memory."""
 
 import contextlib
 import ctypes
@@ -25,16 +25,16 @@ from hogwild_rl.envs import make
 
 
 class SharedObservations:
-    """A row of observations for each of B environments, without a lock: each row has one writer.
+    """Shared-memory observations of B environments, without a lock: each row has one writer.
 
-    A process that is started with it as an argument sees the same rows.
+    Child processes that receive it as an argument share its memory.
 
     Args:
-        space: of one environment.
-        num_envs: B.
+        space: observation space of one environment.
+        num_envs: number of environments B.
 
     Attributes:
-        arrays: as gymnasium batches them, [B, ...] each.
+        arrays: observations as batched by gymnasium, [B, ...] each.
     """
 
     def __init__(self, space: Space[Any], num_envs: int) -> None:
@@ -60,13 +60,13 @@ class SharedObservations:
         )
 
     def write(self, b: int, observation: Any) -> None:
-        """Puts an environment's observation into its row."""
+        """Writes an environment's observation to row b."""
         _put(self.arrays, b, observation)
 
     def clear(self, b: int) -> None:
-        """Fills a row with zeros, whatever a process left there that was killed while it wrote."""
-        nothing = create_empty_array(self._space, 1)
-        self.write(b, next(iter(iterate(batch_space(self._space, 1), nothing))))
+        """Fills row b with zeros, since a killed process may have left it half written."""
+        zeros = create_empty_array(self._space, 1)
+        self.write(b, next(iter(iterate(batch_space(self._space, 1), zeros))))
 
 
 def _put(arrays: Any, b: int, observation: Any) -> None:
@@ -81,24 +81,24 @@ def _put(arrays: Any, b: int, observation: Any) -> None:
 
 
 Outcome: TypeAlias = tuple[SupportsFloat, bool, bool, dict[str, Any]]
-"""Reward, terminated, truncated and info; the observation is in shared memory by then."""
+"""Reward, terminated, truncated and info; sent after the observation is in shared memory."""
 
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_ENDING_TIMEOUT_S = 5.0  # for a process that has let go of its pipe
+_ENDING_TIMEOUT_S = 5.0  # for a process that has closed its pipe
 _ANSWER_WITHIN_S = 0.5
-_LONGEST_TIMEOUT_S = 1e6  # that milliseconds in a C int can count
-_TEXT_BYTES = 32_768  # well below a pipe's buffer: a failing process never waits for its reader
+_LONGEST_TIMEOUT_S = 1e6  # in milliseconds it fits a C int
+_TEXT_BYTES = 32_768  # well below a pipe's buffer: writing a traceback never blocks
 
 
 class EnvironmentFailedError(RuntimeError):
-    """The process of an environment died, raised or hung.
+    """Crash, exception or hang of an environment's process.
 
     Attributes:
-        environment: its number.
-        exit_code: of its process; negative where a signal killed it.
-        traceback: of what it raised, or of where it crashed or hung; empty where nobody knows.
-        silent_s: how long it had not answered, where it was killed for that.
-        steps: that this process had taken.
+        environment: index of the environment.
+        exit_code: exit code of the process; −n if signal n killed it.
+        traceback: traceback of the exception, crash or hang; empty if unknown.
+        silent_s: seconds without an outcome before the process was killed as hung; 0 otherwise.
+        steps: number of steps of this process.
     """
 
     def __init__(
@@ -110,17 +110,17 @@ class EnvironmentFailedError(RuntimeError):
 
 
 class EnvProcess:
-    """The parent's end of a process that makes an environment and does what it is printed.
+    """Parent's handle of a child process that makes, resets and steps one environment.
 
     Args:
-        number: of the environment, for messages.
-        make: it; picklable.
-        observations: of all environments.
-        b: its row there.
-        timeout_s: within which it answers, or it hangs.
+        number: index of the environment, for messages.
+        make: makes the environment; picklable.
+        observations: shared observations of all environments.
+        b: row of this environment in `observations`.
+        timeout_s: seconds without an outcome after which the process counts as hung.
 
     Attributes:
-        pipe: through which it answers.
+        pipe: receives the outcomes.
     """
 
     def __init__(
@@ -144,64 +144,64 @@ class EnvProcess:
         pipe.close()
         texts.close()
         self._number, self._timeout_s = number, min(timeout_s, _LONGEST_TIMEOUT_S)
-        self._answered = _waiter(self.pipe)
-        self._asked_s, self._stepping, self._steps = time.monotonic(), False, 0
+        self._poll = _waiter(self.pipe)
+        self._sent_s, self._stepping, self._steps = time.monotonic(), False, 0
 
     def ask(self, resets: bool, argument: Any) -> None:
-        """Has it reset, with these keywords, or step, with this action.
+        """Sends a reset with keyword arguments, or a step with an action.
 
         Raises:
-            EnvironmentFailedError: the process has ended.
+            EnvironmentFailedError: the process has exited.
         """
-        self._asked_s, self._stepping = time.monotonic(), not resets
+        self._sent_s, self._stepping = time.monotonic(), not resets
         try:
             self.pipe.send((resets, argument))
-        except OSError as severed:
-            raise self._ended() from severed
+        except OSError as error:
+            raise self._exited() from error
 
     def receive(self, patiently: bool = True) -> Outcome | None:
-        """The outcome of what was asked.
+        """Receives the outcome of the last `ask`.
 
         Args:
-            patiently: whether to wait for it; without that it is None where it is not there yet.
+            patiently: True to wait for the outcome, False to return None if it is not available.
 
         Raises:
-            EnvironmentFailedError: the process has ended, or was killed because it hangs.
+            EnvironmentFailedError: the process has exited, or hung and was killed.
         """
-        left_s = max(self._asked_s + self._timeout_s - time.monotonic(), 0.0)
+        left_s = max(self._sent_s + self._timeout_s - time.monotonic(), 0.0)
         try:
-            if self._answered(left_s if patiently else 0.0):
+            if self._poll(left_s if patiently else 0.0):
                 outcome: Outcome = self.pipe.recv()
                 self._steps += self._stepping
                 return outcome
-        except (EOFError, OSError) as severed:
-            raise self._ended() from severed
+        except (EOFError, OSError) as error:
+            raise self._exited() from error
         if patiently or left_s == 0:
-            raise self._hangs()
+            raise self._kill_hung()
         return None
 
     def kill(self) -> None:
-        """Ends the process, whatever it does; it holds nothing that could be lost."""
+        """Kills the process; it has no state to save."""
         self._process.kill()
 
     def close(self) -> None:
-        """Waits until it has been killed, and lets go of what belongs to it."""
+        """Joins the killed process and closes its pipes."""
         self._process.join()
         self._process.close()
         self.pipe.close()
         self._texts.close()
 
-    def _ended(self) -> EnvironmentFailedError:
+    def _exited(self) -> EnvironmentFailedError:
         self._process.join(_ENDING_TIMEOUT_S)
-        return self._failure(self._told(0.0), 0.0)
+        return self._failure(self._read_traceback(0.0), 0.0)
 
-    def _hangs(self) -> EnvironmentFailedError:
-        silent_s = time.monotonic() - self._asked_s
+    def _kill_hung(self) -> EnvironmentFailedError:
+        silent_s = time.monotonic() - self._sent_s
         where = ""
         if hasattr(signal, "SIGUSR1"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGUSR1)
-            where = self._told(_ANSWER_WITHIN_S)  # one that is stopped cannot tell
+            where = self._read_traceback(_ANSWER_WITHIN_S)  # empty for a process in SIGSTOP
         return self._failure(where, silent_s)
 
     def _failure(self, text: str, silent_s: float) -> EnvironmentFailedError:
@@ -211,20 +211,20 @@ class EnvProcess:
         self.close()
         return EnvironmentFailedError(self._number, exit_code, text, silent_s, self._steps)
 
-    def _told(self, within_s: float) -> str:
-        """What it wrote of how it failed, each piece if it comes in time."""
+    def _read_traceback(self, within_s: float) -> str:
+        """Reads the process's traceback, waiting at most `within_s` for each chunk."""
         text = b""
         with contextlib.suppress(OSError):
             while len(text) < _TEXT_BYTES and self._texts.poll(within_s):
-                piece = os.read(self._texts.fileno(), _TEXT_BYTES)
-                if not piece:
+                chunk = os.read(self._texts.fileno(), _TEXT_BYTES)
+                if not chunk:
                     break
-                text += piece
+                text += chunk
         return text.decode(errors="replace").strip()
 
 
 def _waiter(pipe: Connection) -> Callable[[float], bool]:
-    """A pipe's own `poll`, in a seventh of the time where the platform lets us prepare it."""
+    """Returns a pipe's `poll`, seven times as fast on platforms with `select.poll`."""
     if not hasattr(select, "poll"):
         return pipe.poll
     poll = select.poll()
@@ -239,22 +239,22 @@ def child_main(
     commands: Connection,
     texts: Connection,
 ) -> None:
-    """What the process of an environment does, from its first instruction of ours to its last.
+    """Main function of an environment's process.
 
-    It ignores Ctrl-C, which is the parent's to handle, and leaves when the parent is gone.
+    It ignores Ctrl-C, which the parent handles, and exits when the parent has exited.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     if hasattr(faulthandler, "register"):
         faulthandler.enable(texts.fileno())
-        faulthandler.register(signal.SIGUSR1, texts.fileno())  # asked where it hangs, it answers
+        faulthandler.register(signal.SIGUSR1, texts.fileno())  # prints the traceback of a hang
     try:
         _serve(make(), observations, b, commands)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # the parent is gone
+        with contextlib.suppress(OSError):  # the parent has exited
             text = traceback.format_exc().encode(errors="replace")
             os.write(texts.fileno(), text[-_TEXT_BYTES:])
-        # Leaving early is a failure even with sys.exit(0).
+        # Every early exit is a failure, also sys.exit(0).
         sys.exit((isinstance(error, SystemExit) and error.code) or 1)
 
 
@@ -262,7 +262,7 @@ def _serve(env: make.Env, observations: SharedObservations, b: int, commands: Co
     while True:
         try:
             resets, argument = commands.recv()
-        except (EOFError, OSError):  # the parent is gone
+        except (EOFError, OSError):  # the parent has exited
             return
         if resets:
             observation, info = env.reset(**argument)
@@ -274,7 +274,7 @@ def _serve(env: make.Env, observations: SharedObservations, b: int, commands: Co
         commands.send(outcome)
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

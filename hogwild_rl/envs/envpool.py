@@ -1,4 +1,4 @@
-"""EnvPool's environments, stepped by threads in C++, behind gymnasium's contract."""
+"""EnvPool environments, stepped by C++ threads, with gymnasium's vector API."""
 
 import importlib.util
 import warnings
@@ -13,26 +13,26 @@ from hogwild_rl.envs import make
 
 
 def installed() -> bool:
-    """Whether the extra is there."""
+    """True if EnvPool is installed."""
     return importlib.util.find_spec("envpool") is not None
 
 
 def has(spec: EnvSpec) -> bool:
-    """Whether EnvPool, which must be installed, has this environment as it is registered."""
+    """True if EnvPool, which must be installed, has this registered environment."""
     import envpool
 
     return not spec.kwargs and not spec.additional_wrappers and spec.id in envpool.list_all_envs()
 
 
 class PoolVectorEnv(VectorEnv[Any, Any, Any]):
-    """Environments of EnvPool; they autoreset in the next step by themselves.
+    """Vector environment of EnvPool, with EnvPool's own NEXT_STEP autoreset.
 
-    Their dynamics are ported to C++: trajectories are not gymnasium's to the last bit.
+    Dynamics are ported to C++: trajectories are not bit-identical to gymnasium's.
 
     Args:
-        spec: one that `has` said yes to.
-        num_envs: B ≥ 1.
-        threads: that step them.
+        spec: spec for which `has` is true.
+        num_envs: number of environments B ≥ 1.
+        threads: maximum number of threads.
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int, threads: int) -> None:
@@ -53,9 +53,9 @@ class PoolVectorEnv(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Makes the pool, whose seeds cannot be changed later: `seed`, `seed` + 1, ...
+        """Makes a pool with the seeds `seed`, `seed` + 1, ..., since a pool cannot be reseeded.
 
-        Without a seed the pool there is goes on, as gymnasium has it.
+        Without a seed an existing pool is reset and continues its random streams, as in gymnasium.
         """
         del options
         if seed is None and self._pool is not None:
@@ -66,15 +66,15 @@ class PoolVectorEnv(VectorEnv[Any, Any, Any]):
         self.close_extras()
         assert self.spec is not None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the precision of its spaces' bounds
+            warnings.simplefilter("ignore")  # precision of the spaces' bounds
             self._pool = envpool.make_gymnasium(self.spec.id, seed=seeds, **self._options)
             observation, _ = self._pool.reset()
-        # Doubles for MuJoCo, where gymnasium's spaces say float32.
+        # float64 for MuJoCo, where gymnasium's spaces are float32.
         self._dtype = self._pool.spec.action_array_spec["action"].dtype
         return observation, {}
 
     def step(self, actions: make.Array) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One step of all."""
+        """Steps all environments."""
         self.step_async(actions)
         return self.step_wait()
 
@@ -83,12 +83,12 @@ class PoolVectorEnv(VectorEnv[Any, Any, Any]):
         self._pool.send(actions.astype(self._dtype, copy=False))
 
     def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Waits for its outcome."""
+        """Waits for the step and returns its outcome."""
         observation, reward, terminated, truncated, _ = self._pool.recv()
         return observation, reward, terminated, truncated, {}
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Ends its threads."""
+        """Closes the pool and its threads."""
         del kwargs
         if self._pool is not None:
             self._pool.close()

@@ -1,4 +1,4 @@
-"""Environments from an id, a spec or a callable."""
+"""Construction of environments from an id, a spec or a callable."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,14 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class EnvInfo:
-    """What a run must know of an environment before it starts.
+    """Properties of an environment that a run needs before it starts.
 
     Attributes:
-        source: what workers make it from; an id is resolved, so that an environment registered by
-            the caller's program is known in every process.
+        source: spec or callable; an id is resolved to its spec, so that environments registered by
+            the caller's program can be made in every process.
         name: the id, or the callable's dotted name.
-        reward_threshold: mean return at which it counts as solved, where one is registered.
-        frames_per_step: how many frames of an emulator a step takes; 1 where there is none.
+        reward_threshold: mean return at which the task counts as solved; None if not registered.
+        frames_per_step: emulator frames per step; 1 without an emulator.
     """
 
     source: EnvSource
@@ -41,15 +41,15 @@ class EnvInfo:
 
 
 def inspect_env(env: EnvSource) -> EnvInfo:
-    """Makes an environment once, tries a few steps of it, and notes its env_info.
+    """Makes an environment, checks it with a few steps, closes it and returns its properties.
 
     Raises:
-        UserError: the id is unknown, an extra is missing, a callable cannot be sent to a worker, or
-            the environment breaks gymnasium's contract.
+        UserError: the id is unknown, an extra is missing, a callable cannot be pickled, or the
+            environment violates gymnasium's API.
     """
     source, name = spec(env) if isinstance(env, str) else env, name_of(env)
     _check_picklable(source)
-    # The vector form of a game needs no image library, and is what trains.
+    # Training uses ale-py's vector environment, which needs no image library.
     if atari.is_game(source) and (games := atari.make_vector(source, 1, threads=1)) is not None:
         games.close()
         observed, acted = games.single_observation_space, games.single_action_space
@@ -66,7 +66,7 @@ def inspect_env(env: EnvSource) -> EnvInfo:
             frames_per_step=atari.FRAMESKIP if atari.is_game(source) else 1,
         )
     except UserError:
-        with contextlib.suppress(Exception):  # the first complaint is the one to be printed
+        with contextlib.suppress(Exception):  # report the first error
             instance.close()
         raise
     checks.called(name, "close()", instance.close)
@@ -74,7 +74,7 @@ def inspect_env(env: EnvSource) -> EnvInfo:
 
 
 def name_of(env: EnvSource) -> str:
-    """The id of an environment, or a callable's dotted name."""
+    """Id of an environment, or dotted name of a callable."""
     if isinstance(env, str):
         return env
     if isinstance(env, EnvSpec):
@@ -85,16 +85,16 @@ def name_of(env: EnvSource) -> str:
 
 
 def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
-    """One environment.
+    """Makes one environment.
 
     Args:
         env: id, spec or callable.
-        render_mode: as gymnasium's; passed on only where it is set.
+        render_mode: as in `gymnasium.make`; passed only if not None.
 
     Raises:
-        UserError: it cannot be made; the message says why and what to do.
+        UserError: the environment cannot be made; the message has the cause and the remedy.
     """
-    # Environments without rendering need not take the argument.
+    # Callables that do not render need no such parameter.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         if isinstance(env, str):
@@ -112,29 +112,29 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
 
 
 def spec(name: str) -> EnvSpec:
-    """What is registered under an id; `module:Id` imports the module first.
+    """Spec registered under an id; `module:Id` imports the module first.
 
     Raises:
-        UserError: nothing is.
+        UserError: the id is not registered, or the module cannot be imported.
     """
     module, _, registered = name.rpartition(":")
     try:
         if module:
             if not all(part.isidentifier() for part in module.split(".")):
                 raise gymnasium.error.NameNotFound(module)
-            importlib.import_module(module)  # it registers the id
+            importlib.import_module(module)  # registers the id
         elif registered not in gymnasium.registry:
             atari.register()
         return gymnasium.spec(registered)
-    except (Exception, SystemExit) as error:  # whatever the module does
+    except (Exception, SystemExit) as error:  # arbitrary user code
         raise UserError(checks.cannot_make(name, error)) from error
 
 
 def _check_picklable(env: EnvSource) -> None:
     try:
         pickle.dumps(env)
-    except Exception as error:  # whatever its parts raise
+    except Exception as error:  # from arbitrary __reduce__ methods
         raise UserError(
             f"env {name_of(env)} cannot be sent to workers ({error}): "
-            "give an id or a function at the top level of a module"
+            "pass an id or a function at the top level of a module"
         ) from error

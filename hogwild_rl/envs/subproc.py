@@ -1,4 +1,4 @@
-"""Environments in processes of their own: those that die, raise or hang are replaced."""
+"""Vector environment with one process per environment; failed processes are restarted."""
 
 import multiprocessing.connection
 import time
@@ -21,40 +21,39 @@ _LOOK_EVERY_S = 0.05
 
 
 def raise_failure(failure: EnvironmentFailedError) -> float:
-    """Raises it: no environment is replaced."""
+    """Raises the failure, so that no environment is restarted."""
     raise failure
 
 
 def lost(envs: VectorEnv[Any, Any, Any]) -> make.Array:
-    """Where there was no outcome in the last reset or step, [B] bool, overwritten by the next.
+    """Mask [B] of environments without an outcome in the last reset or step.
 
-    Only environments in processes of their own can be without one.
+    It is overwritten by the next step, and all False for backends other than async.
     """
     return envs.lost if isinstance(envs, ProcessVectorEnv) else np.zeros(envs.num_envs, bool)
 
 
 class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
-    """Environments that step at the same time, with NEXT_STEP autoreset.
+    """Vector environment with one process per environment, with NEXT_STEP autoreset.
 
-    Their processes are forked from a server that has not run torch, or spawned. Observations come
-    back through shared memory, all else through a pipe for each, so that no process holds anything
-    that another waits for.
+    Processes are forked from a server that has not run torch, or spawned. Observations are
+    returned in shared memory, everything else through one pipe per process; no locks are shared.
 
-    An environment whose process fails is lost: it has no outcome in that step, nor in those that
-    follow until a new process has reset it. The step with which it comes back is one that only
-    resets. The others go on meanwhile; where there are none, the first to be back is waited for.
+    An environment whose process fails is lost: it has no outcome in this step and the following
+    ones until a new process has reset it. Its first step afterwards only resets. The other
+    environments continue; if all are lost, a step waits for the first restarted one.
 
     Args:
-        make: one environment; picklable.
-        num_envs: B ≥ 1.
-        first: number of the first environment, for messages.
-        failed: called with every failure; returns the seconds until a replacement starts, or
-            raises, and then so does `reset` or `step`.
-        step_timeout_s: seconds after which an environment that has not answered hangs.
+        make: makes one environment; picklable.
+        num_envs: number of environments B ≥ 1.
+        first: index of the first environment, for messages.
+        failed: called with every failure; returns the seconds until the restart, or raises, which
+            `reset` and `step` propagate.
+        step_timeout_s: seconds without an outcome after which an environment is killed as hung.
 
     Attributes:
-        lost: where there was no outcome in the last reset or step, [B] bool, overwritten by the
-            next; rewards and flags are 0 there, and observations say nothing.
+        lost: mask [B] of environments without an outcome in the last reset or step, overwritten by
+            the next; their rewards and flags are 0, their observations undefined.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         failed: Callable[[EnvironmentFailedError], float] = raise_failure,
         step_timeout_s: float = 60.0,
     ) -> None:
-        self._hosts: dict[int, EnvProcess] = {}
+        self._processes: dict[int, EnvProcess] = {}
         single = make()
         self.metadata = {**single.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
         self.single_observation_space = single.observation_space
@@ -78,111 +77,111 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         self._make, self._first, self._failed = make, first, failed
         self._step_timeout_s = step_timeout_s
         self._observations = SharedObservations(self.single_observation_space, num_envs)
-        self._autoreset_envs = np.zeros(num_envs, dtype=bool)  # as SyncVectorEnv calls them
+        self._autoreset_envs = np.zeros(num_envs, dtype=bool)  # name as in SyncVectorEnv
         self._seed: int | None = None
-        self._replaced = [0] * num_envs
-        self._coming: set[int] = set()  # new processes whose first reset is not over
-        self._due_s: dict[int, float] = {}  # when there will be a new process
+        self._restarts = [0] * num_envs
+        self._starting: set[int] = set()  # restarted, first reset not finished
+        self._restart_at_s: dict[int, float] = {}  # restart times
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Resets all, with `seed`, `seed` + 1, ...; the first one starts their processes."""
+        """Resets with seeds `seed`, `seed` + 1, ...; the first call starts the processes."""
         self._seed = self._seed if seed is None else seed
         for b in range(self.num_envs):
             own = {"seed": None if seed is None else seed + b, "options": options}
-            if b in self._hosts and b not in self._coming:
-                self._ask(b, True, own)
-            elif b not in self._hosts and b not in self._due_s:
+            if b in self._processes and b not in self._starting:
+                self._send(b, True, own)
+            elif b not in self._processes and b not in self._restart_at_s:
                 self._start(b, own)
         return self._observations.arrays, self._receive()[-1]
 
     def step(self, actions: make.Array) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One step of all."""
+        """Steps all environments."""
         self.step_async(actions)
         return self.step_wait()
 
     def step_async(self, actions: make.Array) -> None:
         """Starts a step."""
-        self._replace()
+        self._restart_due()
         for b, action in enumerate(iterate(self.action_space, actions)):
-            if b in self._hosts and b not in self._coming:
+            if b in self._processes and b not in self._starting:
                 resets = bool(self._autoreset_envs[b])
-                self._ask(b, resets, {} if resets else action)
+                self._send(b, resets, {} if resets else action)
 
     def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Waits for its outcome."""
+        """Waits for the step and returns its outcome."""
         return self._observations.arrays, *self._receive()
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Ends the processes."""
+        """Kills the processes."""
         del kwargs
-        for host in self._hosts.values():
-            host.kill()
-        for host in self._hosts.values():
-            host.close()
-        self._hosts.clear()
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.close()
+        self._processes.clear()
 
     def _start(self, b: int, reset: dict[str, Any]) -> None:
         number, timeout_s = self._first + b, self._step_timeout_s
         try:
-            self._hosts[b] = EnvProcess(number, self._make, self._observations, b, timeout_s)
-        except (OSError, EOFError) as error:  # no file or process is left; the server failed
+            self._processes[b] = EnvProcess(number, self._make, self._observations, b, timeout_s)
+        except (OSError, EOFError) as error:  # out of file handles or processes; server failure
             text = f"its process cannot be started ({error})"
-            self._lose(b, EnvironmentFailedError(number, 1, text, silent_s=0.0, steps=0))
+            self._record_failure(b, EnvironmentFailedError(number, 1, text, silent_s=0.0, steps=0))
         else:
-            self._ask(b, True, reset)
+            self._send(b, True, reset)
 
-    def _ask(self, b: int, resets: bool, argument: Any) -> None:
+    def _send(self, b: int, resets: bool, argument: Any) -> None:
         try:
-            self._hosts[b].ask(resets, argument)
+            self._processes[b].ask(resets, argument)
         except EnvironmentFailedError as failure:
-            self._lose(b, failure)
+            self._record_failure(b, failure)
 
     def _receive(self) -> tuple[make.Array, make.Array, make.Array, dict[str, Any]]:
-        """Rewards, ends and infos of those that were asked, and of those that are back."""
+        """Rewards, terminated, truncated and infos of all environments with an outcome."""
         B = self.num_envs
         rewards, terminated, truncated = np.zeros(B), np.zeros(B, bool), np.zeros(B, bool)
         infos: dict[str, Any] = {}
-        nobody = self.lost.all()  # could be asked
+        all_lost = self.lost.all()
         self.lost[:] = True
         while True:
-            for b in list(self._hosts):
+            for b in list(self._processes):
                 outcome = self._outcome(b)
                 if outcome is not None:
                     rewards[b], terminated[b], truncated[b], info = outcome
                     infos = self._add_info(infos, info, b)
                     self.lost[b] = False
-            self._replace()
-            if not (nobody and self.lost.all()):
+            self._restart_due()
+            if not (all_lost and self.lost.all()):
                 break
-            pipes = [host.pipe for host in self._hosts.values()]
+            pipes = [process.pipe for process in self._processes.values()]
             multiprocessing.connection.wait(pipes, _LOOK_EVERY_S)
         np.logical_or(terminated, truncated, out=self._autoreset_envs)
         return rewards, terminated, truncated, infos
 
     def _outcome(self, b: int) -> Outcome | None:
         try:
-            outcome = self._hosts[b].receive(patiently=b not in self._coming)
+            outcome = self._processes[b].receive(patiently=b not in self._starting)
         except EnvironmentFailedError as failure:
-            self._lose(b, failure)
+            self._record_failure(b, failure)
             return None
         if outcome is not None:
-            self._coming.discard(b)
+            self._starting.discard(b)
         return outcome
 
-    def _lose(self, b: int, failure: EnvironmentFailedError) -> None:
-        self._hosts.pop(b, None)
-        self._coming.discard(b)
+    def _record_failure(self, b: int, failure: EnvironmentFailedError) -> None:
+        self._processes.pop(b, None)
+        self._starting.discard(b)
         self._observations.clear(b)
-        self._due_s[b] = time.monotonic() + self._failed(failure)
+        self._restart_at_s[b] = time.monotonic() + self._failed(failure)
 
-    def _replace(self) -> None:
-        """Starts the processes that are due, with seeds of their own."""
-        for b, due_s in list(self._due_s.items()):
-            if due_s <= time.monotonic():
-                del self._due_s[b]
-                self._replaced[b] += 1
-                own = np.random.SeedSequence(self._seed, spawn_key=(b, self._replaced[b]))
-                self._coming.add(b)
+    def _restart_due(self) -> None:
+        """Restarts the processes that are due, each with a new seed."""
+        for b, restart_at_s in list(self._restart_at_s.items()):
+            if restart_at_s <= time.monotonic():
+                del self._restart_at_s[b]
+                self._restarts[b] += 1
+                own = np.random.SeedSequence(self._seed, spawn_key=(b, self._restarts[b]))
+                self._starting.add(b)
                 self._start(b, {"seed": int(own.generate_state(1)[0]) >> 1})

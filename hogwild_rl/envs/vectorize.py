@@ -1,6 +1,6 @@
 """Vector environments: native, sync, async or EnvPool, all with NEXT_STEP autoreset.
 
-The step after an episode end ignores its action, has reward 0 and returns the reset observation.
+The step after an episode's end ignores its action, has reward 0 and returns the reset observation.
 """
 
 import dataclasses
@@ -20,28 +20,28 @@ from hogwild_rl.envs.env_process import EnvironmentFailedError
 from hogwild_rl.envs.make import Array, EnvSource, make_env, spec
 from hogwild_rl.errors import UserError
 
-# From how many environments on gymnasium's native vector environment beats single ones stepped in
-# turn: on CartPole-v1 33 µs a step for any small number, against 7 µs for each.
+# Smallest B at which gymnasium's native vector environment is faster than SyncVectorEnv: measured
+# on CartPole-v1, 33 µs per step for any small B, against 7 µs per environment.
 NATIVE_FROM = 5
 
 
 @runtime_checkable
 class AsyncVectorEnv(Protocol):
-    """Vector environments that step while the caller does something else."""
+    """Vector environment that steps concurrently with the caller."""
 
     def step_async(self, actions: Array) -> None:
         """Starts a step."""
 
     def step_wait(self) -> tuple[Any, ...]:
-        """Waits for its outcome."""
+        """Waits for the step and returns its outcome."""
 
 
 def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """`num_envs` environments stepped as one: in their own vector form where faster, else in turn.
+    """Makes a native vector environment where that is faster, else a SyncVectorEnv.
 
     Args:
         env: id, spec or callable.
-        num_envs: B ≥ 1.
+        num_envs: number of environments B ≥ 1.
 
     Raises:
         UserError: the environment cannot be made.
@@ -51,17 +51,17 @@ def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
 
 
 def prefer_native(env: EnvSource, num_envs: int) -> bool:
-    """Whether a vector form of its own, should there be one, beats single ones in turn."""
+    """True if a native vector environment, where available, is faster than SyncVectorEnv."""
     return num_envs >= NATIVE_FROM or atari.is_game(spec(env) if isinstance(env, str) else env)
 
 
 def native(env: EnvSource, num_envs: int, threads: int = 1) -> VectorEnv[Any, Any, Any] | None:
-    """An environment's own vector form, gymnasium's or ale-py's; None where none fits here.
+    """Native vector environment (gymnasium, ale-py) with NEXT_STEP autoreset; None if unavailable.
 
     Args:
         env: id, spec or callable.
-        num_envs: B ≥ 1.
-        threads: that may step it; gymnasium's own take one.
+        num_envs: number of environments B ≥ 1.
+        threads: maximum threads of ale-py; gymnasium's native environments use one.
     """
     if isinstance(env, str):
         env = spec(env)
@@ -69,7 +69,7 @@ def native(env: EnvSource, num_envs: int, threads: int = 1) -> VectorEnv[Any, An
         return atari.make_vector(env, num_envs, threads)
     if not isinstance(env, EnvSpec) or env.vector_entry_point is None or env.additional_wrappers:
         return None
-    if atari.from_ale(env):  # its vector form would show it otherwise than a single one
+    if atari.from_ale(env):  # the vector form returns other observations than a single environment
         return None
     made = gymnasium.make_vec(env, num_envs, vectorization_mode="vector_entry_point")
     if made.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
@@ -79,7 +79,7 @@ def native(env: EnvSource, num_envs: int, threads: int = 1) -> VectorEnv[Any, An
 
 
 def has_native(env: EnvSource) -> bool:
-    """Whether `native` gives one."""
+    """True if `native` returns a vector environment."""
     made = native(env, 1)
     if made is not None:
         made.close()
@@ -87,13 +87,13 @@ def has_native(env: EnvSource) -> bool:
 
 
 def sync_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """Single environments, stepped one after another."""
+    """SyncVectorEnv: `num_envs` environments stepped sequentially."""
     if isinstance(env, str):
         env = spec(env)
     source = env
     return SyncVectorEnv(
         [lambda: make_env(source)] * num_envs,
-        copy=False,  # the rollout copies
+        copy=False,  # the rollout buffer copies
         autoreset_mode=AutoresetMode.NEXT_STEP,
     )
 
@@ -101,9 +101,9 @@ def sync_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
 def async_step(
     envs: VectorEnv[Any, Any, Any],
 ) -> tuple[Callable[[Array], None], Callable[[], tuple[Any, ...]]]:
-    """A step's two halves: `send(actions)` and `receive()`, which waits for what `step` returns.
+    """Returns `send(actions)`, which starts a step, and `receive()`, which returns its outcome.
 
-    Environments in processes or threads of their own step between the two, others in the second.
+    Asynchronous environments step between the two calls, others during the second.
     """
     if isinstance(envs, AsyncVectorEnv):
         return envs.step_async, envs.step_wait
@@ -112,12 +112,12 @@ def async_step(
 
 
 def force_reset(envs: VectorEnv[Any, Any, Any], b: int) -> bool:
-    """Has one environment begin anew with the next step, as if its episode had ended.
+    """Makes environment b reset in its next step, as after an episode's end.
 
     Returns:
-        Whether that could be arranged: gymnasium has no public way to ask for it.
+        True if supported: gymnasium has no public API for this, so its private flags are set.
     """
-    for flags in ("_autoreset_envs", "prev_done"):  # of SyncVectorEnv and of native ones
+    for flags in ("_autoreset_envs", "prev_done"):  # SyncVectorEnv, native environments
         resetting = getattr(envs, flags, None)
         if isinstance(resetting, np.ndarray):
             resetting[b] = True
@@ -127,14 +127,14 @@ def force_reset(envs: VectorEnv[Any, Any, Any], b: int) -> bool:
 
 Vectorization: TypeAlias = Literal["auto", "native", "sync", "async", "envpool"]
 
-# What it costs to hand one step to a process and take its outcome back.
+# Overhead of a step in another process: sending the action, receiving the outcome.
 _HANDOVER_S = 50e-6
 _TIMED_FOR_S = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """A way of stepping environments, and why it was chosen."""
+    """Vectorization backend and the reason for its choice."""
 
     name: Literal["native", "sync", "async", "envpool"]
     reason: str
@@ -143,30 +143,30 @@ class Backend:
 def choose(
     source: make.EnvSource, vectorization: Vectorization, num_envs: int, cores: int
 ) -> Backend:
-    """What was asked for, if the environment has it; for "auto" the fastest that it has.
+    """Chooses the requested backend, or for "auto" the fastest that the environment supports.
 
     Args:
-        source: of the environments.
-        vectorization: asked for.
-        num_envs: that step together, at least 1.
-        cores: that may be used.
+        source: id, spec or callable.
+        vectorization: requested backend.
+        num_envs: number of environments B ≥ 1.
+        cores: number of usable CPU cores.
 
     Raises:
-        UserError: the environment does not have what was asked for.
+        UserError: the environment does not support the requested backend.
     """
     if vectorization == "native" and not has_native(source):
         raise UserError(
-            f"{make.name_of(source)} has no native vector environment with autoreset in the next "
-            "step: leave it out, or use sync, async or envpool"
+            f"{make.name_of(source)} has no native vector environment with NEXT_STEP autoreset: "
+            "set vectorization to auto, sync, async or envpool"
         )
     if vectorization == "envpool":
         _require_pool(source)
     if vectorization != "auto":
-        return Backend(vectorization, "as asked for")
+        return Backend(vectorization, "as requested")
     if prefer_native(source, num_envs) and has_native(source):
-        return Backend("native", "the environment has a vectorised form of its own")
+        return Backend("native", "the environment has a native vector environment")
     if num_envs > 1 and isinstance(source, EnvSpec) and envpool.installed() and envpool.has(source):
-        return Backend("envpool", "it steps this environment in C++")
+        return Backend("envpool", "EnvPool steps this environment in C++")
     return _timed(source, num_envs, cores)
 
 
@@ -179,27 +179,26 @@ def make_envs(
     failed: Callable[[EnvironmentFailedError], float] = subproc.raise_failure,
     step_timeout_s: float = 60.0,
 ) -> VectorEnv[Any, Any, Any]:
-    """`num_envs` environments stepped as one, with NEXT_STEP autoreset.
+    """Makes a vector environment of the given backend, with NEXT_STEP autoreset.
 
     Args:
         source: id, spec or callable.
-        backend: chosen for it.
-        num_envs: B ≥ 1.
-        cores: that may be used.
-        first, failed, step_timeout_s: as in `ProcessVectorEnv`; only environments in processes of
-            their own can be replaced.
+        backend: result of `choose` for this source.
+        num_envs: number of environments B ≥ 1.
+        cores: number of usable CPU cores.
+        first, failed, step_timeout_s: as in `ProcessVectorEnv`, used only by the async backend.
 
     Raises:
-        UserError: they cannot be made.
+        UserError: the environments cannot be made.
     """
     if isinstance(source, str):
         source = make.spec(source)
     if backend.name == "native":
         envs = native(source, num_envs, cores)
-        assert envs is not None, "chosen where there is one"
+        assert envs is not None, "`choose` checks has_native"
         return envs
     if backend.name == "envpool":
-        assert isinstance(source, EnvSpec), "chosen for registered ones"
+        assert isinstance(source, EnvSpec), "`choose` selects envpool for registered ids"
         return envpool.PoolVectorEnv(source, num_envs, threads=cores)
     if backend.name == "async":
         maker = functools.partial(make.make_env, source)
@@ -208,7 +207,7 @@ def make_envs(
 
 
 def steps_asynchronously(source: make.EnvSource, backend: Backend) -> bool:
-    """Whether environments step in threads or processes of their own while the caller goes on."""
+    """True if the environments step in other threads or processes than the caller."""
     return backend.name in ("async", "envpool") or (
         backend.name == "native" and atari.is_game(source)
     )
@@ -220,23 +219,22 @@ def _require_pool(source: make.EnvSource) -> None:
     spec = make.spec(source) if isinstance(source, str) else source
     if not (isinstance(spec, EnvSpec) and envpool.has(spec)):
         raise UserError(
-            f"EnvPool has no {make.name_of(source)}: leave it out, or use sync or async"
+            f"EnvPool has no {make.name_of(source)}: set vectorization to auto, sync or async"
         )
 
 
 def _timed(source: make.EnvSource, num_envs: int, cores: int) -> Backend:
-    """Processes where stepping in turn takes longer than handing the steps over."""
+    """The async backend if its overhead is smaller than the time that it saves, else sync."""
     if num_envs == 1 or cores == 1:
-        return Backend("sync", "there is nothing to be shared out")
+        return Backend("sync", "only one environment or core")
     step_s = _step_seconds(source)
-    measured = f"a step takes {step_s * 1e6:,.0f} µs, handing it to a process about "
-    measured += f"{_HANDOVER_S * 1e6:.0f}"
-    pays = _HANDOVER_S + step_s / min(cores, num_envs) < step_s
-    return Backend("async" if pays else "sync", measured)
+    measured = f"a step takes {step_s * 1e6:,.0f} µs, async overhead about {_HANDOVER_S * 1e6:.0f}"
+    faster = _HANDOVER_S + step_s / min(cores, num_envs) < step_s
+    return Backend("async" if faster else "sync", measured)
 
 
 def _step_seconds(source: make.EnvSource) -> float:
-    """Mean time of a step with random actions, resets included."""
+    """Mean seconds per step with random actions, including resets."""
     env: gymnasium.Env[Any, Any] = make.make_env(source)
     env.reset(seed=0)
     env.action_space.seed(0)

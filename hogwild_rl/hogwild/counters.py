@@ -1,7 +1,7 @@
-"""Counts, timings and recent episodes of every worker, in shared memory, exact without a lock.
+"""Counts, timings and recent episodes of every worker in shared memory, exact without a lock.
 
-Each worker writes its own row and nothing else; readers add the rows up. A worker killed at any
-instruction leaves every other row as it was, and its own readable.
+Each worker writes only its own row; readers sum the rows. A worker killed at any instruction
+leaves its own row readable and all other rows unchanged.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import torch
 from hogwild_rl.hogwild import shared_memory
 
 EPISODES_KEPT = 128  # per worker
-EPISODES_READABLE = 100  # of these; the writer has the oldest to itself, to put new ones there
+EPISODES_READABLE = 100  # of these; the writer overwrites the oldest
 STALENESS_BINS = 64  # staleness 0, 1, ..., 62, and 63 or more
 PHASES = ("env", "act", "learn", "share")  # share: pull and step
 _PHASE = {name: index for index, name in enumerate(PHASES)}
@@ -55,15 +55,15 @@ _ROW = np.dtype(
         ],
     }
 )
-_CACHE_LINE = 64  # bytes; rows start on their own, so that writers do not slow each other
+_CACHE_LINE = 64  # bytes; rows are aligned to it to avoid false sharing
 
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """A finished episode: undiscounted return, length in steps, and when it ended.
+    """Finished episode: undiscounted return, length in steps, and end time.
 
-    `time_s` is on the clock of `time.monotonic`, which all processes share; `step` is the number of
-    steps its worker had taken.
+    `time_s` is the time of `time.monotonic`, which all processes share; `step` is the number of
+    steps that its worker had taken.
     """
 
     time_s: float
@@ -73,7 +73,7 @@ class Episode:
 
 
 class Counters:
-    """One row per worker in one shared segment.
+    """One row of counts and timings per worker in one shared memory segment.
 
     Args:
         workers: number of rows, at least 1.
@@ -105,26 +105,26 @@ class Counters:
         return sum(self._columns[field].tolist())
 
     def seconds(self) -> dict[str, float]:
-        """Worker seconds spent in each phase, added over all workers."""
+        """Seconds spent in each phase, summed over all workers."""
         return dict(zip(PHASES, self.rows["seconds"].sum(axis=0).tolist(), strict=True))
 
     def staleness_histogram(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
-        """Updates by staleness, [STALENESS_BINS]; the last bin holds all beyond."""
+        """Number of updates by staleness, [STALENESS_BINS]; the last bin has all larger values."""
         histogram: np.ndarray[Any, np.dtype[np.int64]] = self.rows["staleness"].sum(axis=0)
         return histogram
 
     def recent_episodes(self, count: int) -> list[Episode]:
-        """The newest finished episodes of all workers, oldest first, at most `count`.
+        """Newest finished episodes of all workers, at most `count`, oldest first.
 
         Raises:
-            ValueError: none are asked for, or more than a row keeps.
+            ValueError: `count` is below 1 or above EPISODES_READABLE.
         """
         if not 1 <= count <= EPISODES_READABLE:
             raise ValueError(f"count must lie between 1 and {EPISODES_READABLE}, got {count}")
         return [Episode(*episode) for episode in self._recent(count).tolist()]
 
     def recent_returns(self, count: int) -> tuple[list[float], list[int]]:
-        """Returns and lengths of `recent_episodes`, for those who ask often."""
+        """Returns and lengths of `recent_episodes`; faster for frequent calls."""
         recent = self._recent(count)
         return recent["return"].tolist(), recent["length"].tolist()
 
@@ -134,12 +134,12 @@ class Counters:
         return newest[-count:]
 
     def writer(self, worker: int) -> "CounterWriter":
-        """The row of one worker, to be held by that worker's process alone."""
+        """Writer of one worker's row, for use only in that worker's process."""
         return CounterWriter(self, worker)
 
 
 def _newest(row: Any, count: int) -> "np.ndarray[Any, Any]":
-    """A copy of a row's newest episodes, oldest first, that its writer does not touch meanwhile."""
+    """Copy of a row's newest episodes, oldest first; their writer does not overwrite them."""
     written = int(row["episode_count"])
     numbers = np.arange(max(0, written - count), written)
     newest: np.ndarray[Any, Any] = row["episodes"][numbers % EPISODES_KEPT]
@@ -147,21 +147,21 @@ def _newest(row: Any, count: int) -> "np.ndarray[Any, Any]":
 
 
 class CounterWriter:
-    """One worker's row. Nobody else may write it."""
+    """Writer of one worker's row. No other process may write that row."""
 
     def __init__(self, counters: Counters, worker: int) -> None:
         self._counters = counters
         row = counters.rows[worker : worker + 1]
-        self._own = {name: row[name] for name in _ROW.names or ()}  # faster than the row's fields
+        self._own = {name: row[name] for name in _ROW.names or ()}  # faster than fields of the row
         self._seconds, self._staleness = row["seconds"][0], row["staleness"][0]
         self._episodes = row["episodes"][0]
         self._own["heartbeat_s"][0] = self._lap_s = time.monotonic()
 
     def add_update(self, updates_at_pull: int) -> None:
-        """Counts a gradient that was applied, and its staleness.
+        """Counts an applied gradient and its staleness.
 
         Args:
-            updates_at_pull: `total_updates()` when the parameters it was computed with were pulled.
+            updates_at_pull: `total_updates()` when the parameters of the gradient were pulled.
         """
         staleness = self.total_updates() - updates_at_pull
         self._staleness[min(staleness, STALENESS_BINS - 1)] += 1
@@ -171,18 +171,18 @@ class CounterWriter:
         self._own["dropped_in_a_row"][0] = 0
 
     def add_dropped(self) -> None:
-        """Counts a gradient that was not finite and not applied."""
+        """Counts a gradient that was dropped because it was not finite."""
         self._own["dropped"][0] += 1
         self._own["dropped_in_a_row"][0] += 1
 
     def add_nonfinite(self, sources: Sequence[int]) -> None:
-        """Counts sources of data that gave numbers that are not finite, by their numbers."""
+        """Counts data sources, given by index, that returned non-finite values."""
         for source in sources:
             self._own["nonfinite_source"][0] = source
             self._own["nonfinite"][0] += 1
 
     def add_rollout(self, steps: int, episodes: Sequence[tuple[float, int]]) -> None:
-        """Counts steps and the (return, length) of the episodes that ended in them."""
+        """Counts steps and the episodes that ended in them, each as (return, length)."""
         self._own["steps"][0] += steps
         for episode_return, length in episodes:
             self._add_episode(episode_return, length)
@@ -190,15 +190,15 @@ class CounterWriter:
     def _add_episode(self, episode_return: float, length: int) -> None:
         count, steps = int(self._own["episode_count"][0]), int(self._own["steps"][0])
         self._episodes[count % EPISODES_KEPT] = (time.monotonic(), steps, episode_return, length)
-        self._own["episode_count"][0] = count + 1  # last, so that readers find it whole
+        self._own["episode_count"][0] = count + 1  # last: readers see complete episodes only
 
     def lap(self, phase: str) -> None:
-        """Adds the time since the last lap to a phase: a sign of life."""
+        """Adds the time since the last lap to a phase and updates the heartbeat."""
         now_s = time.monotonic()
         self._seconds[_PHASE[phase]] += now_s - self._lap_s
         self._lap_s = now_s
         self._own["heartbeat_s"][0] = now_s
 
     def total_updates(self) -> int:
-        """Updates of all workers so far."""
+        """Number of updates of all workers so far."""
         return self._counters.total("updates")

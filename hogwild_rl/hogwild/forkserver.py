@@ -1,8 +1,8 @@
-"""Imported first in the server that workers are forked from: it leaves with its parent, and tidily.
+"""Clean-up of the server that workers are forked from: it exits when its parent exits.
 
-Its socket lies in a folder of temporary files that the parent removes; a parent that was killed
-cannot. By itself the server finds out that it is alone only when it has imported all it should and
-the last worker has left; and a worker that is stopped never leaves by itself.
+The server imports this module first. Its socket is in a temporary folder, which a killed parent
+does not remove. By default the server detects its parent's exit only after all its imports and
+after the exit of the last worker; a stopped worker never exits by itself.
 """
 
 import atexit
@@ -12,27 +12,27 @@ import pathlib
 import signal
 import time
 
-VARIABLE = "HOGWILD_RL_SERVER_OF"  # the parent's id and that folder, in the server's environment
+VARIABLE = "HOGWILD_RL_SERVER_OF"  # in the server's environment: the parent's id and that folder
 _LOOK_EVERY_S, _PARENT_LEAVES_WITHIN_S = 0.2, 1.0
 
 
 def _serve(parent: int, folder: pathlib.Path) -> None:
-    def look(*_: object) -> None:
+    def check_parent(*_: object) -> None:
         if os.getppid() != parent:
-            _leave(parent, folder)
+            _clean_up_and_exit(parent, folder)
 
-    # Not a thread, which could leave a child something locked. Children do not inherit the timer.
-    signal.signal(signal.SIGALRM, look)
+    # Not a thread: it could hold a lock during a fork. Children do not inherit the timer.
+    signal.signal(signal.SIGALRM, check_parent)
     signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY_S, _LOOK_EVERY_S)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGALRM, signal.SIG_DFL))
-    atexit.register(_leave, parent, folder)
+    atexit.register(_clean_up_and_exit, parent, folder)
 
 
-def _leave(parent: int, folder: pathlib.Path) -> None:
+def _clean_up_and_exit(parent: int, folder: pathlib.Path) -> None:
     deadline_s = time.monotonic() + _PARENT_LEAVES_WITHIN_S
-    while os.getppid() == parent:  # its files are closed, which ends us, before it is gone
+    while os.getppid() == parent:  # it closes its files, which ends this server, before it exits
         if time.monotonic() > deadline_s:
-            return  # it lives: this server has failed, and another may need the folder
+            return  # it runs: this server failed, and another may need the folder
         time.sleep(0.01)
     for child in _children():
         with contextlib.suppress(ProcessLookupError):
@@ -41,11 +41,11 @@ def _leave(parent: int, folder: pathlib.Path) -> None:
         for socket in folder.glob("listener-*"):
             socket.unlink(missing_ok=True)
         folder.rmdir()
-    os._exit(0)  # or the interpreter's end looks through all that was imported, for 0.2 s
+    os._exit(0)  # skips the interpreter's finalization of all imported modules: 0.2 s
 
 
 def _children() -> list[int]:
-    """Processes that were forked here, where the platform lists them."""
+    """Ids of the forked processes, where the platform lists them."""
     try:
         listed = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text()
     except OSError:

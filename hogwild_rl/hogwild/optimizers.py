@@ -2,7 +2,7 @@
 
 Concurrency: every worker updates θ and the statistics without a lock. Updates may be lost or
 interleave element by element; single float32 stores are not torn. With more than one worker no two
-runs are equal. A learning rate belongs to the process that sets it.
+runs are equal. A learning rate is local to the process that sets it.
 """
 
 import abc
@@ -19,9 +19,9 @@ from hogwild_rl.hogwild.shared_model import SharedModel
 
 
 class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
-    """A torch optimizer over the flat parameter of a `SharedModel`, with eager, shared state."""
+    """Torch optimizer over the flat parameter of a `SharedModel`, with eager, shared state."""
 
-    _rate: Tensor | None = None  # on a device: where a recorded step reads its learning rate
+    _rate: Tensor | None = None  # learning rate on the device, for recorded steps
 
     def __init__(self, model: SharedModel[Any], defaults: dict[str, Any]) -> None:
         if not defaults["lr"] >= 0:
@@ -34,21 +34,21 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
 
     @abc.abstractmethod
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The statistics before the first step, by torch.optim's names."""
+        """Statistics before the first step, by torch.optim's names."""
 
     @abc.abstractmethod
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """One step on the flat parameter and its statistics, in place."""
+        """Takes one step on the flat parameter and its statistics, in place."""
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The flat shared parameter that is stepped, [P]."""
+        """Flat shared parameter that the optimizer updates, [P]."""
         parameter: nn.Parameter = self.param_groups[0]["params"][0]
         return parameter
 
     @property
     def learning_rate(self) -> float:
-        """η of the next step in this process; assign to follow a schedule of your own."""
+        """η of the next step in this process; assign to it for a custom schedule."""
         return float(self.param_groups[0]["lr"])
 
     @learning_rate.setter
@@ -59,32 +59,32 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every tensor that a step changes: the flat parameter and its statistics."""
+        """Tensors that a step changes: the flat parameter and its statistics."""
         return [self.parameter.detach(), *self.state[self.parameter].values()]
 
     def apply(self, gradient: Tensor) -> None:
-        """Takes one step with this gradient, [P], handed over explicitly.
+        """Takes one step with this gradient, [P].
 
-        It goes round the wrapper that torch puts about `step` for its profiler and hooks, which
-        costs as much as the step of a small model.
+        Bypasses torch's wrapper of `step` for the profiler and hooks, which costs as much as the
+        step of a small model.
         """
-        self._opt_called = True  # what torch's schedulers look for
+        self._opt_called = True  # checked by torch's schedulers
         with torch.no_grad():
             self._update_(self.parameter, gradient, self.param_groups[0])
 
     @torch.no_grad()
     def apply_if_finite(self, gradient: Tensor, max_norm: float = math.inf) -> Tensor:
-        """Clips a gradient by its global norm and takes one step, without a read by the host.
+        """Clips a gradient by its global norm and takes one step, without a host-device sync.
 
-        Where the norm is not finite, no parameter and no statistic changes. In a CUDA graph
+        If the norm is not finite, no parameter and no statistic changes. In a CUDA graph
         SharedRMSprop follows `learning_rate`; other optimizers keep the rate of the recording.
 
         Args:
-            gradient: [P]; clipped in place, and 0 where its norm is not finite.
-            max_norm: > 0.
+            gradient: [P]; clipped in place, set to 0 if its norm is not finite.
+            max_norm: maximum norm > 0.
 
         Returns:
-            Whether the step was taken: bool [], on the gradient's device.
+            True if the step was taken: bool [], on the gradient's device.
         """
         norm = gradient.norm()
         finite: Tensor = norm.isfinite()
@@ -98,35 +98,35 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Takes one step with `parameter.grad`; without one it does nothing, as in torch."""
-        assert closure is None, "closures re-evaluate the loss, which shared optimizers never do"
+        """Takes one step with `parameter.grad`; does nothing if it is None, as in torch."""
+        assert closure is None, "shared optimizers do not support closures"
         gradient = self.parameter.grad
         if gradient is not None:
             self._update_(self.parameter, gradient, self.param_groups[0])
 
-    # torch wraps these three so that torch.compile passes them by, and the wrapper imports all of
-    # torch._dynamo at its first call: 0.9 s in every process that makes an optimizer. They are
-    # never compiled here, so the functions inside are called directly.
+    # torch wraps these three so that torch.compile skips them, and the wrapper imports all of
+    # torch._dynamo at its first call: 0.9 s in every process with an optimizer. They are never
+    # compiled here, so the wrapped functions are called directly.
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch."""
+        """Adds a parameter group, as in torch."""
         torch.optim.Optimizer.add_param_group.__wrapped__(self, param_group)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; the tensors in it are the shared ones."""
+        """State dict as in torch; its tensors are the shared ones."""
         state: dict[str, Any] = torch.optim.Optimizer.state_dict.__wrapped__(self)  # type: ignore[attr-defined]
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copies saved statistics into the shared ones, so that every worker sees them.
+        """Copies saved statistics into the shared tensors, so that every worker sees them.
 
         Raises:
-            ValueError: they are of another optimizer; nothing was changed.
+            ValueError: names or shapes differ from this optimizer's; nothing was changed.
         """
         shared = dict(self.state[self.parameter])
         saved = {name: list(t.shape) for name, t in state_dict["state"].get(0, {}).items()}
-        wanted = {name: list(t.shape) for name, t in shared.items()}
-        if saved != wanted:
-            raise ValueError(f"saved state has {saved}, wanted {wanted}")
+        expected = {name: list(t.shape) for name, t in shared.items()}
+        if saved != expected:
+            raise ValueError(f"saved state has {saved}, expected {expected}")
         torch.optim.Optimizer.load_state_dict.__wrapped__(self, state_dict)  # type: ignore[attr-defined]
         for name, tensor in shared.items():
             tensor.copy_(self.state[self.parameter][name])
@@ -134,7 +134,7 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
 
 
 class SharedRMSprop(SharedOptimizer):
-    """RMSprop whose running average lives in shared memory.
+    """RMSprop whose running average is stored in shared memory.
 
         g ← α g + (1 − α) Δθ²
         θ ← θ − η Δθ / √(g + ε)         with momentum μ:  m ← μ m + Δθ / √(g + ε),  θ ← θ − η m
@@ -148,10 +148,10 @@ class SharedRMSprop(SharedOptimizer):
         alpha: α in [0, 1).
         eps: ε > 0.
         momentum: μ in [0, 1); 0 keeps no momentum buffer.
-        eps_inside_root: False gives √g + ε, torch's form.
+        eps_inside_root: True for √(g + ε); False for √g + ε, as in torch.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class SharedRMSprop(SharedOptimizer):
         square_avg, alpha, eps = state["square_avg"], group["alpha"], group["eps"]
         average = square_avg.mul(alpha).addcmul_(gradient, gradient, value=1 - alpha)
         square_avg.copy_(average)
-        # The root is of our own average: the shared one may by now lack this very gradient.
+        # Root of the local average: the shared one may already lack this gradient.
         root = average.add_(eps).sqrt_() if group["eps_inside_root"] else average.sqrt_().add_(eps)
         if self._rate is None and not group["momentum"]:
             parameter.addcdiv_(gradient, root, value=-group["lr"])
@@ -201,33 +201,33 @@ class SharedRMSprop(SharedOptimizer):
 
 
 class SharedAdam(SharedOptimizer):
-    """Adam whose moments and step count live in shared memory.
+    """Adam whose moments and step count are stored in shared memory.
 
         m ← β₁ m + (1 − β₁) Δθ        v ← β₂ v + (1 − β₂) Δθ²        t ← t + 1
         θ ← θ − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
 
-    The count t is shared with the moments it corrects: a count of a worker's own would correct the
-    moments of all as if they were as young as that worker.
+    The step count t is shared, like the moments that it corrects: with a count per worker, a new
+    worker would correct the shared moments as if they were at their first steps.
 
-    Workers that interleave can leave an m with a gradient in it that v lacks, and where v is 0 so
-    far that would be a step of m / ε. So the quotient is held to what no m and v of the same
-    gradients exceed, at which a single worker never arrives: see `largest_quotient`.
+    Interleaved updates can leave a gradient in m that v lacks; where v is still 0, the step would
+    be m / ε. So the quotient is clamped to the bound for m and v of the same gradients
+    (`largest_quotient`), which a single worker never exceeds.
 
     Args:
         model: the shared model to step.
         lr: η ≥ 0.
         betas: β₁ and β₂ in [0, 1).
         eps: ε > 0.
-        alone: no other process updates this model, so nothing interleaves: torch's fused step is
-            used, which takes a third of the time on the CPU.
+        alone: True if no other process updates this model: nothing interleaves, so torch's fused
+            step is used, which takes a third of the time on the CPU.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: an argument is out of range.
 
     Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1.
     """
 
-    _fused = False  # what was sent to another process is not alone
+    _fused = False  # an optimizer sent to another process is not alone
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class SharedAdam(SharedOptimizer):
         self._fused = alone
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        on_cpu = parameter.device.type == "cpu"  # elsewhere torch's fused step counts in float32
+        on_cpu = parameter.device.type == "cpu"  # on a device torch's fused step counts in float32
         return {
             "step": shared_memory.zeros(dtype=torch.float64) if on_cpu else parameter.new_zeros(()),
             "exp_avg": shared_memory.zeros_like(parameter),
@@ -277,7 +277,7 @@ class SharedAdam(SharedOptimizer):
         exp_avg_sq = state["exp_avg_sq"].mul(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         state["exp_avg_sq"].copy_(exp_avg_sq)
         state["exp_avg"].copy_(exp_avg)
-        # Both corrections are one factor of the quotient.
+        # Both bias corrections as one factor of the quotient.
         root_correction = math.sqrt(1 - beta2**step)
         correction = root_correction / (1 - beta1**step)
         quotient = exp_avg.div_(exp_avg_sq.sqrt_().add_(group["eps"] * root_correction))
@@ -286,16 +286,16 @@ class SharedAdam(SharedOptimizer):
 
 
 def largest_quotient(beta1: float, beta2: float, step: float) -> float:
-    """The most that |m̂| / √v̂ can be after so many steps of Adam, whatever the gradients.
+    """Upper bound of |m̂| / √v̂ after `step` steps of Adam, for any gradients.
 
-        m̂ = Σ w_i g_i, v̂ = Σ u_i g_i²  ⇒  m̂² ≤ v̂ Σ w_i² / u_i        by Cauchy and Schwarz
+        m̂ = Σ w_i g_i, v̂ = Σ u_i g_i²  ⇒  m̂² ≤ v̂ Σ w_i² / u_i        (Cauchy-Schwarz)
 
     >>> largest_quotient(0.9, 0.999, 1)
     1.0
     >>> round(largest_quotient(0.9, 0.999, 1_000_000), 1)
     7.3
     """
-    if beta1**2 >= beta2:  # the sum may grow without end
+    if beta1**2 >= beta2:  # the sum is unbounded
         return 1.0 if step == 1 else math.inf
     ratio = beta1**2 / beta2
     weights = ((1 - beta1) / (1 - beta1**step)) ** 2 * (1 - beta2**step) / (1 - beta2)
@@ -313,7 +313,7 @@ class SharedSGD(SharedOptimizer):
         momentum: μ in [0, 1); 0 keeps no momentum buffer.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: an argument is out of range.
 
     Source: Recht et al. 2011 (arXiv:1106.5730), algorithm 1.
     """

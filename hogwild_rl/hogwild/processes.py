@@ -1,8 +1,8 @@
 """Worker processes: start, watch and stop.
 
 Workers are forked from a server that has imported their modules (``forkserver``), or spawned where
-there is none; they never inherit a process in which torch has run. This module imports no torch, so
-that the server can start before the parent imports it.
+there is none; they never inherit a process in which torch has run. This module does not import
+torch, so that the server can start before the parent imports it.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from hogwild_rl.hogwild import forkserver, shared_memory
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A worker, or another numbered process, that ended otherwise than by returning.
+    """Crash or hang of a worker or another numbered process.
 
     Attributes:
-        worker: its number.
-        exit_code: negative where a signal killed it.
-        traceback: of what it raised, or of where it hung; empty where nobody knows.
-        kind: what it is called.
-        silent_s: for how long it gave no sign of life, where it was killed for that.
+        worker: index of the process.
+        exit_code: exit code; negative if a signal killed the process.
+        traceback: traceback of the exception, or stack of the hung process; empty if unknown.
+        kind: name of this type of process in messages.
+        silent_s: seconds without heartbeat if the process was killed for hanging, otherwise 0.
     """
 
     worker: int
@@ -45,12 +45,12 @@ class Failure:
 
     def __str__(self) -> str:
         if self.silent_s:
-            how = f"gave no sign of life for {self.silent_s:.0f} s and was killed"
+            reason = f"had no heartbeat for {self.silent_s:.0f} s and was killed"
         elif self.exit_code < 0:
-            how = f"was killed by {_signal_name(-self.exit_code)}"
+            reason = f"was killed by {_signal_name(-self.exit_code)}"
         else:
-            how = f"failed with exit code {self.exit_code}"
-        return f"{self.kind} {self.worker} {how}" + (
+            reason = f"failed with exit code {self.exit_code}"
+        return f"{self.kind} {self.worker} {reason}" + (
             f":\n{self.traceback}" if self.traceback else ""
         )
 
@@ -62,18 +62,18 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-_TRACEBACK_BYTES = 32_768  # well below a pipe's buffer: a failing worker never waits for its reader
+_TRACEBACK_BYTES = 32_768  # well below a pipe's buffer: writing it never blocks
 
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """What a worker knows of itself: the first argument of every worker function.
+    """Index, seed and stop flag of a worker: the first argument of every worker function.
 
     Attributes:
         index: 0 for the first worker.
-        restart_index: 0 at first, 1 after a restart of this worker, and so on.
-        seed: what `random_seeds` are drawn from.
-        stop: tells whether the work should end.
+        restart_index: 0 at the first start, 1 after a restart of this worker, and so on.
+        seed: seed of the run, from which `random_seeds` are derived.
+        stop: function that returns true once the worker should end.
     """
 
     index: int
@@ -87,12 +87,12 @@ class Worker:
         return bool(self.stop())
 
     def random_seeds(self, count: int) -> list[int]:
-        """Seeds below 2³¹ that no other worker, and no other life of this one, is given."""
+        """Seeds below 2³¹, different for every worker and every restart."""
         return random_seeds(self.seed, self.index, self.restart_index, count)
 
 
 def random_seeds(seed: int, index: int, restart_index: int, count: int) -> list[int]:
-    """Seeds below 2³¹ for one life of one worker, drawn from a run's seed."""
+    """Seeds below 2³¹ for one worker and restart, derived from the seed of a run."""
     sequence = np.random.SeedSequence(seed, spawn_key=(index, restart_index))
     return [int(word) >> 1 for word in sequence.generate_state(count)]
 
@@ -100,31 +100,31 @@ def random_seeds(seed: int, index: int, restart_index: int, count: int) -> list[
 def child_main(
     worker: Worker, target: Callable[..., None], arguments: tuple[Any, ...], tracebacks: Connection
 ) -> None:
-    """What a worker process does, from its first instruction of ours to its last.
+    """Main function of a worker process.
 
-    It computes on one thread, ignores Ctrl-C, which is the parent's to handle, and leaves when the
-    parent is gone, however it went.
+    It computes on one thread, ignores Ctrl-C, which the parent handles, and exits when the parent
+    exits for any reason.
     """
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     faulthandler.enable(tracebacks.fileno())
-    if hasattr(faulthandler, "register"):  # asked by the parent where it hangs, it answers there
+    if hasattr(faulthandler, "register"):  # the parent requests the stack of a hung worker
         faulthandler.register(signal.SIGUSR1, file=tracebacks.fileno())
     torch.set_num_threads(1)
     shared_memory.retain_freed_memory()
-    torch.set_flush_denormal(True)  # averages of dead units decay into denormals, which are slow
+    torch.set_flush_denormal(True)  # averages of dead units become denormals, which are slow
     try:
         target(worker, *arguments)
     except BaseException as error:
         text = traceback.format_exc().encode(errors="replace")
         os.write(tracebacks.fileno(), text[-_TRACEBACK_BYTES:])
-        # Leaving early is a failure even with sys.exit(0): the others would go on, one fewer.
+        # sys.exit(0) is a failure too: the run would continue with one worker fewer.
         sys.exit((isinstance(error, SystemExit) and error.code) or 1)
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -140,12 +140,12 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 def preload(module: str) -> None:
     """Starts the server that workers are forked from, with a module already imported in it.
 
-    It returns at once; the import goes on beside whatever the caller does next. The server is the
-    one of the whole process: whatever else it forks ignores Ctrl-C and computes on one thread too.
-    Where it cannot be started, nothing is said: starting the first worker will tell.
+    It returns at once; the import runs in parallel. The server is shared by the whole process: all
+    its other children ignore Ctrl-C and compute on one thread too. If it cannot be started, no
+    error is raised here, but by the start of the first worker.
 
     Args:
-        module: dotted name of the module that holds the worker function.
+        module: dotted name of the module that defines the worker function.
     """
     if _METHOD != "forkserver":
         return
@@ -153,9 +153,9 @@ def preload(module: str) -> None:
     from multiprocessing import util
 
     mp_forkserver.set_forkserver_preload([forkserver.__name__, module])
-    of = {forkserver.VARIABLE: f"{os.getpid()} {util.get_temp_dir()}"}
+    parent = {forkserver.VARIABLE: f"{os.getpid()} {util.get_temp_dir()}"}
     with (
-        _in_children(of | _ONE_THREAD),
+        _in_children(parent | _ONE_THREAD),
         _ctrl_c_ignored_in_children(),
         contextlib.suppress(OSError),
     ):
@@ -163,7 +163,7 @@ def preload(module: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Life:
+class _Process:
     process: Any  # multiprocessing's process classes share no public base
     tracebacks: Connection
 
@@ -171,15 +171,14 @@ class _Life:
 class Workers:
     """A fixed number of worker processes that run ``target(worker, *arguments)``.
 
-    Use it as a context manager: whatever happens inside, no process is left behind.
+    Use it as a context manager: its exit always kills all processes that still run.
 
     Args:
-        target: a function at the top level of a module.
+        target: function at the top level of a module.
         arguments: picklable; tensors in shared memory stay shared.
         count: number of workers, at least 1.
-        seed: from which each worker's seeds are drawn.
-        restart_index: number of this life of the run, from 0; workers of another are given others'
-            seeds.
+        seed: seed of the run, from which each worker's seeds are derived.
+        restart_index: index of this session of the run, from 0; each session has its own seeds.
     """
 
     def __init__(
@@ -196,10 +195,10 @@ class Workers:
             raise ValueError(f"count must be at least 1, got {count}")
         self._target, self._arguments = target, tuple(arguments)
         self._count, self._seed = count, seed
-        # Of every worker, how often it was started, counted from a number that no other run has.
+        # Restarts per worker, counted from an offset that no other session of the run uses.
         self._restart_indices = [restart_index * _MOST_REPLACEMENTS] * count
         self._stop = shared_memory.zeros(1, dtype=torch.uint8)
-        self._lives: dict[int, _Life] = {}
+        self._processes: dict[int, _Process] = {}
 
     def __enter__(self) -> "Workers":
         preload(self._target.__module__)
@@ -216,13 +215,13 @@ class Workers:
 
     @property
     def running(self) -> int:
-        """How many workers have not ended."""
-        return len(self._lives)
+        """Number of workers that have not ended."""
+        return len(self._processes)
 
     @property
     def alive(self) -> list[int]:
-        """Numbers of those that have not ended."""
-        return list(self._lives)
+        """Indices of the workers that have not ended."""
+        return list(self._processes)
 
     def _start(self, index: int) -> None:
         context: Any = multiprocessing.get_context(_METHOD)
@@ -237,33 +236,33 @@ class Workers:
         with _in_children(_ONE_THREAD):
             process.start()
         child_end.close()
-        self._lives[index] = _Life(process, tracebacks)
+        self._processes[index] = _Process(process, tracebacks)
 
     def replace(self, index: int) -> None:
-        """Starts a worker that has ended once more, with seeds of its own."""
-        assert index not in self._lives, f"worker {index} has not ended"
+        """Restarts a worker that has ended, with new seeds."""
+        assert index not in self._processes, f"worker {index} is still running"
         self._restart_indices[index] += 1
         self._start(index)
 
     def kill_hung(self, index: int, silent_s: float) -> Failure:
-        """Kills a worker that hangs, after asking where; one that is stopped cannot tell."""
-        life = self._lives[index]
-        stack = _stack(life)
-        life.process.kill()
-        life.process.join()
+        """Kills a hung worker and reports its stack; that of a stopped worker is unknown."""
+        worker = self._processes[index]
+        stack = _stack(worker)
+        worker.process.kill()
+        worker.process.join()
         failure = self._reap_one(index)
         return dataclasses.replace(failure, traceback=stack, silent_s=silent_s)
 
     def wait(self, timeout_s: float) -> list[Failure]:
-        """Waits until a worker ends or the time is over.
+        """Waits until a worker ends or the timeout expires.
 
         Returns:
-            The workers found to have failed, in the order of their numbers.
+            Failures of the workers that have ended.
         """
-        if self._lives:
-            sentinels = [life.process.sentinel for life in self._lives.values()]
+        if self._processes:
+            sentinels = [each.process.sentinel for each in self._processes.values()]
             multiprocessing.connection.wait(sentinels, timeout_s)
-        ended = [i for i, life in self._lives.items() if life.process.exitcode is not None]
+        ended = [i for i, each in self._processes.items() if each.process.exitcode is not None]
         return self._reap(ended)
 
     def _reap(self, ended: list[int]) -> list[Failure]:
@@ -271,50 +270,50 @@ class Workers:
         return [failure for failure in failures if failure.exit_code != 0]
 
     def _reap_one(self, index: int) -> Failure:
-        life = self._lives.pop(index)
+        worker = self._processes.pop(index)
         text = ""
         with contextlib.suppress(OSError):
-            text = _read(life.tracebacks, 0.0)
-        life.tracebacks.close()
-        exit_code = life.process.exitcode
-        life.process.join()
-        life.process.close()
+            text = _read(worker.tracebacks, 0.0)
+        worker.tracebacks.close()
+        exit_code = worker.process.exitcode
+        worker.process.join()
+        worker.process.close()
         return Failure(index, exit_code, text)
 
     def stop(self, timeout_s: float) -> list[Failure]:
-        """Asks all workers to end, waits for them, and kills those that have not ended in time.
+        """Asks all workers to end, waits for them, and kills those that exceed the timeout.
 
         Returns:
-            The workers that failed by themselves meanwhile.
+            Failures of workers that crashed meanwhile.
         """
         self._stop[0] = 1
         deadline = time.monotonic() + timeout_s
         failures: list[Failure] = []
-        while self._lives and time.monotonic() < deadline:
+        while self._processes and time.monotonic() < deadline:
             failures += self.wait(deadline - time.monotonic())
         self.kill()
         return failures
 
     def kill(self) -> None:
-        """Ends all workers that still run, at once. Nothing they hold can be left locked."""
-        for life in self._lives.values():
-            life.process.kill()
-        for life in self._lives.values():
-            life.process.join()
-        self._reap(list(self._lives))
+        """Kills all workers that still run, at once. They hold no locks."""
+        for each in self._processes.values():
+            each.process.kill()
+        for each in self._processes.values():
+            each.process.join()
+        self._reap(list(self._processes))
 
 
-def _stack(life: _Life) -> str:
-    """Where a process is, by faulthandler, which needs no word of Python for it."""
+def _stack(worker: _Process) -> str:
+    """Stack of a process, written by faulthandler, even if the interpreter is blocked."""
     if hasattr(signal, "SIGUSR1"):
         with contextlib.suppress(OSError):
-            os.kill(life.process.pid, signal.SIGUSR1)
-            return _read(life.tracebacks, _ANSWER_WITHIN_S)
+            os.kill(worker.process.pid, signal.SIGUSR1)
+            return _read(worker.tracebacks, _ANSWER_WITHIN_S)
     return ""
 
 
 def _read(tracebacks: Connection, within_s: float) -> str:
-    """What a worker, or its faulthandler, wrote: bytes that come in pieces, each within a time."""
+    """Reads a traceback that arrives in pieces, each within `within_s` seconds."""
     text = b""
     while tracebacks.poll(within_s) and len(text) < _TEXT_BYTES:
         piece = os.read(tracebacks.fileno(), _TEXT_BYTES)
@@ -326,7 +325,7 @@ def _read(tracebacks: Connection, within_s: float) -> str:
 
 @contextlib.contextmanager
 def _in_children(variables: Mapping[str, str]) -> Iterator[None]:
-    """Processes started meanwhile have these in their environment."""
+    """Sets environment variables of the processes that are started in this context."""
     before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
@@ -340,7 +339,7 @@ def _in_children(variables: Mapping[str, str]) -> Iterator[None]:
 @contextlib.contextmanager
 def _ctrl_c_ignored_in_children() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may change handlers
+        yield  # only the main thread may set signal handlers
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

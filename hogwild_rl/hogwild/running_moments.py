@@ -1,7 +1,7 @@
-"""Running mean and variance of vectors, added to by every worker, exact without a lock.
+"""Running mean and variance of the vectors of all workers, exact without a lock.
 
-Each worker merges its batches into its own row and writes nothing else; readers merge the rows. A
-worker killed at any instruction leaves its row as it was before or after a whole batch.
+Each worker merges its batches into its own row and writes no other; readers merge the rows. A
+worker killed at any instruction leaves its row in the state before or after a whole batch.
 
     n = n_a + n_b        δ = mean_b − mean_a
     mean = mean_a + δ n_b / n
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = NDArray[np.float64]
 
-_WORDS = 8  # 64-bit words in a cache line; rows start on their own, as in counters
-_BLOCK = 65_536  # numbers; as float64 they stay in a core's cache between the passes over them
-_NARROW = 32  # below this size columns that lie in one piece add up faster than rows
+_WORDS = 8  # 64-bit words in a cache line; rows are aligned to it, as in counters
+_BLOCK = 65_536  # numbers; as float64 they stay in a core's cache between the two passes
+_NARROW = 32  # below this size contiguous columns are summed faster than rows
 
 
 @dataclasses.dataclass(frozen=True)
 class MergedMoments:
-    """What all workers have seen together.
+    """Moments of the vectors of all workers.
 
     Attributes:
         count: number of vectors.
-        mean: [size], 0 where nothing was seen.
-        variance: [size], of the population, that is m2 / count; 1 where nothing was seen.
+        mean: [size], 0 if count is 0.
+        variance: population variance m2 / count, [size]; 1 if count is 0.
     """
 
     count: float
@@ -45,14 +45,14 @@ class MergedMoments:
 
 
 class RunningMoments:
-    """One row per worker in one shared segment, and one for what was known before they started.
+    """One row per worker in one shared segment, and row 0 for restored moments.
 
     Args:
         workers: number of workers, at least 1.
         size: length of the vectors, at least 1.
 
     Raises:
-        ValueError: either is smaller.
+        ValueError: `workers` or `size` is below 1.
     """
 
     def __init__(self, workers: int, size: int) -> None:
@@ -66,9 +66,9 @@ class RunningMoments:
         self._view()
 
     def _view(self) -> None:
-        # Of every row there are two copies, (count, mean, m2) each. The newest is the one that the
-        # row's sequence number points at, by being even or odd; its writer fills the other and then
-        # counts up. A reader that finds the number unmoved has read a copy nobody was writing.
+        # Every row has two copies of (count, mean, m2). The parity of the row's sequence number
+        # selects the newest; the writer fills the other copy, then increments the number. A reader
+        # that finds the number unchanged has read a copy that was not being written.
         array: Array = self._memory.numpy()
         self._sequences = array.view(np.int64)[:, 0]
         self._copies = array[:, _WORDS:].reshape(len(array), 2, -1)[:, :, : 1 + 2 * self.size]
@@ -85,11 +85,11 @@ class RunningMoments:
         return len(self._sequences) - 1
 
     def writer(self, worker: int) -> "RunningMomentsWriter":
-        """The row of one worker, to be held by that worker's process alone."""
+        """Writer of one worker's row, for use only in that worker's process."""
         return RunningMomentsWriter(self, worker)
 
     def merged(self) -> MergedMoments:
-        """Count, mean and variance over all rows, each of them whole."""
+        """Count, mean and variance over consistent copies of all rows."""
         count, mean, m2 = self._sums()
         return MergedMoments(count, mean, m2 / count if count else np.ones(self.size))
 
@@ -105,15 +105,15 @@ class RunningMoments:
         return count, mean, m2
 
     def _read(self, pending: "NDArray[np.int64]") -> "Array":
-        """Whole copies of some rows, [len(pending), 1 + 2 size]."""
+        """Consistent copies of the rows `pending`, [len(pending), 1 + 2 size]."""
         rows = np.empty((1 + len(self), 1 + 2 * self.size))
-        asked = pending
+        requested = pending
         while len(pending):
             before = self._sequences[pending]
             rows[pending] = self._copies[pending, before & 1]
-            # Moved even by one, the writer may have been at the copy that was just read.
+            # After even one increment, the writer may have been writing the copy just read.
             pending = pending[self._sequences[pending] != before]
-        return rows[asked]
+        return rows[requested]
 
     def _write(self, row: int, count: float, mean: "Array", m2: "Array") -> None:
         sequence = int(self._sequences[row]) + 1
@@ -121,7 +121,7 @@ class RunningMoments:
         spare[0] = count
         spare[1 : 1 + self.size] = mean
         spare[1 + self.size :] = m2
-        self._sequences[row] = sequence  # last, so that readers find it whole
+        self._sequences[row] = sequence  # last: readers see complete copies only
 
     def _row_of(self, worker: int) -> int:
         if not 0 <= worker < len(self):
@@ -129,18 +129,18 @@ class RunningMoments:
         return 1 + worker
 
     def row_state(self, worker: int) -> Tensor:
-        """What one worker has seen, to be sent elsewhere: count, mean and m2, [1 + 2 size]."""
+        """One worker's count, mean and m2, [1 + 2 size], to be sent to another machine."""
         return torch.from_numpy(self._read(np.array([self._row_of(worker)]))[0])
 
     def set_row(self, worker: int, state: Tensor) -> None:
         """Replaces a row whose writer is on another machine.
 
         Args:
-            worker: whose row; nobody else on this machine may write it.
-            state: that worker's `row_state`, [1 + 2 size].
+            worker: index of the worker; no other process on this machine may write its row.
+            state: `row_state` of that worker, [1 + 2 size].
 
         Raises:
-            ValueError: it is of another size.
+            ValueError: `state` has another shape.
         """
         if state.shape != (1 + 2 * self.size,):
             raise ValueError(
@@ -151,9 +151,9 @@ class RunningMoments:
         self._write(self._row_of(worker), float(values[0]), mean, m2)
 
     def state(self) -> dict[str, Tensor]:
-        """All that is known, for a checkpoint: count [], mean [size] and m2 [size].
+        """State for a checkpoint: count [], mean [size] and m2 [size] of all vectors.
 
-        And the rows that it is the sum of, [1 + workers, 1 + 2 size].
+        Also the rows that they are merged from, [1 + workers, 1 + 2 size].
         """
         count, mean, m2 = self._sums()
         return {
@@ -164,13 +164,13 @@ class RunningMoments:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Goes back to a `state`, of any number of workers, before the workers start.
+        """Restores a `state` of any number of workers, before the workers start.
 
-        Of as many as there are now, every row is as it was. Of others, all of it goes into the row
-        of no worker, and the rows of the workers are empty afterwards.
+        With the same number of workers, every row is restored. Otherwise the merged moments go
+        into row 0, and the rows of the workers are empty.
 
         Raises:
-            ValueError: it is of another size.
+            ValueError: `state` has another size.
         """
         mean, m2 = state["mean"].numpy(), state["m2"].numpy()
         if mean.shape != (self.size,) or m2.shape != (self.size,):
@@ -185,7 +185,7 @@ class RunningMoments:
 
 
 class RunningMomentsWriter:
-    """One worker's row. Nobody else may write it."""
+    """Writer of one worker's row. No other process may write that row."""
 
     def __init__(self, moments: RunningMoments, worker: int) -> None:
         self._moments = moments
@@ -193,13 +193,13 @@ class RunningMomentsWriter:
         self._sequences, self._copies = moments._sequences, moments._copies[self._row]
 
     def add(self, batch: "ArrayLike") -> None:
-        """Merges vectors into the row, all of them or, if killed meanwhile, none.
+        """Merges vectors into the row: all of them, or none if killed meanwhile.
 
         Args:
-            batch: [N, size], N ≥ 0, real and finite: one NaN would stay for good.
+            batch: [N, size], N ≥ 0, real and finite: a NaN would stay in the row permanently.
 
         Raises:
-            ValueError: it is not of this shape.
+            ValueError: `batch` has another shape.
         """
         vectors = np.asarray(batch)
         size = self._moments.size
@@ -221,14 +221,14 @@ def _moments_of(vectors: "NDArray[Any]") -> "tuple[int, Array, Array]":
     distances = np.array(vectors, dtype=np.float64, order="F" if size < _NARROW else "C")
     mean = np.add.reduce(distances, axis=0) / N
     distances -= mean
-    # Not by BLAS, whose sums depend on the number of threads.
+    # Not by BLAS: its sums depend on the number of threads.
     return N, mean, np.einsum("ns,ns->s", distances, distances)
 
 
 def _merge(
     count_a: float, mean_a: "Array", m2_a: "Array", count_b: float, mean_b: "Array", m2_b: "Array"
 ) -> "tuple[float, Array, Array]":
-    """Moments of two sets together, count_b ≥ 1; Chan et al. 1983."""
+    """Moments of the union of two sets, count_b ≥ 1; Chan et al. 1983."""
     count = count_a + count_b
     delta = mean_b - mean_a
     mean = mean_a + delta * (count_b / count)

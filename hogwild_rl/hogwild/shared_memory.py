@@ -1,4 +1,4 @@
-"""Shared memory for tensors that every worker can see."""
+"""Tensors in shared memory, and memory management of a process."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-_SHARED_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108  a look at its size, nothing is written
+_SHARED_MEMORY = pathlib.Path("/dev/shm")  # noqa: S108  only its size is read
 _MEMORY = pathlib.Path("/proc/meminfo")
 _GROUPS = pathlib.Path("/sys/fs/cgroup")
 _GROUP_LIMITS = (
@@ -27,27 +27,27 @@ _TRIM_EVERY_S = 5.0
 
 
 class NoSharedMemoryError(OSError):
-    """There is too little shared memory."""
+    """Too little shared memory."""
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor of zeros in shared memory: processes that receive it see the same numbers.
+    """Tensor of zeros in shared memory: all processes that receive it share its data.
 
-    Its segment has no name, so nothing is left behind, however the processes end.
+    Its segment has no name, so it is freed however the processes end.
 
     Raises:
-        NoSharedMemoryError: there is too little. Looked for here, because a process that touches
-            memory that is not there is killed by SIGBUS without a word.
+        NoSharedMemoryError: too little is free. Checked here, because a process that accesses
+            missing memory is killed by SIGBUS without a message.
     """
-    wanted = math.prod(shape) * dtype.itemsize
+    needed = math.prod(shape) * dtype.itemsize
     if _SHARED_MEMORY.is_dir():
         space = os.statvfs(_SHARED_MEMORY)
         free = space.f_bavail * space.f_frsize
-        if wanted > free:
-            # Twice as much: what follows is no larger than the first, which is the parameters.
-            enough = (space.f_blocks * space.f_frsize - free + 2 * wanted) >> 20
+        if needed > free:
+            # Twice as much: what follows is no larger than the first tensor, the parameters.
+            enough = (space.f_blocks * space.f_frsize - free + 2 * needed) >> 20
             raise NoSharedMemoryError(
-                f"{_SHARED_MEMORY} has {free:,} bytes free, {wanted:,} are needed: make it larger "
+                f"{_SHARED_MEMORY} has {free:,} bytes free, {needed:,} are needed: make it larger "
                 f"(docker run --shm-size={1 << enough.bit_length()}m), or give smaller layers"
             )
     shared: Tensor = torch.zeros(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
@@ -62,7 +62,7 @@ def zeros_like(tensor: Tensor) -> Tensor:
 
 
 def available() -> int | None:
-    """Bytes of memory that this process may still take, or None where nobody says."""
+    """Bytes of memory that this process may still allocate, or None if unknown."""
     with contextlib.suppress(OSError, StopIteration):
         lines = _MEMORY.read_text().splitlines()
         kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
@@ -71,20 +71,20 @@ def available() -> int | None:
 
 
 def _left_in_group() -> Iterator[int]:
-    """What the control group of a container leaves of it, where there is a limit."""
+    """Bytes left by the control group of a container, where it has a limit."""
     for limit, used in _GROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # another version, or "max": no limit
+        with contextlib.suppress(OSError, ValueError):  # another cgroup version, or "max": no limit
             yield max(0, int(limit.read_text()) - int(used.read_text()))
 
 
 @functools.cache
 def retain_freed_memory() -> None:
-    """Lets this process keep memory that it frees, for when it needs it again; once is enough.
+    """Keeps freed memory in this process for reuse; later calls do nothing.
 
-    By default the GNU C library gives large blocks back at once, and every page of the next one
-    costs a fault: with the CNN of A3C on 168 pictures, forward takes 29 ms instead of 17. What lies
-    free between small blocks that stay is given back every few seconds: under an environment that
-    keeps many of them it would be 600 bytes for every step, for ever.
+    By default the GNU C library returns large blocks to the system at once, and every page of the
+    next one costs a page fault: with the CNN of A3C on 168 images, forward takes 29 ms instead of
+    17. Free memory between small blocks in use is returned every few seconds: with an environment
+    that keeps many such blocks, it would grow by 600 bytes per step without limit.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")

@@ -1,4 +1,4 @@
-"""A module's parameters as one flat tensor: shared by all workers, and copied by each."""
+"""Flat parameter tensor of a module, shared by all workers, and local replicas of it."""
 
 import copyreg
 import io
@@ -15,26 +15,26 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class SharedModel(Generic[M]):
-    """Every parameter of a module in one flat float32 tensor in shared memory, or on a device.
+    """All parameters of a module in one flat float32 tensor in shared memory, or on a device.
 
-    Trainable parameters come first (`parameter`, what optimizers step), frozen ones after them. The
-    module given becomes a view of that memory, so reading it always shows what the workers wrote.
-    Workers receive the SharedModel as an argument of their process and compute with a `replica`;
-    where a single process trains, it computes with `module` itself.
+    Trainable parameters come first (`parameter`, updated by optimizers), frozen ones after them.
+    The parameters of the given module become views of that memory and always show the latest
+    updates. Workers receive the SharedModel as an argument of their process and compute with a
+    `replica`; a single training process computes with `module` itself.
 
     Args:
-        module: any torch module of float32 CPU parameters; tied and frozen ones are kept so.
-        device: where the flat tensor lies; processes share it on the CPU only.
+        module: torch module of float32 CPU parameters; tied and frozen ones stay tied and frozen.
+        device: device of the flat tensor; processes share it on the CPU only.
 
     Attributes:
-        module: the module given, its parameters now views.
-        flat: all of them, [P].
-        parameter: the trainable ones, [P_trainable].
-        gradient: gives the gradient of a loss computed with `module`.
+        module: the given module, its parameters now views.
+        flat: all parameters, [P].
+        parameter: the trainable parameters, [P_trainable].
+        gradient: computes the gradient of a loss of `module`.
 
     Raises:
-        ValueError: a parameter is not float32 on the CPU, there is none that can be trained, or
-            the module has buffers (running statistics), which have no place in a gradient step.
+        ValueError: a parameter is not float32 on the CPU, no parameter is trainable, or the module
+            has buffers (running statistics), which a gradient step does not update.
     """
 
     def __init__(self, module: M, device: torch.device | str = "cpu") -> None:
@@ -43,38 +43,38 @@ class SharedModel(Generic[M]):
         on_cpu = torch.device(device).type == "cpu"
         self.flat = shared_memory.zeros(size) if on_cpu else torch.zeros(size, device=device)
         self.module = module
-        trainable = _lay_out(module, self.flat)
+        trainable = _flatten(module, self.flat)
         self.parameter = nn.Parameter(self.flat[:trainable])
         self.gradient = FlatGradient(module)
 
     def replica(self) -> "Replica[M]":
-        """A local copy for one worker, holding the parameters of this moment."""
-        return Replica(self.flat, _thaw(_freeze(self.module)))
+        """Local copy for one worker, with the current parameters."""
+        return Replica(self.flat, _unpickle_module(_pickle_module(self.module)))
 
     def __getstate__(self) -> dict[str, Any]:
-        # The blueprint travels by value: as a live module, every parameter would travel as a shared
-        # tensor of its own, with a file descriptor each.
+        # The module is pickled by value, without parameter data: otherwise each parameter would be
+        # sent as a shared tensor of its own, with its own file descriptor.
         return {
             "flat": self.flat,
             "parameter": self.parameter,
-            "blueprint": _freeze(self.module),
+            "blueprint": _pickle_module(self.module),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.flat = state["flat"]
         self.parameter = state["parameter"]
-        self.module = _thaw(state["blueprint"])
+        self.module = _unpickle_module(state["blueprint"])
         _bind(self.module, self.flat)
         self.gradient = FlatGradient(self.module)
 
 
 class Replica(Generic[M]):
-    """One worker's own copy of a shared model: its parameters are views of one local flat tensor.
+    """Local copy of a shared model: its parameters are views of one local flat tensor.
 
     Attributes:
-        module: the local module, to compute with.
+        module: the local module.
         flat: its parameters, [P].
-        gradient: gives the gradient of a loss computed with `module`.
+        gradient: computes the gradient of a loss of `module`.
     """
 
     def __init__(self, shared: Tensor, module: M) -> None:
@@ -86,18 +86,18 @@ class Replica(Generic[M]):
         self.gradient = FlatGradient(module)
 
     def pull(self) -> None:
-        """Copies the shared parameters as they are now; other workers may be writing meanwhile."""
+        """Copies the current shared parameters; other workers may write them meanwhile."""
         self.flat.copy_(self._shared)
 
 
 class FlatGradient:
     """Gradients of a module in the flat layout of `SharedModel.parameter`.
 
-    Each is computed anew and returned, never accumulated: nothing has to be zeroed, and nothing of
-    an earlier update can reach the optimizer.
+    Each call computes a new gradient without accumulation: no zero_grad is needed, and no earlier
+    gradient can reach the optimizer.
 
     Attributes:
-        flat: the newest gradient, [P_trainable], always the same tensor.
+        flat: the latest gradient, [P_trainable], always the same tensor.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -106,7 +106,7 @@ class FlatGradient:
         self.flat = torch.empty(size, device=self._trainable[0].device)
 
     def __call__(self, loss: Tensor) -> Tensor:
-        """The gradient of a scalar: [P_trainable], 0 where it does not reach.
+        """Gradient of a scalar loss, [P_trainable]; 0 for parameters that it does not depend on.
 
         The next call overwrites it.
         """
@@ -115,14 +115,14 @@ class FlatGradient:
 
 
 def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:
-    """Scales a flat gradient down, in place, so that its norm is at most `max_norm`.
+    """Scales a flat gradient in place so that its norm is at most `max_norm`.
 
     Args:
         gradient: [P].
-        max_norm: > 0; infinity leaves the gradient as it is.
+        max_norm: maximum norm > 0; infinity disables clipping.
 
     Returns:
-        The norm before clipping. Not finite if any element is not: such a gradient must be dropped.
+        Norm before clipping; not finite if any element is not: such a gradient must be dropped.
     """
     norm = float(gradient.norm())
     if math.isfinite(norm) and norm > max_norm:
@@ -134,22 +134,22 @@ def _check(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise ValueError(
-                f"parameter {name} is {parameter.dtype} on {parameter.device}: shared ones are "
-                "float32 on the CPU, so convert the module with .float().cpu()"
+                f"parameter {name} must be float32 on the CPU, got {parameter.dtype} on "
+                f"{parameter.device}: convert the module with .float().cpu()"
             )
     if not any(p.requires_grad for p in module.parameters()):
-        raise ValueError("the module has no parameter that requires a gradient")
+        raise ValueError("the module has no trainable parameter: set requires_grad of at least one")
     buffers = [name for name, _ in module.named_buffers()]
     if buffers:
         raise ValueError(
-            f"the module has buffers ({', '.join(buffers)}), which each worker would change apart: "
+            f"the module has buffers ({', '.join(buffers)}), which workers do not share: "
             "use layers without running statistics, such as LayerNorm"
         )
 
 
-def _lay_out(module: nn.Module, flat: Tensor) -> int:
-    """Moves the parameters into `flat`, as views; returns how many can be trained."""
-    parameters = _in_order(module)
+def _flatten(module: nn.Module, flat: Tensor) -> int:
+    """Moves the parameters into `flat` as views; returns the number of trainable elements."""
+    parameters = _trainable_first(module)
     flat.copy_(torch.cat([p.detach().reshape(-1) for p in parameters]))
     _bind(module, flat)
     return sum(p.numel() for p in parameters if p.requires_grad)
@@ -157,26 +157,26 @@ def _lay_out(module: nn.Module, flat: Tensor) -> int:
 
 def _bind(module: nn.Module, flat: Tensor) -> None:
     offset = 0
-    for parameter in _in_order(module):
+    for parameter in _trainable_first(module):
         parameter.data = flat[offset : offset + parameter.numel()].view(parameter.shape)
         offset += parameter.numel()
 
 
-def _in_order(module: nn.Module) -> list[nn.Parameter]:
-    """Each parameter once, tied ones too: the trainable first, then the frozen."""
+def _trainable_first(module: nn.Module) -> list[nn.Parameter]:
+    """Every parameter once, tied ones too: trainable first, then frozen."""
     return sorted(module.parameters(), key=lambda p: not p.requires_grad)
 
 
-def _freeze(module: nn.Module) -> bytes:
-    """The module by value. Parameter data is left out: it is bound to a flat tensor on arrival."""
+def _pickle_module(module: nn.Module) -> bytes:
+    """Pickles a module without parameter data: the receiver binds it to a flat tensor."""
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, protocol=5)
-    pickler.dispatch_table = {**copyreg.dispatch_table, nn.Parameter: _blueprint}
+    pickler.dispatch_table = {**copyreg.dispatch_table, nn.Parameter: _reduce_parameter}
     pickler.dump(module)
     return stream.getvalue()
 
 
-def _blueprint(parameter: nn.Parameter) -> tuple[Any, ...]:
+def _reduce_parameter(parameter: nn.Parameter) -> tuple[Any, ...]:
     return _empty_parameter, (tuple(parameter.shape), parameter.requires_grad)
 
 
@@ -184,5 +184,5 @@ def _empty_parameter(shape: tuple[int, ...], requires_grad: bool) -> nn.Paramete
     return nn.Parameter(torch.empty(shape), requires_grad=requires_grad)
 
 
-def _thaw(blueprint: bytes) -> Any:
-    return pickle.loads(blueprint)  # noqa: S301  made by this process or its parent
+def _unpickle_module(blueprint: bytes) -> Any:
+    return pickle.loads(blueprint)  # noqa: S301  pickled by this process or its parent

@@ -9,41 +9,41 @@ from hogwild_rl.hogwild.processes import Failure, Workers
 
 _HOUR_S = 3600.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 60.0
-_HOPELESS = 2  # times in a row that a process may fail before it was of use
+_HOPELESS = 2  # failures in a row of every process without useful work: the run is given up
 
 
 class Restarts:
-    """The rules by which numbered processes that fail are replaced.
+    """Restart rules for numbered processes that crash or hang.
 
-    One that fails again before it was of use waits, twice as long each time. If that happens to all
-    of them, it is no accident, and the run is given up.
+    A process that fails without useful work is restarted after a pause, which doubles each time.
+    If every process fails so repeatedly, the run is given up.
 
     Args:
-        numbers: of the processes.
-        max_restarts: of one process within an hour; 0 gives up at the first failure.
-        use: what one that was of use has done, in words.
+        numbers: indices of the processes.
+        max_restarts: restarts per process and hour; 0 gives up at the first failure.
+        use: useful work in messages, as a participle: "counted a step".
 
     Attributes:
-        give_up_reason: why the run should be given up; empty while it should not.
+        give_up_reason: reason to give up the run; empty while it should continue.
     """
 
     def __init__(
         self, numbers: Sequence[int], max_restarts: int, use: str = "counted a step"
     ) -> None:
         self._max_restarts, self._use = max_restarts, use
-        self._failures = dict.fromkeys(numbers, 0)  # failures in a row without use
+        self._failures = dict.fromkeys(numbers, 0)  # failures in a row without useful work
         self._restart_times_s = {number: collections.deque[float]() for number in numbers}
         self.give_up_reason = ""
 
     def pause_s(self, failure: Failure, useful: bool) -> float:
-        """Notes a failure.
+        """Records a failure and returns the pause before the restart.
 
         Args:
-            failure: of one of the processes.
-            useful: whether it was of use before.
+            failure: failure of one of the processes.
+            useful: True if the process has done useful work since its start.
 
         Returns:
-            Seconds until it should be replaced, unless there is a give_up_reason.
+            Seconds until the restart, unless there is a `give_up_reason`.
         """
         number, now_s = failure.worker, time.monotonic()
         restart_times_s = self._restart_times_s[number]
@@ -55,16 +55,16 @@ class Restarts:
             self.give_up_reason = str(failure)
         elif len(restart_times_s) >= self._max_restarts:
             self.give_up_reason = (
-                f"{failure}\n{failure.kind} {number} was replaced {len(restart_times_s)} times "
-                "within an hour, which is all that max_restarts allows"
+                f"{failure}\n{failure.kind} {number} was restarted {len(restart_times_s)} times "
+                "within an hour, the limit set by max_restarts"
             )
         elif min(self._failures.values()) >= _HOPELESS:
             self.give_up_reason = (
                 f"{failure}\nevery {failure.kind} failed {_HOPELESS} times in a row before it had "
-                f"{self._use}: this is no accident"
+                f"{self._use}: giving up"
             )
         restart_times_s.append(now_s)
-        # Beyond a few doublings the longest pause holds, and powers of two are infinite at last.
+        # The longest pause is reached within 10 doublings; larger powers of two would overflow.
         return (
             min(_FIRST_PAUSE_S * 2 ** min(failures_in_a_row - 1, 10), _LONGEST_PAUSE_S)
             if failures_in_a_row
@@ -73,18 +73,18 @@ class Restarts:
 
 
 class Supervisor:
-    """Watches workers that have been started, and starts new ones for those that fail or hang.
+    """Watches workers and restarts those that crash or hang.
 
-    A worker was of use, in the sense of `Restarts`, if it has counted a step.
+    Useful work, in the sense of `Restarts`, is to count a step.
 
     Args:
-        crew: the workers.
-        counters: in which they count.
-        max_restarts: of one worker within an hour; 0 gives up at the first failure.
-        step_timeout_s: seconds without a sign of life after which a worker hangs.
+        crew: workers, already started.
+        counters: counters that the workers write.
+        max_restarts: restarts per worker and hour; 0 gives up at the first failure.
+        step_timeout_s: seconds without heartbeat after which a worker counts as hung.
 
     Attributes:
-        replaced: how many workers were started anew.
+        replaced: number of restarts so far.
     """
 
     def __init__(
@@ -94,33 +94,33 @@ class Supervisor:
         self._step_timeout_s = step_timeout_s
         workers, now_s = range(len(counters)), time.monotonic()
         self._started_s = [now_s for _ in workers]
-        self._steps = [self._counted(worker) for worker in workers]  # when it was started
+        self._steps = [self._counted(worker) for worker in workers]  # at its start
         self._restarts = Restarts(workers, max_restarts)
         self._due_s: dict[int, float] = {}
         self.replaced = 0
 
     @property
     def give_up_reason(self) -> str:
-        """Why the run should be given up; empty while it should not."""
+        """Reason to give up the run; empty while it should continue."""
         return self._restarts.give_up_reason
 
     @property
     def running(self) -> bool:
-        """Whether there is a worker, or will be one."""
+        """True if a worker is running or will be restarted."""
         return bool(self._workers.running or self._due_s)
 
     def watch(self, timeout_s: float) -> list[Failure]:
-        """Waits until something happens or the time is over.
+        """Waits for a failure or the timeout, and restarts workers whose pause is over.
 
         Returns:
-            The workers found to have failed or to hang; they are or will be replaced, unless there
-            is a give_up_reason.
+            Failures of workers that crashed or hung; they are or will be restarted, unless there is
+            a `give_up_reason`.
         """
         failures = self._workers.wait(timeout_s)
         now_s = time.monotonic()
         for worker in self._workers.alive:
-            beat_s = float(self._counters.rows["heartbeat_s"][worker])
-            alive_s = max(beat_s, self._started_s[worker])
+            heartbeat_s = float(self._counters.rows["heartbeat_s"][worker])
+            alive_s = max(heartbeat_s, self._started_s[worker])
             if now_s - alive_s > self._step_timeout_s:
                 failures.append(self._workers.kill_hung(worker, now_s - alive_s))
         for failure in failures:

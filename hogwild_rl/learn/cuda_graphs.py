@@ -1,4 +1,4 @@
-"""CUDA graphs: work of fixed shapes, recorded once and replayed as a single launch."""
+"""CUDA graphs: kernels of fixed shapes, captured once and replayed as a single launch."""
 
 import contextlib
 import gc
@@ -12,22 +12,22 @@ from hogwild_rl.collect.rollout import Act, Rollout
 from hogwild_rl.envs import checks
 from hogwild_rl.errors import UserError
 
-_WARM_UPS = 3  # what cuBLAS and autograd set up at first must not be recorded
-# Since 2.14 a graph finds its generators itself, and every call that names one prints a warning.
+_WARM_UPS = 3  # the lazy initialization of cuBLAS and autograd must not be captured
+# Since 2.14 a graph registers its generators itself, and registering one prints a warning.
 _NAMES_GENERATORS = TorchVersion(torch.__version__) < TorchVersion("2.14")
 
 
 class Captured:
-    """A function of tensors that stay where they are, on the GPU.
+    """CUDA graph of a function of static tensors.
 
-    Its inputs are read, and its output written, at the same addresses in every call. Each graph
-    has a stream, and with it a cuBLAS workspace, of its own.
+    Inputs and output have the same addresses in every call. Each graph has its own stream, and
+    with it its own cuBLAS workspace.
 
     Args:
-        function: without arguments; it may not wait for the GPU, nor change shapes.
-        device: of its tensors.
-        generator: its source of random numbers, on the GPU; recording leaves it as it was.
-        changes: tensors that the function changes; recording leaves them as they were.
+        function: takes no arguments; it must not synchronize with the GPU or change shapes.
+        device: device of its tensors.
+        generator: source of its random numbers, on the GPU; restored after the capture.
+        changes: tensors that the function modifies; restored after the capture.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Captured:
             torch.cuda.current_stream().wait_stream(stream)
             for tensor, unchanged in zip(changes, before, strict=True):
                 tensor.copy_(unchanged)
-            gc.collect()  # a tensor that is freed during the recording would end it
+            gc.collect()  # a tensor freed during the capture would abort it
             self._graph = torch.cuda.CUDAGraph()
             if generator is not None and state is not None:
                 generator.set_state(state)
@@ -58,50 +58,50 @@ class Captured:
                 self._output = function()
 
     def __call__(self) -> Tensor:
-        """The output, overwritten by the next call."""
+        """Replays the graph; returns the output, which the next call overwrites."""
         self._graph.replay()
         return self._output
 
 
 @contextlib.contextmanager
 def recording(network: str) -> Iterator[None]:
-    """Around recordings: UserError where a network reads a tensor on the host, or masks."""
+    """Context of a capture: UserError if the network reads a tensor on the host, or masks."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise UserError(
-            f"network {network} cannot be recorded as a CUDA graph "
-            f"({checks.abbreviate(str(error))}): give compile False, or leave out .item() and masks"
+            f"network {network} cannot be captured as a CUDA graph "
+            f"({checks.abbreviate(str(error))}): set compile to False, or avoid .item() and masks"
         ) from error
 
 
 def captured_act(act: Act, rollout: Rollout, size: int, generator: torch.Generator) -> Act:
-    """`act` as a graph, for groups of `size` environments of a rollout on the GPU.
+    """Returns `act` as a CUDA graph, for groups of `size` environments of a rollout on the GPU.
 
     Args:
-        act: draws from `generator`.
-        rollout: an example.
-        size: B of the observations it will be given.
-        generator: on the same device.
+        act: policy that samples with `generator`.
+        rollout: example for shapes and dtypes.
+        size: number of environments B per call.
+        generator: generator on the same device.
     """
     observations = rollout.observations[0, :size].clone()
     state = rollout.state[:, :size].clone()
-    after = torch.zeros_like(state)
+    next_state = torch.zeros_like(state)
 
     def from_buffers() -> Tensor:
-        actions, remembered = act(observations, state)
-        if remembered is not None:
-            after.copy_(remembered)
+        actions, new_state = act(observations, state)
+        if new_state is not None:
+            next_state.copy_(new_state)
         return actions
 
     with torch.no_grad():
         graph = Captured(from_buffers, observations.device, generator)
 
-    def replayed(seen: Tensor, remembered: Tensor) -> tuple[Tensor, Tensor]:
-        observations.copy_(seen)
-        state.copy_(remembered)
-        return graph(), after
+    def replay(new_observations: Tensor, new_state: Tensor) -> tuple[Tensor, Tensor]:
+        observations.copy_(new_observations)
+        state.copy_(new_state)
+        return graph(), next_state
 
-    return replayed
+    return replay

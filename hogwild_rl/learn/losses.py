@@ -1,4 +1,4 @@
-"""What the gradient is taken of. Means are over valid transitions only."""
+"""Loss functions. Means are over valid transitions only."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from hogwild_rl.learn import returns
 
 @dataclasses.dataclass(frozen=True)
 class ActorCriticLoss:
-    """The parts of an actor-critic loss, each a scalar, and their weighted sum."""
+    """Terms of an actor-critic loss, each a scalar, and their weighted sum `total`."""
 
     total: Tensor
     policy: Tensor
@@ -21,7 +21,7 @@ class ActorCriticLoss:
 
 
 def mean(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean of the valid entries, a scalar; 0 where there is none."""
+    """Mean of the valid entries, a scalar; 0 if there are none."""
     return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
 
 
@@ -36,12 +36,11 @@ def a2c_loss(
     vf_coef: float,
     ent_coef: float,
 ) -> ActorCriticLoss:
-    """The advantage actor-critic loss.
+    """Advantage actor-critic loss.
 
         L = mean(−A_t log π(a_t|s_t)) + c_v mean((R_t − V(s_t))²) − β mean(H(π(·|s_t)))
 
-    Mnih et al. sum over the rollout where this takes the mean, so that a step size does not depend
-    on the rollout's length.
+    Mnih et al. sum over the rollout. The mean makes the step size independent of its length.
 
     Args:
         log_probs: log π(a_t|s_t), [T, B], with gradient.
@@ -49,9 +48,9 @@ def a2c_loss(
         values: V(s_t) of the T rows, [T, B], with gradient.
         advantages: A_t, [T, B], without gradient.
         targets: R_t, [T, B], without gradient.
-        valid: [T, B] bool; the other entries do not count.
-        vf_coef: c_v ≥ 0.
-        ent_coef: β ≥ 0.
+        valid: [T, B] bool; other entries are ignored.
+        vf_coef: value loss coefficient c_v ≥ 0.
+        ent_coef: entropy coefficient β ≥ 0.
 
     Source: Mnih et al. 2016 (arXiv:1602.01783), section 4 and algorithm S3.
     """
@@ -62,25 +61,25 @@ def a2c_loss(
 
 
 def reinforce_loss(log_probs: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
-    """What REINFORCE minimises: its gradient is minus the policy gradient's estimate.
+    """REINFORCE loss; its gradient is the negative policy gradient estimate.
 
         L = −1/B Σ_b Σ_t w_t log π(a_t|s_t)
 
-    Summed over an episode and averaged over episodes: a mean over steps would weigh an episode's
-    steps by the lengths of the others, and the estimate would be biased.
+    The sum is over the steps of an episode, the mean over episodes. A mean over steps would weight
+    the steps of an episode by the lengths of the others and bias the estimate.
 
     Args:
         log_probs: log π(a_t|s_t), [T, B], with gradient.
-        weights: w_t, returns less baselines, [T, B], without gradient.
-        valid: [T, B] bool, False after an episode's end.
+        weights: w_t, return minus baseline, [T, B], without gradient.
+        valid: [T, B] bool, False after the end of an episode.
 
-    Source: Williams 1992, equation 4; with the return to go: Sutton et al. 2000, theorem 1.
+    Source: Williams 1992, equation 4; with the return-to-go: Sutton et al. 2000, theorem 1.
     """
     return -torch.where(valid, weights * log_probs, 0.0).sum(0).mean()
 
 
 def td_loss(values: Tensor, targets: Tensor) -> Tensor:
-    """What critics minimise, each on its own: Σ_i mean((y − Q_i(s, a))²).
+    """TD loss: sum of the mean squared errors of N critics, Σ_i mean((y − Q_i(s, a))²).
 
     Args:
         values: Q_i(s, a), [N, B], with gradient.
@@ -92,14 +91,14 @@ def td_loss(values: Tensor, targets: Tensor) -> Tensor:
 
 
 class ActorCritic(Protocol):
-    """A policy and a value function in one."""
+    """Model with a policy and a value function."""
 
     def __call__(self, observations: Tensor, state: Tensor, valid: Tensor) -> tuple[Any, Tensor]:
-        """The policy over [T, B] and values [T+1, B] of a rollout."""
+        """Returns the policy over [T, B] and the values [T+1, B] of a rollout."""
 
 
 class Objective(Protocol):
-    """What weighs the parts of a loss; any settings with these names."""
+    """Coefficients of the actor-critic loss; any config with these attributes."""
 
     @property
     def gamma(self) -> float:
@@ -107,19 +106,19 @@ class Objective(Protocol):
 
     @property
     def gae_lambda(self) -> float:
-        """λ."""
+        """λ of generalized advantage estimation."""
 
     @property
     def vf_coef(self) -> float:
-        """c_v."""
+        """Value loss coefficient c_v."""
 
     @property
     def ent_coef(self) -> float:
-        """β."""
+        """Entropy coefficient β."""
 
 
 def actor_critic_loss(model: ActorCritic, rollout: Rollout, objective: Objective) -> Tensor:
-    """The actor-critic loss of one rollout, with one batched forward over all its rows."""
+    """Actor-critic loss of one rollout, with one batched forward pass over all rows."""
     policy, values = model(rollout.observations, rollout.state, rollout.valid)
     advantages = returns.generalized_advantages(
         rollout.rewards,

@@ -1,6 +1,6 @@
-"""Running moments of observations and of discounted returns, which all workers share.
+"""Normalization of observations and rewards by running moments that all workers share.
 
-Every worker adds what it saw to a row of its own, and takes the moments of all rows together.
+Every worker adds its samples to its own row and reads the merged moments of all rows.
 """
 
 import math
@@ -19,20 +19,20 @@ from hogwild_rl.models.layers import MeanImageNorm
 Array = np.ndarray[Any, Any]
 Clip: TypeAlias = Literal["none", "sign"] | float
 
-_LARGEST = 10.0  # deviations: before there was a reward, σ is 0, and the first one would be huge
-_EPSILON = 1e-8  # keeps what never varies from becoming infinite
-_BYTES = 4.0  # a variance of pixels that is noise: the first pictures of a game are all the same
-_PICTURES = 8  # of a rollout that count
+_LARGEST = 10.0  # in units of σ, which is 0 before the first reward: that one would be huge
+_EPSILON = 1e-8  # a constant value has variance 0
+_BYTES = 4.0  # variance of pixel noise, as the first images of a game are all equal
+_PICTURES = 8  # images per rollout that enter the moments
 
 
 class Normalization:
-    """The moments of a run.
+    """Running moments of observations and discounted returns of a run.
 
     Args:
-        workers: how many add to them.
-        codec: of the observations.
-        observations: whether theirs are kept.
-        rewards: whether those of discounted returns are.
+        workers: number of workers that add samples.
+        codec: codec of the observations.
+        observations: True to record the moments of observations.
+        rewards: True to record the moments of discounted returns.
     """
 
     def __init__(
@@ -48,54 +48,54 @@ class Normalization:
             self.moments["returns"] = RunningMoments(workers, 1)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Returns the state for a checkpoint."""
         return {name: moments.state() for name, moments in self.moments.items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` gave, with any number of workers."""
+        """Restores a saved `state`, with any number of workers."""
         for name, moments in self.moments.items():
             if name in state:
                 moments.restore(state[name])
 
     @torch.no_grad()
     def write_to(self, model: ActorCritic | DeterministicActorCritic) -> None:
-        """Gives a model the moments of observations as they are now."""
+        """Copies the current moments of observations into a model."""
         if "observations" not in self.moments or model.standardize is None:
             return
         merged = self.moments["observations"].merged()
         if not merged.count:
             return
         variance = merged.variance
-        if isinstance(model.standardize, MeanImageNorm):  # one deviation for all pixels
+        if isinstance(model.standardize, MeanImageNorm):  # one σ for all pixels
             variance = variance.mean(keepdims=True) + _BYTES
         model.standardize.mean.copy_(torch.from_numpy(merged.mean))
         model.standardize.scale.copy_(torch.from_numpy(_scale(variance)))
 
     def rows(self, rollout: Rollout) -> Array:
-        """What of a rollout counts, [N, size].
+        """Returns the observations of a rollout that enter the moments, [N, size].
 
-        What the policy acted on in valid steps; of pictures, which are large and much alike, a few
-        of the first.
+        These are the observations of valid steps. Images are large and similar, so only a few of
+        the first row are used.
         """
         if self._vector:
-            seen = rollout.observations[:-1, :, : self._vector][rollout.valid]
+            rows = rollout.observations[:-1, :, : self._vector][rollout.valid]
         else:
-            seen = rollout.observations[0, :_PICTURES][rollout.valid[0, :_PICTURES]].flatten(1)
-        return seen.numpy()
+            rows = rollout.observations[0, :_PICTURES][rollout.valid[0, :_PICTURES]].flatten(1)
+        return rows.numpy()
 
 
 class Normalizer:
-    """One worker's part in the moments of a run.
+    """Normalizer of one worker.
 
     Attributes:
-        discounted: return of every environment up to now, [B]; None before the first rollout.
+        discounted: current return R_t of each environment, [B]; None before the first rollout.
 
     Args:
-        normalization: of the run.
-        worker: its number.
-        gamma: discount of the returns.
-        clip: what rewards are clipped to, before anything else.
-        factor: on rewards, after all else.
+        normalization: shared moments of the run.
+        worker: index of the worker.
+        gamma: discount γ of the returns.
+        clip: "none", "sign", or the bound of |r|; applied first.
+        factor: reward scale c, applied last.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class Normalizer:
         self.discounted: Array | None = None
 
     def add(self, rollout: Rollout) -> None:
-        """Adds a rollout's observations; it lies in the host's memory."""
+        """Adds the observations of a rollout in host memory to the moments."""
         if "observations" in self._writers:
             rows = self._normalization.rows(rollout)
-            # What is not finite would stay in the moments for ever.
+            # A non-finite value would make the moments non-finite permanently.
             self._writers["observations"].add(rows[np.isfinite(rows).all(axis=1)])
 
     def transform_rewards(self, rewards: Array, ended: Array, valid: Array) -> None:
-        """Turns what the environment pays into what the learner is paid, in place.
+        """Transforms rewards of the environments into rewards for the learner, in place.
 
             r' = c · clip(clip(r) / σ(R), −10, 10)        R_t = clip(r_t) + γ R_{t−1}
 
@@ -125,8 +125,8 @@ class Normalizer:
             ended: [T, B] bool, an episode ended with this step.
             valid: [T, B] bool.
 
-        Source: Engstrom et al. 2020 (arXiv:2005.12729), section 3: the returns sum from the
-        episode's beginning.
+        Source: Engstrom et al. 2020 (arXiv:2005.12729), section 3: R_t sums from the first step of
+        the episode.
         """
         if self._clip == "sign":
             np.sign(rewards, out=rewards)

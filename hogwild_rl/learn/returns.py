@@ -14,14 +14,14 @@ def generalized_advantages(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Advantages of the taken actions, by generalized advantage estimation.
+    """Generalized advantage estimates (GAE) of the taken actions.
 
         δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
         A_t = δ_t + γ λ (1 − ended_t) A_{t+1}            ended = terminated or truncated
 
-    λ = 1 gives A3C's n-step advantage, λ = 0 the one-step TD error. The critic's targets are
-    ``advantages + values[:-1]``. Where a time limit ends an episode, V(s_{t+1}) is the value of its
-    last observation, which is the next row: the step that resets comes after it and is not valid.
+    λ = 1 is the n-step advantage of A3C, λ = 0 the one-step TD error. The critic's targets are
+    ``advantages + values[:-1]``. At a truncated step, V(s_{t+1}) is the value of the final
+    observation. It is in the next row, as the reset step comes after it and is not valid.
 
     Args:
         rewards: r_t, [T, B].
@@ -54,7 +54,7 @@ def generalized_advantages(
     targets = torch.where(terminated, rewards, rewards + gamma * values[1:])
     deltas = torch.where(valid, targets - values[:-1], 0.0)
     carries = gamma * gae_lambda * (valid & ~(terminated | truncated))
-    advantages = deltas  # summed up in place, from the last row to the first
+    advantages = deltas  # accumulated in place, from the last row to the first
     rows, carried = advantages.unbind(), carries.unbind()
     for t in reversed(range(T - 1)):
         rows[t].addcmul_(carried[t], rows[t + 1])
@@ -62,14 +62,14 @@ def generalized_advantages(
 
 
 def td_targets(rewards: Tensor, next_values: Tensor, terminated: Tensor, *, gamma: float) -> Tensor:
-    """What a transition is worth by what it paid and what is thought of where it led.
+    """One-step TD targets.
 
         y = r + γ (1 − terminated) v(s')
 
     Args:
         rewards: r, [N].
         next_values: v(s'), [N].
-        terminated: [N] bool; behind a time limit there is a future.
+        terminated: [N] bool; False at a time limit, where the target bootstraps.
         gamma: discount γ in [0, 1].
 
     Returns:
@@ -83,12 +83,12 @@ def td_targets(rewards: Tensor, next_values: Tensor, terminated: Tensor, *, gamm
 
 
 def returns_to_go(rewards: Tensor, gamma: float) -> Tensor:
-    """The discounted rewards from each step to the end of its episode.
+    """Discounted returns-to-go: returns from each step to the end of its episode.
 
         R_t = r_t + γ R_{t+1}
 
     Args:
-        rewards: r_t of whole episodes, each in a column, 0 after its end, [T, B].
+        rewards: r_t of whole episodes, one per column, 0 after its end, [T, B].
         gamma: discount γ in [0, 1].
 
     Returns:
@@ -104,7 +104,7 @@ def returns_to_go(rewards: Tensor, gamma: float) -> Tensor:
 
 
 def total_returns(rewards: Tensor, gamma: float) -> Tensor:
-    """The discounted rewards of the whole episode, Σ γ^t r_t, at each of its steps; see `to_go`.
+    """Discounted return of the whole episode, Σ γ^t r_t, repeated at each step, [T, B].
 
     >>> total_returns(torch.tensor([[1.0], [2.0], [4.0]]), gamma=0.5).T
     tensor([[3., 3., 3.]])
@@ -113,9 +113,9 @@ def total_returns(rewards: Tensor, gamma: float) -> Tensor:
 
 
 def mean_of_others(returns: Tensor) -> Tensor:
-    """For each episode the mean return of the other ones at the same step, [T, B] from [T, B].
+    """Leave-one-out baseline: mean return of the other episodes at the same step, [T, B].
 
-    With the episode's own return in it, the mean would depend on the action it is the baseline of.
+    A mean that includes the episode's own return would depend on the action that it is used for.
 
     >>> mean_of_others(torch.tensor([[1.0, 2.0, 6.0]]))
     tensor([[4.0000, 3.5000, 1.5000]])

@@ -1,4 +1,4 @@
-"""A policy and a value function over the same observations."""
+"""Actor-critic network: a stochastic policy and a value function."""
 
 import dataclasses
 from typing import Any
@@ -16,20 +16,20 @@ from hogwild_rl.models.distributions import StochasticDistribution
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What a network looks like, apart from the spaces it serves.
+    """Architecture of a network, independent of the spaces.
 
     Attributes:
-        network: auto, mlp, a CNN's name, or a function that makes a body for a space. auto takes
-            A3C's CNN for images, and the pixels alone where they are too few for it.
+        network: auto, mlp, a CNN's name, or a function that makes a body for a space. auto is the
+            CNN of A3C for images, or their flattened pixels if they are too small for it.
         hidden: sizes of the hidden layers of an MLP.
         activation: tanh or relu.
-        shared_trunk: one body under both heads, or one for each; with images, a memory or a
-            body of the caller's own it is always one.
-        lstm: size of the memory between body and heads, 0 for none.
-        standardize: take running means off the numbers that are no image, or off a single image.
-        state_dependent_std: the deviations of continuous actions depend on the observation.
-        log_std_init: their logarithm at first.
-        bfloat16: compute the bodies in it; parameters and heads stay float32.
+        shared_trunk: True for one body under both heads, False for one each. With images, an LSTM
+            or a custom body there is always one.
+        lstm: number of LSTM units between body and heads, 0 for no LSTM.
+        standardize: True to normalize vector entries, or a single image, by running moments.
+        state_dependent_std: True if σ of continuous actions depends on the observation.
+        log_std_init: initial log σ.
+        bfloat16: True to compute the bodies in bfloat16; parameters and heads stay float32.
     """
 
     network: str | layers.BodyMaker = "auto"
@@ -44,20 +44,20 @@ class Architecture:
 
 
 class ActorCritic(nn.Module):
-    """A policy π(a|s) and a value V(s).
+    """Actor-critic: policy π(a|s) and value V(s).
 
-    With a memory, π and V are those of the observations since the episode began. What it remembers
-    is a tensor that callers carry, [2, B, H]; H is 0 without a memory.
+    With an LSTM, π and V depend on all observations since the start of the episode. The caller
+    carries the recurrent state, [2, B, H]; H is 0 without an LSTM.
 
     Args:
-        observation_space: what ObservationCodec takes.
+        observation_space: any space that ObservationCodec supports.
         action_space: Discrete, MultiDiscrete, MultiBinary or a Box of floats.
-        architecture: layers.
-        generator: source of the initial weights; a fixed seed without one.
+        architecture: architecture of the layers.
+        generator: source of the initial weights; a fixed seed if None.
 
     Attributes:
-        state_size: H.
-        standardize: what takes running means off, or None.
+        state_size: number of LSTM units H, 0 without an LSTM.
+        standardize: observation normalization, or None.
 
     Raises:
         UserError: a space is not supported, or the network does not fit it.
@@ -74,10 +74,10 @@ class ActorCritic(nn.Module):
         codec = ObservationCodec.of(observation_space)
         generator = generator or torch.Generator()
         self._bfloat16 = architecture.bfloat16
-        self._own = not isinstance(architecture.network, str)
+        self._custom = not isinstance(architecture.network, str)
         self.standardize = self._standardize(codec) if architecture.standardize else None
         self.policy_body, features = self._body(codec, architecture, generator)
-        shared = architecture.shared_trunk or architecture.lstm or codec.images or self._own
+        shared = architecture.shared_trunk or architecture.lstm or codec.images or self._custom
         self.value_body = (
             self.policy_body if shared else self._body(codec, architecture, generator)[0]
         )
@@ -98,17 +98,17 @@ class ActorCritic(nn.Module):
     def policy(
         self, observations: Tensor, state: Tensor | None = None
     ) -> tuple[StochasticDistribution, Tensor | None]:
-        """π(·|s) over [B] for observations [B, *O]; the value function is not computed.
+        """Returns π(·|s) over [B], without computing the value function.
 
         Args:
-            observations: [B, *O].
-            state: what is remembered of the observations before, [2, B, H]; nothing without it.
+            observations: s, [B, *O].
+            state: recurrent state after the previous observations, [2, B, H]; if None, zeros.
 
         Returns:
-            The policy, and the state after these observations; without a memory, the state given.
+            The policy, and the next recurrent state; without an LSTM, the given state.
         """
         inputs = self._inputs(observations)
-        if self._own:  # it was promised rows [T, B, *O]
+        if self._custom:  # custom bodies take [T, B, *O]
             features = self._features(self.policy_body, inputs.unsqueeze(0)).squeeze(0)
         else:
             features = self._features(self.policy_body, inputs)
@@ -125,20 +125,20 @@ class ActorCritic(nn.Module):
         state: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Actions sampled from π(·|s), [B, *A], and the next state; see `policy`."""
+        """Samples actions from π(·|s), [B, *A]; returns them and the next state, see `policy`."""
         policy, state = self.policy(observations, state)
         return policy.sample(generator), state
 
     def forward(
         self, observations: Tensor, state: Tensor | None = None, valid: Tensor | None = None
     ) -> tuple[StochasticDistribution, Tensor]:
-        """π(·|s_t) for t = 0..T-1 and V(s_t) for t = 0..T, in one pass over a rollout.
+        """Returns π(·|s_t) for t = 0..T-1 and V(s_t) for t = 0..T, in one pass over a rollout.
 
         Args:
-            observations: [T+1, B, *O]; the last row is only valued, nobody acted there.
-            state: before the first row, [2, B, H]; nothing is remembered without it.
-            valid: [T, B] bool; a row after one that is not valid begins an episode. All are
-                valid without it.
+            observations: s_t, [T+1, B, *O]; the last row has a value but no action.
+            state: recurrent state before the first row, [2, B, H]; if None, zeros.
+            valid: [T, B] bool; a row after one that is not valid starts an episode. If None, all
+                are valid.
 
         Returns:
             The policy over [T, B] and the values, [T+1, B].
@@ -159,38 +159,38 @@ class ActorCritic(nn.Module):
         if isinstance(self.standardize, layers.Standardize):
             standard: Tensor = self.standardize(observations)
             return standard
-        return observations  # the eye itself compares pictures with their mean
+        return observations  # the encoder normalizes images
 
     def _features(self, body: nn.Module, inputs: Tensor) -> Tensor:
         if not self._bfloat16:
             features: Tensor = body(inputs)
             return features
-        # Without a cache, so that nothing outlives a CUDA graph's recording.
+        # Without the weight cache, whose tensors would outlive the capture of a CUDA graph.
         with torch.autocast(inputs.device.type, torch.bfloat16, cache_enabled=False):
             return body(inputs).float()  # type: ignore[no-any-return]
 
     def _standardize(self, codec: ObservationCodec) -> layers.Standardize | layers.MeanImageNorm:
         if codec.vector:
             return layers.Standardize(codec.vector)
-        if self._own or codec.dtype != np.uint8:
+        if self._custom or codec.dtype != np.uint8:
             raise UserError(
-                "normalize_observations is for vectors, and for a single image in a network of "
-                "ours: leave it out"
+                "normalize_observations supports vectors, or a single image with a built-in "
+                "network: set it to False"
             )
         return layers.MeanImageNorm(codec.images[0])
 
     def _body(
         self, codec: ObservationCodec, architecture: Architecture, generator: torch.Generator
     ) -> tuple[nn.Module, int]:
-        """What turns rows [..., *O] into features [..., F], and F."""
+        """Returns the body, which maps observations [..., *O] to features [..., F], and F."""
         network, hidden = architecture.network, architecture.hidden
         if not isinstance(network, str):
             return layers.custom_body(network, codec, generator)
         contrast = self.standardize if isinstance(self.standardize, layers.MeanImageNorm) else None
-        front, size = encoders.encoder(codec, network, generator, contrast)
-        if isinstance(front, encoders.ConvEncoder):
-            return front, size
+        encoder, size = encoders.encoder(codec, network, generator, contrast)
+        if isinstance(encoder, encoders.ConvEncoder):
+            return encoder, size
         body = layers.mlp(size, hidden, architecture.activation, generator)
         if codec.images:
-            body.insert(0, front)
+            body.insert(0, encoder)
         return body, hidden[-1] if hidden else size

@@ -1,4 +1,4 @@
-"""A policy that names one action, and what actions are worth; each followed by a slow copy."""
+"""Deterministic policy and Q-functions, each with a target network."""
 
 import copy
 import itertools
@@ -23,20 +23,20 @@ _LAST = 3e-3  # bound of a last layer's weights: Lillicrap et al. 2016, section 
 
 
 class DeterministicActorCritic(nn.Module):
-    """A policy μ(s) in −1..1 and N estimates Q_i(s, a) of its discounted return.
+    """Deterministic actor-critic: policy μ(s) in −1..1 and N critics Q_i(s, a).
 
     Args:
-        observation_space: what ObservationCodec takes.
+        observation_space: any space that ObservationCodec supports.
         action_space: a Box of floats with finite bounds.
-        architecture: the layers; `hidden` follow on whatever looks at images.
-        critics: N.
-        generator: source of the initial weights; a fixed seed without one.
+        architecture: architecture of the layers; `hidden` follow the encoder.
+        critics: number of critics N ≥ 1.
+        generator: source of the initial weights; a fixed seed if None.
 
     Attributes:
-        actor: μ and its slow copy.
-        critics: the Q_i and theirs.
-        state_size: 0, it remembers nothing.
-        standardize: None, observations are taken as they are.
+        actor: μ and its target network.
+        critics: the Q_i and their target networks.
+        state_size: 0, there is no recurrent state.
+        standardize: None, observations are not normalized.
 
     Raises:
         UserError: a space is not supported, or the network does not fit it.
@@ -66,7 +66,7 @@ class DeterministicActorCritic(nn.Module):
     def policy(
         self, observations: Tensor, state: Tensor | None = None
     ) -> tuple[distributions.Deterministic, Tensor | None]:
-        """μ(s) over [B] for observations [B, *O], and the state that was given."""
+        """Returns μ(s) over [B] for observations [B, *O], and the given state."""
         return distributions.Deterministic(self.actor(observations)), state
 
 
@@ -75,22 +75,22 @@ def _check(action_space: Space[Any]) -> None:
     if bounded and np.issubdtype(action_space.dtype, np.floating):
         return
     raise UserError(
-        f"action space {one_line(action_space)} is not supported: a deterministic policy wants a "
-        "Box of floats with finite bounds; a3c and a2c take others"
+        f"action space {one_line(action_space)} is not supported: a deterministic policy needs a "
+        "Box of floats with finite bounds; for other spaces use a3c or a2c"
     )
 
 
 class WithTarget(nn.Module, Generic[M]):
-    """A module, and a slow copy of it that is not trained.
+    """Module with its target network.
 
-    In the flat layout of `SharedModel` what is trained comes first and what is not behind it, so
-    the copy is the second half of it, in the same order.
+    The flat layout of `SharedModel` has trained parameters first and the others after them. So the
+    target network is its second half, in the same order.
 
     Args:
-        module: whose parameters can all be trained.
+        module: module whose parameters are all trainable.
 
     Attributes:
-        target: the copy.
+        target: the target network, a copy without gradient.
     """
 
     def __init__(self, module: M) -> None:
@@ -100,16 +100,16 @@ class WithTarget(nn.Module, Generic[M]):
         self.target = copy.deepcopy(module).requires_grad_(False)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What the module itself gives."""
+        """Returns the output of the online module."""
         return cast(Tensor, self.online(*inputs))
 
 
 @torch.no_grad()
 def polyak_update_(flat: Tensor, tau: float) -> None:
-    """Lets a slow copy follow its module: θ' ← (1 − τ) θ' + τ θ.
+    """Polyak averaging of a target network: θ' ← (1 − τ) θ' + τ θ.
 
     Args:
-        flat: θ and θ' of a `Tracked`, [2 P].
+        flat: θ and θ' of a `WithTarget`, [2 P].
         tau: τ in [0, 1].
 
     Source: Lillicrap et al. 2016 (arXiv:1509.02971), section 3.
@@ -119,7 +119,7 @@ def polyak_update_(flat: Tensor, tau: float) -> None:
 
 
 class _Actor(nn.Module):
-    """μ(s): [B, *O] → [B, A] in −1..1."""
+    """Actor μ(s): [B, *O] → [B, A] in −1..1."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _Actor(nn.Module):
 
 
 class _Critics(nn.Module):
-    """Q_i(s, a): [B, *O] and [B, A] → [N, B]. They look at images with the same eyes."""
+    """Critics Q_i(s, a): [B, *O] and [B, A] → [N, B], with a shared encoder."""
 
     def __init__(
         self,
@@ -164,15 +164,15 @@ class _Critics(nn.Module):
 
 
 class EnsembleMLP(nn.Module):
-    """N multilayer perceptrons side by side, which see the same: [B, I] → [N, B, O].
+    """Ensemble of N MLPs with the same input, computed together: [B, I] → [N, B, O].
 
     Args:
-        N: how many.
+        N: number of MLPs.
         sizes: I, the hidden layers, O.
-        activation: between them, tanh or relu.
-        generator: source of the weights, uniform in ±1/√fan-in, the last layer's in ±0.003.
+        activation: tanh or relu, between the layers.
+        generator: source of the weights, uniform in ±1/√fan-in, those of the last layer in ±0.003.
 
-    Source of the weights: Lillicrap et al. 2016 (arXiv:1509.02971), section 7.
+    Source of the initialization: Lillicrap et al. 2016 (arXiv:1509.02971), section 7.
     """
 
     def __init__(
@@ -187,11 +187,11 @@ class EnsembleMLP(nn.Module):
             weight, bias = torch.empty(N, inputs, outputs), torch.empty(N, 1, outputs)
             self.weights.append(nn.Parameter(weight.uniform_(-bound, bound, generator=generator)))
             self.biases.append(nn.Parameter(bias.uniform_(-bound, bound, generator=generator)))
-        # To walk along: the lists above look every entry up by its name.
+        # A list, as iteration over nn.ParameterList looks up each entry by name.
         self._layers = list(zip(self.weights, self.biases, strict=True))
 
     def forward(self, inputs: Tensor, only: int | None = None) -> Tensor:
-        """What they give, [N, B, O]; with `only` that of the first so many."""
+        """Returns the outputs, [N, B, O]; with `only`, those of the first `only` MLPs."""
         layers = self._layers
         if only is not None:
             layers = [(weight[:only], bias[:only]) for weight, bias in layers]
@@ -211,18 +211,18 @@ def _encoder(
     body, size = layers.custom_body(network, codec, generator)
     if not all(parameter.requires_grad for parameter in body.parameters()):
         raise UserError(
-            "network has parameters that need no gradient, which slow copies cannot follow: "
-            "compute with them in the environment, or let them learn"
+            "network has parameters with requires_grad False, which target networks cannot track: "
+            "make them trainable, or move what they compute into the environment"
         )
-    return _Rows(copy.deepcopy(body)), size  # actor and critics must not share one
+    return _CustomBody(copy.deepcopy(body)), size  # actor and critics must not share one
 
 
-class _Rows(nn.Module):
-    """A body of the caller's own, which was promised rows [T, B, *O]."""
+class _CustomBody(nn.Module):
+    """Adapter for a custom body, which takes [T, B, *O]: [B, *O] → [B, F]."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
 
-    def forward(self, rows: Tensor) -> Tensor:
-        return cast(Tensor, self.body(rows.unsqueeze(0))).squeeze(0)
+    def forward(self, observations: Tensor) -> Tensor:
+        return cast(Tensor, self.body(observations.unsqueeze(0))).squeeze(0)

@@ -1,4 +1,4 @@
-"""Action distributions with one env_codec (sample, log_prob, entropy, mode), and their heads."""
+"""Action distributions with one interface (sample, log_prob, entropy, mode), and their heads."""
 
 import functools
 import itertools
@@ -19,59 +19,59 @@ _LOG_2_PI = math.log(2 * math.pi)
 
 
 class ActionDistribution(Protocol):
-    """What any policy gives for states [...]: actions of shape A each."""
+    """Action distribution for states [...]; each action has shape A."""
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Actions drawn from π, [..., *A], without gradient."""
+        """Samples actions from π, [..., *A], without gradient."""
 
     def mode(self) -> Tensor:
-        """The likeliest actions, [..., *A], without gradient."""
+        """Returns the most probable actions, [..., *A], without gradient."""
 
 
 class StochasticDistribution(ActionDistribution, Protocol):
-    """What a stochastic policy gives: actions whose probabilities are known."""
+    """Action distribution of a stochastic policy, with known probabilities."""
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """The log-probability or log-density of actions [..., *A], [...]."""
+        """Log-probability or log-density of actions [..., *A], [...]."""
 
     def entropy(self) -> Tensor:
-        """−E[log π] in nats, [...]."""
+        """Entropy −E[log π] in nats, [...]."""
 
 
 class Categorical:
-    """A choice among A actions.
+    """Categorical distribution over A actions.
 
         π(a) = exp(logits_a) / Σ_b exp(logits_b)
 
-    Normalised log-probabilities are computed once, when first needed, and carry a gradient if they
-    were computed with one.
+    Normalized log-probabilities are computed once, on first use; they have a gradient only if that
+    use computes one.
 
     Args:
-        logits: unnormalised log-probabilities, [..., A].
+        logits: unnormalized log-probabilities, [..., A].
     """
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Actions drawn from π, [...] int64.
+        """Samples actions from π, [...] int64.
 
-        argmax_a (logits_a − log e_a) with e_a ~ Exp(1) is a draw from π (the Gumbel-max trick), and
-        needs no normalisation: 9 µs for 64 rows where torch.multinomial takes 20.
+        argmax_a (logits_a − log e_a) with e_a ~ Exp(1) is a sample from π (Gumbel-max trick). It
+        needs no normalization: 9 µs for 64 rows, torch.multinomial takes 20 µs.
         """
         noise = torch.empty_like(self._logits).exponential_(generator=generator).log_()
         return (self._logits - noise).argmax(-1)
 
     def mode(self) -> Tensor:
-        """The likeliest action, [...] int64."""
+        """Returns the most probable action, [...] int64."""
         return self._logits.argmax(-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """The log-probability log π(a), [...], of actions [...] int64."""
+        """Log-probability log π(a), [...], of actions [...] int64."""
         return self._log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
-        """−Σ π log π in nats, [...]."""
+        """Entropy −Σ π log π in nats, [...]."""
         return -(self._log_probs.exp() * self._log_probs).sum(-1)
 
     @functools.cached_property
@@ -80,15 +80,15 @@ class Categorical:
 
 
 class MultiCategorical:
-    """Independent choices, the i-th among sizes[i] actions.
+    """N independent categorical distributions, the i-th over sizes[i] actions.
 
         π(a) = Π_i exp(logits_i,a_i) / Σ_b exp(logits_i,b)
 
-    Neighbouring choices of one size are computed together.
+    Adjacent components of equal size are computed together.
 
     Args:
-        logits: unnormalised log-probabilities, choice after choice, [..., Σ sizes].
-        sizes: numbers of actions, N of them.
+        logits: unnormalized log-probabilities, concatenated, [..., Σ sizes].
+        sizes: number of actions of each component, [N].
     """
 
     def __init__(self, logits: Tensor, sizes: Sequence[int]) -> None:
@@ -98,22 +98,22 @@ class MultiCategorical:
         self._lengths = [count * size for count, size in self._runs]
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Actions drawn from π, [..., N] int64; as in Categorical."""
+        """Samples actions from π, [..., N] int64, as Categorical does."""
         noise = torch.empty_like(self._logits).exponential_(generator=generator).log_()
         return self._argmax(self._logits - noise)
 
     def mode(self) -> Tensor:
-        """The likeliest action of each choice, [..., N] int64."""
+        """Returns the most probable action of each component, [..., N] int64."""
         return self._argmax(self._logits)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """The log-probability Σ_i log π_i(a_i), [...], of actions [..., N] int64."""
+        """Log-probability Σ_i log π_i(a_i), [...], of actions [..., N] int64."""
         pairs = zip(self._log_probs, actions.split_with_sizes(self._counts, -1), strict=True)
-        taken = [each.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) for each, chosen in pairs]
+        taken = [each.gather(-1, action.unsqueeze(-1)).squeeze(-1) for each, action in pairs]
         return torch.cat(taken, -1).sum(-1)
 
     def entropy(self) -> Tensor:
-        """The sum of the choices' entropies in nats, [...]."""
+        """Sum of the entropies of the components in nats, [...]."""
         log_probs = torch.cat([each.flatten(-2) for each in self._log_probs], -1)
         return -(log_probs.exp() * log_probs).sum(-1)
 
@@ -125,13 +125,13 @@ class MultiCategorical:
         return torch.cat([each.argmax(-1) for each in self._split(scores)], -1)
 
     def _split(self, scores: Tensor) -> list[Tensor]:
-        """[..., Σ sizes] as [..., count, size] for each run of equal sizes."""
+        """Splits [..., Σ sizes] into [..., count, size] for each run of equal sizes."""
         parts = zip(scores.split_with_sizes(self._lengths, -1), self._runs, strict=True)
         return [part.view(*part.shape[:-1], *run) for part, run in parts]
 
 
 class Bernoulli:
-    """Independent bits.
+    """N independent Bernoulli distributions.
 
         π(a) = Π_i σ(logits_i)^a_i σ(−logits_i)^(1 − a_i)
 
@@ -143,38 +143,38 @@ class Bernoulli:
         self._logits = logits
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Actions drawn from π, [..., N] int64 of 0 and 1.
+        """Samples actions from π, [..., N] int64 of 0 and 1.
 
-        torch.bernoulli takes 4 µs for this one's 6, but ends a CUDA process at the first NaN.
+        This takes 6 µs. torch.bernoulli takes 4 µs, but aborts a CUDA process at the first NaN.
         """
         uniform = torch.empty_like(self._logits).uniform_(generator=generator)
         return (uniform < self._logits.sigmoid()).long()
 
     def mode(self) -> Tensor:
-        """The likeliest bits, [..., N] int64."""
+        """Returns the most probable bits, [..., N] int64."""
         return (self._logits > 0).long()
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """The log-probability Σ_i log σ(±logits_i), [...], of actions [..., N] int64."""
+        """Log-probability Σ_i log σ(±logits_i), [...], of actions [..., N] int64."""
         return functional.logsigmoid((2 * actions - 1) * self._logits).sum(-1)
 
     def entropy(self) -> Tensor:
-        """The sum of the bits' entropies in nats, [...].
+        """Sum of the entropies of the bits in nats, [...].
 
-        H_i = −log σ(x) + x σ(−x) with x = |logits_i|: no difference of large numbers.
+        H_i = −log σ(x) + x σ(−x) with x = |logits_i| avoids a difference of large numbers.
         """
-        odds = self._logits.abs()
-        return (odds * (-odds).sigmoid() - functional.logsigmoid(odds)).sum(-1)
+        x = self._logits.abs()
+        return (x * (-x).sigmoid() - functional.logsigmoid(x)).sum(-1)
 
 
 class Gaussian:
-    """A normal distribution without correlations.
+    """Diagonal Gaussian distribution.
 
         log π(a) = −Σ_i [(a_i − μ_i)² / 2σ_i² + log σ_i] − N/2 log 2π
 
     Args:
         mean: μ, [..., N].
-        log_std: log σ, [..., N], or [N] for one that does not depend on the state.
+        log_std: log σ, [..., N], or [N] if it does not depend on the state.
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
@@ -182,52 +182,52 @@ class Gaussian:
         self._log_std = log_std
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Actions drawn from π, [..., N], of the mean's dtype.
+        """Samples actions from π, [..., N], in the dtype of the mean.
 
-        Detached, because log π(a) would lose its gradient by μ if a carried one.
+        They are detached: with a gradient in a, ∂ log π(a) / ∂μ would be 0.
         """
         noise = torch.empty_like(self._mean).normal_(generator=generator)
         return torch.addcmul(self._mean, self._log_std.exp(), noise).detach()
 
     def mode(self) -> Tensor:
-        """The mean, [..., N]."""
+        """Returns the mean, [..., N]."""
         return self._mean.detach()
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """The log-density log π(a), [...], of actions [..., N]."""
+        """Log-density log π(a), [...], of actions [..., N]."""
         standard = (actions - self._mean) * (-self._log_std).exp()
         constant = 0.5 * _LOG_2_PI * self._mean.shape[-1]
         return -(0.5 * standard.square() + self._log_std).sum(-1) - constant
 
     def entropy(self) -> Tensor:
-        """Σ_i log σ_i + N/2 (1 + log 2π) in nats, [...]."""
+        """Entropy Σ_i log σ_i + N/2 (1 + log 2π) in nats, [...]."""
         constant = 0.5 * (1 + _LOG_2_PI) * self._mean.shape[-1]
         return (self._log_std.sum(-1) + constant).expand(self._mean.shape[:-1])
 
 
 class Deterministic:
-    """One action, taken for certain.
+    """Deterministic policy output: one action with probability 1.
 
     Args:
-        actions: [..., *A].
+        actions: the actions, [..., *A].
     """
 
     def __init__(self, actions: Tensor) -> None:
         self._actions = actions
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
-        """That action, [..., *A]."""
+        """Returns the action, [..., *A]."""
         return self._actions.detach()
 
     def mode(self) -> Tensor:
-        """That action, [..., *A]."""
+        """Returns the action, [..., *A]."""
         return self._actions.detach()
 
 
-# A linear function of features has no bounds of its own: far from what was seen σ would be 0 or ∞.
+# A linear log σ is unbounded: far from the training data, σ would be 0 or ∞.
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # the code of Haarnoja et al. 2018 (arXiv:1801.01290)
 
-_GAIN = 0.01  # the first policy is close to uniform, or its mean close to 0
+_GAIN = 0.01  # the initial policy is close to uniform, or its mean close to 0
 
 
 def head(
@@ -238,31 +238,31 @@ def head(
     state_dependent_std: bool = False,
     log_std_init: float = 0.0,
 ) -> nn.Module:
-    """The module that turns features [..., F] into a distribution over actions for each [...].
+    """Policy head: module that maps features [..., F] to an action distribution.
 
-    Discrete gives a Categorical, MultiDiscrete a MultiCategorical, MultiBinary a Bernoulli and a
-    Box a Gaussian. Their actions are what `envs.actions.ActionCodec` takes: choices counted from 0,
-    and the space flattened to one axis of N where an action is more than a single choice.
+    Discrete has a Categorical, MultiDiscrete a MultiCategorical, MultiBinary a Bernoulli and Box a
+    Gaussian. Their actions are inputs of `envs.codecs.ActionCodec`: discrete actions start at 0,
+    and all spaces but Discrete are flattened to one axis of N.
 
     Args:
         action_space: Discrete, MultiDiscrete, MultiBinary or a Box of floats.
-        features: F.
+        features: number of features F.
         generator: source of the initial weights.
-        state_dependent_std: log σ of a Gaussian is a linear function of the features, kept within
-            LOG_STD_MIN..LOG_STD_MAX; otherwise it is a parameter of its own, without bounds.
-        log_std_init: log σ at the start.
+        state_dependent_std: True if log σ of a Gaussian is a linear function of the features,
+            clamped to LOG_STD_MIN..LOG_STD_MAX; False if it is an unbounded parameter.
+        log_std_init: initial log σ.
 
     Raises:
         UserError: the space is not supported, or log_std_init is not within that range.
     """
-    shape = codecs.ActionCodec.of(action_space).shape  # refuses other spaces
+    shape = codecs.ActionCodec.of(action_space).shape  # raises UserError for other spaces
     size = math.prod(shape)
     if isinstance(action_space, spaces.Discrete):
         return _Logits(features, int(action_space.n), Categorical, generator)
     if isinstance(action_space, spaces.MultiDiscrete):
         sizes = tuple(int(n) for n in action_space.nvec.flat)
-        choices = functools.partial(MultiCategorical, sizes=sizes)
-        return _Logits(features, sum(sizes), choices, generator)
+        distribution = functools.partial(MultiCategorical, sizes=sizes)
+        return _Logits(features, sum(sizes), distribution, generator)
     if isinstance(action_space, spaces.MultiBinary):
         return _Logits(features, size, Bernoulli, generator)
     if not state_dependent_std:
@@ -275,7 +275,7 @@ def head(
 
 
 class _Logits(nn.Module):
-    """One linear layer, whose outputs are the logits of a distribution."""
+    """Linear layer whose outputs are the logits of a distribution."""
 
     def __init__(
         self,
@@ -293,7 +293,7 @@ class _Logits(nn.Module):
 
 
 class _Gaussian(nn.Module):
-    """A linear mean, and one log σ for all states."""
+    """Gaussian head with a linear mean and a state-independent log σ."""
 
     def __init__(
         self, features: int, size: int, log_std_init: float, generator: torch.Generator
@@ -307,7 +307,7 @@ class _Gaussian(nn.Module):
 
 
 class _StateDependentGaussian(nn.Module):
-    """A linear mean and a linear log σ."""
+    """Gaussian head with a linear mean and a linear log σ."""
 
     def __init__(
         self, features: int, size: int, log_std_init: float, generator: torch.Generator

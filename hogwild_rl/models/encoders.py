@@ -18,7 +18,7 @@ _SQUARE = 4  # pixels; four bytes are one 32-bit word
 
 
 class Convolution(NamedTuple):
-    """A layer of a CNN: a ReLU follows it."""
+    """Convolution of a CNN; a ReLU follows it."""
 
     channels: int
     kernel: int
@@ -26,7 +26,7 @@ class Convolution(NamedTuple):
 
 
 class CNN(NamedTuple):
-    """Convolutions and a last linear layer of `features`."""
+    """Convolutions and a final linear layer of `features` units."""
 
     convolutions: tuple[Convolution, ...]
     features: int
@@ -46,23 +46,23 @@ def image_encoder(
     generator: torch.Generator,
     contrast: layers.MeanImageNorm | None = None,
 ) -> "ConvEncoder | PixelEncoder":
-    """What looks at an image: a CNN, or the pixels alone.
+    """Returns the encoder of an image: a CNN, or the flattened pixels.
 
     Args:
-        image: what a picture looks like.
-        network: name of a CNN, mlp, or auto for A3C's CNN where the picture is large enough.
+        image: shape and axis order of the images.
+        network: name of a CNN, mlp, or auto for the CNN of A3C if the image is large enough.
         generator: source of the weights.
-        contrast: what pictures are compared with.
+        contrast: image normalization, if any.
 
     Raises:
-        UserError: the picture is too small for the CNN asked for.
+        UserError: the image is too small for the requested CNN.
     """
     cnn = CNNS["a3c" if network == "auto" else network] if network != "mlp" else None
     if cnn is not None and min(_sides(image, cnn)) > 0:
         return ConvEncoder(image, cnn, generator, contrast)
     if network in CNNS:
         height, width = image.chw[1:]
-        raise UserError(f"images of {height}×{width} are too small for {network}: use mlp")
+        raise UserError(f"images of {height}×{width} are too small for network {network}: use mlp")
     return PixelEncoder(image, contrast)
 
 
@@ -72,35 +72,35 @@ def encoder(
     generator: torch.Generator,
     contrast: layers.MeanImageNorm | None = None,
 ) -> tuple[nn.Module, int]:
-    """What turns rows [..., *O] into one vector of numbers each, and its size.
+    """Returns the encoder of observations, [..., *O] → [..., F], and F.
 
     Args:
-        codec: of the rows.
-        network: of their images, see `eye`; where there are none, rows are such vectors already.
+        codec: codec of the observations.
+        network: network of the images, see `image_encoder`; without images, the identity.
         generator: source of the weights.
-        contrast: what a single image is compared with.
+        contrast: normalization of a single image, if any.
 
     Raises:
-        UserError: a CNN is asked for and there are no images, or they are too small for it.
+        UserError: a CNN is requested without images, or for images that are too small.
     """
     if not codec.images:
         if network in CNNS:
             raise UserError(f"network {network} is for images: use auto or mlp")
         return nn.Identity(), codec.vector
-    seen = [image_encoder(image, network, generator, contrast) for image in codec.images]
+    parts = [image_encoder(image, network, generator, contrast) for image in codec.images]
     if codec.dtype == np.uint8:
-        return seen[0], seen[0].features
-    return CombinedEncoder(codec, seen), codec.vector + sum(part.features for part in seen)
+        return parts[0], parts[0].features
+    return CombinedEncoder(codec, parts), codec.vector + sum(part.features for part in parts)
 
 
 class ConvEncoder(nn.Module):
-    """A CNN over images of bytes: [..., *image.shape] → [..., features].
+    """CNN over images of bytes: [..., *image.shape] → [..., features].
 
     Args:
-        image: what a picture looks like, large enough for the layers.
-        cnn: its layers.
+        image: shape and axis order of the images, large enough for the layers.
+        cnn: layers of the CNN.
         generator: source of the weights.
-        contrast: what pictures are compared with; bytes are scaled to 0..1 without it.
+        contrast: image normalization; if None, bytes are scaled to 0..1.
     """
 
     def __init__(
@@ -129,57 +129,56 @@ class ConvEncoder(nn.Module):
         self._by_squares = planes and fits and not (height % _SQUARE or width % _SQUARE)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images in 0..255."""
+        """Returns the features of images in 0..255."""
         shape = self._image.shape
         leading = images.shape[: images.dim() - len(shape)]
-        pictures = images.reshape(-1, *shape)
-        if self._by_squares and pictures.dtype == torch.uint8:
-            seen = self._first_by_squares(pictures.reshape(-1, *self._image.chw))
+        images = images.reshape(-1, *shape)
+        if self._by_squares and images.dtype == torch.uint8:
+            hidden = self._first_by_squares(images.reshape(-1, *self._image.chw))
         else:
-            seen = self.first(self._planes(_scaled(pictures, self.contrast)))
-        features: Tensor = self.rest(seen)
+            hidden = self.first(self._planes(_scaled(images, self.contrast)))
+        features: Tensor = self.rest(hidden)
         return features.reshape(*leading, features.shape[-1])
 
-    def _planes(self, pictures: Tensor) -> Tensor:
-        """[N, C, H, W] from pictures [N, *shape]."""
+    def _planes(self, images: Tensor) -> Tensor:
+        """Transposes images [N, *shape] to [N, C, H, W]."""
         if len(self._image.shape) == 2:
-            return pictures.unsqueeze(1)
+            return images.unsqueeze(1)
         if len(self._image.shape) == 4:
-            return pictures.permute(0, 1, 4, 2, 3).flatten(1, 2)
-        return pictures if self._image.channels_first else pictures.permute(0, 3, 1, 2)
+            return images.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        return images if self._image.channels_first else images.permute(0, 3, 1, 2)
 
-    def _first_by_squares(self, pictures: Tensor) -> Tensor:
-        """The first convolution of pictures [N, C, H, W], as one of squares of pixels.
+    def _first_by_squares(self, images: Tensor) -> Tensor:
+        """Computes the first convolution of images [N, C, H, W] over squares of 4×4 pixels.
 
-        A kernel of 8×8 with stride 4 over pixels is one of 2×2 with stride 1 over squares of 4×4
-        pixels, each with 16·C channels: long rows of numbers, which processors like. Bytes are
-        whole numbers that bfloat16 holds exactly; the kernel is scaled instead of them. Measured on
-        the CPU in bfloat16, A3C's CNN, 168 pictures of 4×84×84: forward 64 → 46 µs each, forward
-        and backward 162 → 120.
+        An 8×8 kernel with stride 4 over pixels equals a 2×2 kernel with stride 1 over squares of
+        4×4 pixels with 16·C channels, which has longer contiguous rows. bfloat16 represents bytes
+        exactly, so the kernel is scaled instead of the images. Measured on the CPU in bfloat16,
+        A3C's CNN, 168 images of 4×84×84: forward 64 → 46 µs each, forward and backward 162 → 120.
         """
-        squares, scale = self._squares(pictures), torch.tensor(_SCALE)
-        if self.contrast is not None:  # differences of bytes are exact in bfloat16 too
+        squares, scale = self._squares(images), torch.tensor(_SCALE)
+        if self.contrast is not None:  # differences of bytes are exact in bfloat16, too
             mean = self.contrast.picture.view(1, *self._image.chw)
             squares, scale = squares.sub_(self._squares(mean)), self.contrast.scale
-        kernel = self.first.weight.view(-1, len(pictures[0]), 2, _SQUARE, 2, _SQUARE)
+        kernel = self.first.weight.view(-1, len(images[0]), 2, _SQUARE, 2, _SQUARE)
         kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3) * scale
         return nn.functional.conv2d(squares.permute(0, 3, 1, 2), kernel, self.first.bias)
 
-    def _squares(self, pictures: Tensor) -> Tensor:
-        """The pixels of pictures [N, C, H, W] by squares: [N, H/4, W/4, 16 C], as numbers."""
-        N, C, H, W = pictures.shape
+    def _squares(self, images: Tensor) -> Tensor:
+        """Groups the pixels of images [N, C, H, W] by squares: floats [N, H/4, W/4, 16 C]."""
+        N, C, H, W = images.shape
         h, w = H // _SQUARE, W // _SQUARE
-        rows = pictures.view(torch.int32).view(N, C, h, _SQUARE, w)  # four bytes in one piece
+        rows = images.view(torch.int32).view(N, C, h, _SQUARE, w)  # four bytes per word
         squares = rows.permute(0, 2, 4, 1, 3).contiguous().view(torch.uint8).view(N, h, w, -1)
-        return squares.to(layers.computed_in(pictures.device))
+        return squares.to(layers.computed_in(images.device))
 
 
 class PixelEncoder(nn.Module):
-    """The pixels of small images, one after another: [..., *shape] → [..., P].
+    """Flattened pixels of small images: [..., *shape] → [..., P].
 
     Args:
-        image: what a picture looks like.
-        contrast: what pictures are compared with; bytes are scaled to 0..1 without it.
+        image: shape and axis order of the images.
+        contrast: image normalization; if None, bytes are scaled to 0..1.
     """
 
     def __init__(self, image: Image, contrast: layers.MeanImageNorm | None = None) -> None:
@@ -188,16 +187,16 @@ class PixelEncoder(nn.Module):
         self.contrast = contrast
 
     def forward(self, images: Tensor) -> Tensor:
-        """Numbers of about unit size."""
+        """Returns the normalized and flattened pixels."""
         return _scaled(images, self.contrast).flatten(-self._axes)
 
 
 class CombinedEncoder(nn.Module):
-    """Images each through a part of its own, with the rest of a row: [..., *O] → [..., F].
+    """Concatenation of the vector part and the features of each image: [..., *O] → [..., F].
 
     Args:
-        codec: of rows with images in them.
-        parts: one for each image.
+        codec: codec of observations with images.
+        parts: one encoder per image.
     """
 
     def __init__(self, codec: ObservationCodec, parts: Sequence[nn.Module]) -> None:
@@ -207,18 +206,18 @@ class CombinedEncoder(nn.Module):
         self.parts = nn.ModuleList(parts)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """The vector and the images' features."""
+        """Returns the vector entries followed by the features of the images."""
         sizes = [self._vector, *map(math.prod, self._shapes)]
         vector, *images = torch.split(rows, sizes, dim=-1)
-        seen = [
+        encoded = [
             part(image.reshape(*image.shape[:-1], *shape))
             for part, image, shape in zip(self.parts, images, self._shapes, strict=True)
         ]
-        return torch.cat([vector, *(features.to(rows.dtype) for features in seen)], dim=-1)
+        return torch.cat([vector, *(features.to(rows.dtype) for features in encoded)], dim=-1)
 
 
 def _sides(image: Image, cnn: CNN) -> list[int]:
-    """Height and width of what the convolutions give; 0 where they do not fit."""
+    """Height and width of the output of the convolutions; 0 if they do not fit."""
     sides = list(image.chw[1:])
     for _, kernel, stride in cnn.convolutions:
         sides = [max(0, (side - kernel) // stride + 1) for side in sides]
@@ -226,7 +225,7 @@ def _sides(image: Image, cnn: CNN) -> list[int]:
 
 
 def _scaled(images: Tensor, contrast: layers.MeanImageNorm | None) -> Tensor:
-    """Bytes as numbers in 0..1, or with a contrast."""
+    """Scales bytes to 0..1, or applies the image normalization."""
     if contrast is not None:
         return contrast(images)  # type: ignore[no-any-return]
     return images.to(layers.computed_in(images.device), copy=True).mul_(_SCALE)

@@ -1,4 +1,4 @@
-"""Layers, and the LSTM between body and heads."""
+"""Layers: MLP, LSTM, and normalization of observations."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,18 +20,18 @@ _LONGEST_SPAN = 32  # steps
 
 
 def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
-    """A linear layer with orthogonal weights and zero bias.
+    """Linear layer with orthogonal weights and zero bias.
 
     Args:
-        inputs, outputs: sizes.
-        gain: √2 in front of an activation, 1 for a value, 0.01 for a policy, so that the first
-            policy is close to uniform.
+        inputs, outputs: number of features in and out.
+        gain: √2 before an activation, 1 for a value head, 0.01 for a policy head, so that the
+            initial policy is close to uniform.
         generator: source of the weights.
 
     Source: Saxe et al. 2014 (arXiv:1312.6120); the gains are those of Huang et al. 2022, "The 37
     Implementation Details of Proximal Policy Optimization", detail 2.
     """
-    with torch.random.fork_rng(devices=[]):  # torch's own draw leaves the caller's stream alone
+    with torch.random.fork_rng(devices=[]):  # the default initialization uses torch's global stream
         layer = nn.Linear(inputs, outputs)
     return orthogonal(layer, gain, generator)
 
@@ -39,7 +39,7 @@ def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -
 def mlp(
     inputs: int, hidden: Sequence[int], activation: str, generator: torch.Generator
 ) -> nn.Sequential:
-    """Linear layers of these sizes, the activation after each: [..., inputs] → [..., H]."""
+    """MLP with an activation after each linear layer: [..., inputs] → [..., H]."""
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [linear(inputs, size, math.sqrt(2), generator), ACTIVATIONS[activation]()]
@@ -50,57 +50,57 @@ def mlp(
 def custom_body(
     make: BodyMaker, codec: ObservationCodec, generator: torch.Generator
 ) -> tuple[nn.Module, int]:
-    """A body that a caller's function makes for a space, and the size of its features.
+    """Returns a custom body, made by a function of the observation space, and its feature size.
 
     Args:
-        make: the function; it may draw initial weights from torch's global stream.
-        codec: of the rows.
-        generator: source of that stream's seed.
+        make: the function; it may sample initial weights from torch's global stream.
+        codec: codec of the observations.
+        generator: source of the seed of that stream.
 
     Raises:
-        UserError: it is no module, or does not give features for rows [T, B, *O].
+        UserError: the body is not a module, has buffers, or does not map [T, B, *O] to [T, B, F].
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         body = make(codec.space)
         name = getattr(make, "__name__", str(make))
         if not isinstance(body, nn.Module):
-            kind = type(body).__name__
-            raise UserError(f"network {name} must return a torch.nn.Module, got {kind}")
-        statistics = ", ".join(label for label, _ in body.named_buffers())
-        if statistics:
+            returned = type(body).__name__
+            raise UserError(f"network {name} must return a torch.nn.Module, got {returned}")
+        buffers = ", ".join(label for label, _ in body.named_buffers())
+        if buffers:
             raise UserError(
-                f"network {name} has buffers ({statistics}) that no gradient changes: use "
-                "LayerNorm in place of BatchNorm"
+                f"network {name} has buffers ({buffers}), which no gradient updates: use "
+                "LayerNorm instead of BatchNorm"
             )
         dtype = torch.uint8 if codec.dtype == np.uint8 else torch.float32
-        with torch.no_grad():  # lazy layers draw their weights here
+        with torch.no_grad():  # lazy layers sample their weights here
             features = body(torch.zeros(1, 1, *codec.shape, dtype=dtype))
-    gave = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-    if not isinstance(features, Tensor) or features.dim() != 3 or gave[:2] != [1, 1]:
+    got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+    if not isinstance(features, Tensor) or features.dim() != 3 or got[:2] != [1, 1]:
         raise UserError(
-            f"network must give [T, B, features] for rows {['T', 'B', *codec.shape]}, but for "
-            f"{[1, 1, *codec.shape]} it gave {gave}"
+            f"network {name} must map observations {['T', 'B', *codec.shape]} to features "
+            f"['T', 'B', 'F'], got {got} for an input of {[1, 1, *codec.shape]}"
         )
     return body, int(features.shape[-1])
 
 
 class LSTMCore(nn.Module):
-    """An LSTM cell that is carried along the time axis.
+    """LSTM over the time axis.
 
-    Its state is one tensor [2, B, H]: what it puts out, and what it keeps.
+    Its state is one tensor [2, B, H]: the hidden state h and the cell state c.
 
     Args:
-        features: size of the input.
-        size: H.
+        features: number of input features F.
+        size: number of units H.
         generator: source of the weights.
 
-    At first its units forget at different rates, the shortest in a step or two, the longest in 32:
-    with biases of 0 all would halve what they keep at every step, and nobody would find out that a
-    cue of 20 steps ago matters.
+    The forget gate biases give the units time scales from 1-2 to 32 steps at initialization. With
+    biases of 0 each step would halve every cell state, and the gradient through 20 steps would
+    vanish.
 
-    Source: Hochreiter and Schmidhuber 1997; in A3C: Mnih et al. 2016, section 5.1. The biases of
-    the forget gates: Tallec and Ollivier 2018 (arXiv:1804.11188), section 2, evenly spread.
+    Source: Hochreiter and Schmidhuber 1997; in A3C: Mnih et al. 2016, section 5.1; forget gate
+    biases: Tallec and Ollivier 2018 (arXiv:1804.11188), section 2, evenly spaced.
     """
 
     def __init__(self, features: int, size: int, generator: torch.Generator) -> None:
@@ -112,44 +112,44 @@ class LSTMCore(nn.Module):
                 nn.init.orthogonal_(parameter, 1.0, generator)
             else:
                 nn.init.zeros_(parameter)
-        spans = torch.linspace(1, _LONGEST_SPAN - 1, size)  # b = log(T − 1) keeps for T steps
+        spans = torch.linspace(1, _LONGEST_SPAN - 1, size)  # time scale T: b = log(T − 1)
         self.cell.bias_ih.detach()[size : 2 * size] = spans.log()
 
     def nothing(self, B: int) -> Tensor:
-        """The state [2, B, H] in which nothing is remembered."""
+        """Initial state of zeros, [2, B, H]."""
         return self.cell.weight_hh.new_zeros(2, B, self.cell.hidden_size)
 
     def step(self, features: Tensor, state: Tensor) -> Tensor:
-        """The state [2, B, H] after features [B, F]; its first half is the output."""
+        """Returns the state [2, B, H] after features [B, F]; state[0] is the output."""
         return torch.stack(self.cell(features, (state[0], state[1])))
 
     def forward(self, features: Tensor, state: Tensor, valid: Tensor) -> Tensor:
-        """The outputs [T+1, B, H] for features [T+1, B, F].
+        """Returns the outputs, [T+1, B, H].
 
         Args:
-            features: of rows 0..T.
-            state: before row 0, [2, B, H].
-            valid: [T, B] bool; the row after one that is not valid begins an episode, and finds
-                the state forgotten.
+            features: features of rows 0..T, [T+1, B, F].
+            state: state before row 0, [2, B, H].
+            valid: [T, B] bool; the row after one that is not valid starts an episode, so the state
+                is reset.
         """
         carried, outputs = valid.unsqueeze(-1), []
         for t, row in enumerate(features.unbind()):
             if t > 0:
-                state = state.where(carried[t - 1], 0.0)  # also where it is not finite
+                state = state.where(carried[t - 1], 0.0)  # also resets non-finite states
             state = self.step(row, state)
             outputs.append(state[0])
         return torch.stack(outputs)
 
 
 class Standardize(nn.Module):
-    """Numbers with their running mean taken off, in units of their running deviation.
+    """Standardization by running mean and standard deviation.
 
         x' = clip((x − μ) / σ, −10, 10)
 
-    μ and σ are parameters that are not trained: they travel, and are kept, with the others.
+    μ and 1/σ are parameters without gradient, so they are shared and saved with the weights.
 
     Args:
-        size: how many numbers at the start of a row are treated so; others stay as they are.
+        size: number of leading entries of an observation to standardize; the rest is unchanged.
     """
 
     _CLIP = 10.0
@@ -161,27 +161,27 @@ class Standardize(nn.Module):
         self.scale = nn.Parameter(torch.ones(size), requires_grad=False)  # 1 / σ
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[..., O] from [..., O]."""
+        """Standardizes observations, [..., O] → [..., O]."""
         head, rest = rows[..., : self._size], rows[..., self._size :]
         standard = ((head - self.mean) * self.scale).clamp(-self._CLIP, self._CLIP)
         return torch.cat([standard, rest], dim=-1) if rest.shape[-1] else standard
 
 
 class MeanImageNorm(nn.Module):
-    """Bytes as numbers of about unit size: scaled alone, or with a running mean picture taken off.
+    """Image normalization: subtracts the running mean image, divides by one σ for all pixels.
 
         x' = (x − μ) / σ
 
-    μ is a picture of whole numbers, σ one number for all pixels: what never changes is 0, and what
-    moves stands out. In Pong the deviation over all pixels is 0.026 of their range and their mean
-    0.42; without this, gradients are all about the background, and the ball is found much later.
+    μ is rounded to integers, so static pixels become exactly 0. In Pong, σ over all pixels is 0.026
+    of their range and their mean is 0.42. Without this layer the background dominates the gradient
+    and learning is much slower.
 
     Args:
-        image: what a picture looks like.
+        image: shape and axis order of the images.
 
     Attributes:
-        mean: μ before rounding, [P], and 0 at first; not trained.
-        scale: 1 / σ, [1], and 1 / 255 at first; not trained.
+        mean: μ before rounding, [P], initially 0; without gradient.
+        scale: 1 / σ, [1], initially 1 / 255; without gradient.
     """
 
     def __init__(self, image: Image) -> None:
@@ -193,16 +193,16 @@ class MeanImageNorm(nn.Module):
 
     @property
     def picture(self) -> Tensor:
-        """μ in bytes, [1, *shape]."""
+        """Mean image μ in bytes, [1, *shape]."""
         return self.mean.round().to(torch.uint8).view(1, *self._shape)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """[..., *shape] from bytes [..., *shape]."""
+        """Normalizes images of bytes, [..., *shape] → [..., *shape]."""
         return (pictures - self.picture.to(computed_in(pictures.device))).mul_(self.scale)
 
 
 def orthogonal(layer: _Layer, gain: float, generator: torch.Generator) -> _Layer:
-    """The layer, with orthogonal weights and zero bias; see `linear`."""
+    """Initializes a layer with orthogonal weights and zero bias; see `linear`."""
     assert layer.bias is not None
     nn.init.orthogonal_(layer.weight, gain, generator)
     nn.init.zeros_(layer.bias)
@@ -210,7 +210,7 @@ def orthogonal(layer: _Layer, gain: float, generator: torch.Generator) -> _Layer
 
 
 def computed_in(device: torch.device) -> torch.dtype:
-    """What the layers behind compute in: float32, or less under autocast."""
+    """Dtype in which layers compute: float32, or the lower precision of autocast."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.get_default_dtype()

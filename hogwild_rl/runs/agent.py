@@ -1,4 +1,4 @@
-"""A trained policy: acts, is evaluated, is saved and loaded."""
+"""Trained agents: acting, evaluation, saving and loading."""
 
 import dataclasses
 import os
@@ -16,28 +16,28 @@ from hogwild_rl.errors import UserError
 from hogwild_rl.models import layers
 from hogwild_rl.runs.checkpoint import Checkpoint, load_newest
 
-_DETERMINISTIC = ("ddpg", "td3")  # algorithms of a policy that names one action
+_DETERMINISTIC = ("ddpg", "td3")  # algorithms with a deterministic policy
 
 Array = np.ndarray[Any, Any]
 
 
 class Agent:
-    """A trained policy with all that made it.
+    """Trained policy with its checkpoint.
 
     Args:
-        checkpoint: what `train` or `load` found.
-        env: what it was trained on; by default the id in the checkpoint.
-        run_dir: the run's folder, where it came from one.
-        network: makes the network's body, where a function of the caller's made it in training.
-        allow_import: lets the checkpoint name an environment module:Id, whose module is imported.
+        checkpoint: checkpoint of a run.
+        env: training environment; default: the id in the checkpoint.
+        run_dir: folder of the run, if known.
+        network: function that makes the network's body, if one was used in training.
+        allow_import: allow the import of a module that the checkpoint names as env module:Id.
 
     Attributes:
-        checkpoint: parameters, optimizer statistics, counters and settings.
-        run_dir: the run's folder, where it came from one.
+        checkpoint: parameters, optimizer state, counters and settings.
+        run_dir: folder of the run, if known.
 
     Raises:
-        UserError: the network is a function that is not given, or the parts of the checkpoint do
-            not fit each other.
+        UserError: the network function is not given, or the parts of the checkpoint do not fit
+            each other.
     """
 
     def __init__(
@@ -68,16 +68,14 @@ class Agent:
         self._generator = torch.Generator().manual_seed(settings["seed"])
 
     def act(self, observation: Any, *, deterministic: bool = True) -> Any:
-        """The action for one observation, or actions for a batch of them.
+        """Returns the action for one observation, or actions for a batch.
 
         Raises:
-            UserError: the observation is not one of the space, or the policy has a memory, whose
-                state `predict` carries.
+            UserError: the observation is not in the space, or the policy is recurrent and needs
+                the state of `predict`.
         """
         if self.model.state_size:
-            raise UserError(
-                "this policy has a memory: use predict, which takes and gives its state"
-            )
+            raise UserError("this policy is recurrent: use predict, which also returns the state")
         return self.predict(observation, deterministic=deterministic)[0]
 
     def predict(
@@ -87,41 +85,41 @@ class Agent:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[Array, Array | None]:
-        """Actions and next state, with the signature of a Stable-Baselines3 model.
+        """Returns actions and next state, with the signature of Stable-Baselines3's predict.
 
         Args:
-            observation: one observation, or a batch as vector environments give it.
-            state: what a policy with a memory gave the last time, [2, B, H]; None at first.
-            episode_start: [B] bool, where the state has to be forgotten.
-            deterministic: the likeliest action; otherwise one is sampled.
+            observation: one observation, or a batch as from a vector environment.
+            state: last returned state of a recurrent policy, [2, B, H]; None at first.
+            episode_start: [B] bool, True where the state is reset.
+            deterministic: True for the most likely action, False to sample.
 
         Returns:
-            An action (or a batch of them) that the environment takes, and the next state.
+            The action or batch of actions for the environment, and the next state.
 
         Raises:
-            UserError: the observation is not one of the space.
+            UserError: the observation is not in the space.
         """
         batched = self._observations.batched(observation)
         rows = self._observations.rows if batched else self._observations.row
-        # In C's order whatever the caller's: a CNN looks at bytes four at a time.
-        given = np.array(rows(observation), dtype=self._observations.dtype, order="C")
-        observations = torch.from_numpy(given)
+        # C order, whatever the caller's: the CNN reads groups of four bytes.
+        array = np.array(rows(observation), dtype=self._observations.dtype, order="C")
+        observations = torch.from_numpy(array)
         observations = observations if batched else observations[None]
-        carried = torch.zeros(2, len(observations), self.model.state_size)
+        h = torch.zeros(2, len(observations), self.model.state_size)
         if state is not None:
-            carried.copy_(torch.from_numpy(state))
+            h.copy_(torch.from_numpy(state))
         if episode_start is not None:
-            carried[:, torch.as_tensor(np.atleast_1d(episode_start), dtype=torch.bool)] = 0
+            h[:, torch.as_tensor(np.atleast_1d(episode_start), dtype=torch.bool)] = 0
         with torch.inference_mode():
-            chosen, remembered = self.model.policy(observations, carried)
-            taken = chosen.mode() if deterministic else chosen.sample(self._generator)
-        actions = self._actions.to_env(taken.numpy())
-        if remembered is not None and self.model.state_size:
-            state = remembered.numpy()
+            distribution, next_state = self.model.policy(observations, h)
+            chosen = distribution.mode() if deterministic else distribution.sample(self._generator)
+        actions = self._actions.to_env(chosen.numpy())
+        if next_state is not None and self.model.state_size:
+            state = next_state.numpy()
         return (actions if batched else actions[0]), state
 
     def seed(self, seed: int) -> None:
-        """Starts the stream of sampled actions anew."""
+        """Seeds the generator of sampled actions."""
         self._generator.manual_seed(seed)
 
     def evaluate(
@@ -132,13 +130,13 @@ class Agent:
         seed: int = 0,
         env: make.EnvSource | make.Env | None = None,
     ) -> Array:
-        """Undiscounted returns of whole episodes, [episodes].
+        """Plays complete episodes and returns their undiscounted returns, [episodes].
 
         Args:
-            episodes: at least 1.
-            deterministic: the likeliest actions; otherwise sampled ones.
-            seed: of the environment and the sampled actions.
-            env: where to play; by default where it was trained.
+            episodes: number of episodes ≥ 1.
+            deterministic: True for the most likely actions, False to sample.
+            seed: seed of the environment and the sampled actions.
+            env: environment; default: the training environment.
 
         Raises:
             UserError: the environment cannot be made, or has other spaces.
@@ -153,40 +151,40 @@ class Agent:
         seed: int = 0,
         env: make.EnvSource | make.Env | None = None,
     ) -> "Episodes":
-        """Plays whole episodes, one after another; see `evaluate`."""
+        """Plays complete episodes in sequence; see `evaluate`."""
         if episodes < 1:
             raise UserError(f"episodes must be at least 1, got {episodes}")
-        made = env if isinstance(env, gymnasium.Env) else self.make_env(env)
+        played = env if isinstance(env, gymnasium.Env) else self.make_env(env)
         try:
-            self._check_spaces(made)
+            self._check_spaces(played)
             self.seed(seed)
             returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
             for episode in range(episodes):
-                observation, _ = made.reset(seed=seed if episode == 0 else None)
+                observation, _ = played.reset(seed=seed if episode == 0 else None)
                 ended, state = False, None
                 while not ended:
                     action, state = self.predict(observation, state, deterministic=deterministic)
-                    observation, reward, terminated, truncated, _ = made.step(action)
+                    observation, reward, terminated, truncated, _ = played.step(action)
                     returns[episode] += float(reward)
                     lengths[episode] += 1
                     ended = terminated or truncated
         finally:
-            if made is not env:
-                made.close()
+            if played is not env:
+                played.close()
         return Episodes(returns, lengths)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the agent as one file, which `hogwild_rl.load` reads."""
+        """Saves the agent to a file for `hogwild_rl.load`."""
         self.checkpoint.save(pathlib.Path(path))
 
     def make_env(
         self, env: make.EnvSource | None = None, render_mode: str | None = None
     ) -> make.Env:
-        """The environment the agent was trained on, or another one.
+        """Makes the training environment, or another one.
 
         Raises:
-            UserError: it cannot be made, or a module that only the checkpoint names would be
-                imported, which has to be allowed.
+            UserError: it cannot be made, or needs a module that only the checkpoint names and
+                whose import is not allowed.
         """
         env = env if env is not None else self._env
         if env is None:
@@ -207,7 +205,7 @@ class Agent:
 
 @dataclasses.dataclass(frozen=True)
 class Episodes:
-    """Undiscounted returns and lengths in steps of played episodes, [episodes] each."""
+    """Undiscounted returns and lengths in steps of episodes, [episodes] each."""
 
     returns: Array
     lengths: Array
@@ -219,18 +217,18 @@ def load(
     *,
     allow_import: bool = False,
 ) -> Agent:
-    """The agent in a file that `Agent.save` wrote, or of a run's newest checkpoint.
+    """Loads an agent from a file of `Agent.save`, or from a run's newest checkpoint.
 
-    Nothing in the file can run code, unless that is allowed.
+    The file cannot run code unless allow_import is given.
 
     Args:
-        path: a file, or the folder of a run.
-        network: makes the network's body, where a function made it in training.
-        allow_import: lets the file name an environment module:Id, whose module is imported when
-            the agent is evaluated where it was trained.
+        path: file of an agent, or folder of a run.
+        network: function that makes the network's body, if one was used in training.
+        allow_import: allow the import of a module that the file names as env module:Id, when the
+            agent is evaluated in its training environment.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: the file does not exist or cannot be read.
     """
     path = pathlib.Path(path)
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""Checkpoints: one file with a digest, written atomically, and its predecessor."""
+"""Checkpoints: files with a digest, written atomically; the previous one is kept."""
 
 import contextlib
 import dataclasses
@@ -29,17 +29,17 @@ CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previou
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A run at one moment.
+    """State of a run at one moment.
 
     Attributes:
-        algorithm: name of the module that made it.
-        settings: of the run, plain values.
-        observation_space, action_space: of one environment.
-        parameters: of the model, by name.
-        optimizer: its state_dict.
+        algorithm: module name of the algorithm.
+        settings: settings of the run, plain values.
+        observation_space, action_space: spaces of a single environment.
+        parameters: model parameters by name.
+        optimizer: state_dict of the optimizer.
         normalization: running moments by name.
-        counters: how far the run had come.
-        worker_state: resumable state of its only worker; None with several workers.
+        counters: progress of the run.
+        worker_state: resumable state of a single worker; None with several workers.
     """
 
     algorithm: str
@@ -53,14 +53,14 @@ class Checkpoint:
     worker_state: dict[str, Any] | None = None
 
     def save(self, path: pathlib.Path, previous: pathlib.Path | None = None) -> None:
-        """Writes the file; it is there whole, or as before.
+        """Writes the checkpoint atomically.
 
         Args:
-            path: of the file.
-            previous: where what was there is kept.
+            path: path of the file.
+            previous: path to which an existing file is moved.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         document = {
             "format": FORMAT,
@@ -83,9 +83,9 @@ class Checkpoint:
         """Reads a checkpoint; nothing in the file can run code.
 
         Raises:
-            UserError: there is none, it is torn, or it is not one of ours.
+            UserError: the file does not exist, is damaged, or is not a checkpoint.
         """
-        foreign = f"{path} is not a checkpoint of hogwild_rl, or it is damaged: give another"
+        invalid = f"{path} is not a checkpoint of hogwild_rl, or it is damaged: give another"
         try:
             content = io.BytesIO(files.read_with_digest(path))
             document = torch.load(content, weights_only=True, map_location="cpu")
@@ -93,11 +93,11 @@ class Checkpoint:
             raise UserError(f"{path} does not exist: give a run or a saved agent") from error
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
-        except Exception as error:  # a foreign file can make the unpickler raise anything
-            raise UserError(foreign) from error
+        except Exception as error:  # an invalid file can make the unpickler raise any exception
+            raise UserError(invalid) from error
         if not isinstance(document, dict):
-            raise UserError(foreign)
-        _check_format(path, document.get("format"), foreign)
+            raise UserError(invalid)
+        _check_format(path, document.get("format"), invalid)
         try:
             if document["format"] == _OLDER_FORMAT:
                 _upgrade(document)
@@ -112,36 +112,36 @@ class Checkpoint:
                 counters=Progress(**document["counters"]),
                 worker_state=document["worker_state"],
             )
-            loaded._check_kinds()
+            loaded._check_types()
             return loaded
-        except Exception as error:  # the seal tells that it is whole, not that it means anything
-            raise UserError(foreign) from error
+        except Exception as error:  # a valid digest does not mean valid content
+            raise UserError(invalid) from error
 
-    def _check_kinds(self) -> None:
-        for thing in (self, self.counters):
-            for name, hint in get_type_hints(type(thing)).items():
-                validation.check_type(name, getattr(thing, name), hint)
+    def _check_types(self) -> None:
+        for instance in (self, self.counters):
+            for name, hint in get_type_hints(type(instance)).items():
+                validation.check_type(name, getattr(instance, name), hint)
 
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
-        """Around what puts its parts to use: where that fails, they do not fit each other.
+        """Reports exceptions while the checkpoint's parts are loaded as parts that do not fit.
 
         Raises:
-            UserError: it failed.
+            UserError: an exception was raised inside the context.
         """
         try:
             yield
         except UserError:
             raise
-        except Exception as error:  # whatever torch makes of it
-            printed = checks.abbreviate(f"{type(error).__name__}: {error}")
+        except Exception as error:  # torch raises many types
+            reason = checks.abbreviate(f"{type(error).__name__}: {error}")
             raise UserError(
-                f"the checkpoint's parameters do not fit its settings ({printed}): give another"
+                f"the checkpoint's parameters do not fit its settings ({reason}): give another"
             ) from error
 
 
 def _upgrade(document: dict[str, Any]) -> None:
-    """Gives a document of version 0.1 the names of today."""
+    """Renames the fields of a checkpoint of version 0.1 in place."""
     document["settings"] = base.renamed(document["settings"])
     document["counters"]["sessions"] = document["counters"].pop("lives")
     state = document["worker_state"] = document.pop("recall")
@@ -149,7 +149,7 @@ def _upgrade(document: dict[str, Any]) -> None:
         state["unsaved_reason"] = state.pop("lacking")
 
 
-def _check_format(path: pathlib.Path, found: Any, foreign: str) -> None:
+def _check_format(path: pathlib.Path, found: Any, invalid: str) -> None:
     if found in (FORMAT, _OLDER_FORMAT):
         return
     family = FORMAT.rpartition("-")[0]
@@ -158,39 +158,39 @@ def _check_format(path: pathlib.Path, found: Any, foreign: str) -> None:
             f"{path} has format {found!r}, this version reads {FORMAT}: read it with the version "
             "that wrote it"
         )
-    raise UserError(foreign)
+    raise UserError(invalid)
 
 
 def load_newest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path]:
-    """The newest whole checkpoint in a run's folder, and its file.
+    """Loads the newest undamaged checkpoint in a run folder, and returns it with its path.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder has none.
     """
     paths = [folder / name for name in (CHECKPOINT_FILE, PREVIOUS_FILE)]
-    there = [path for path in paths if path.exists()]
-    if not there:
+    existing = [path for path in paths if path.exists()]
+    if not existing:
         raise UserError(f"{folder} holds no checkpoint: give the folder of a run, or a saved agent")
-    for path in there[:-1]:
+    for path in existing[:-1]:
         with contextlib.suppress(UserError):
             return Checkpoint.load(path), path
     try:
-        return Checkpoint.load(there[-1]), there[-1]
+        return Checkpoint.load(existing[-1]), existing[-1]
     except UserError:
-        return Checkpoint.load(there[0]), there[0]  # to complain of the newest
+        return Checkpoint.load(existing[0]), existing[0]  # reports the error of the newest
 
 
 def remove_torn(folder: pathlib.Path) -> None:
-    """Removes the newest checkpoint where it is not whole and the one before it is.
+    """Removes the newest checkpoint if it is damaged and the previous one is not.
 
-    The next one to be saved would put it in that one's place, and leave no whole one for a moment.
+    Otherwise the next save would replace the previous one by the damaged one for a moment.
     """
     if load_newest(folder)[1].name == PREVIOUS_FILE:
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 def copied(value: Any) -> Any:
-    """The same nest of dicts and lists with tensors copied, out of shared memory or a device."""
+    """Copies nested dicts and lists, and their tensors to the CPU, out of shared memory."""
     if isinstance(value, torch.Tensor):
         return value.to("cpu", copy=True)
     if isinstance(value, dict):
@@ -199,23 +199,23 @@ def copied(value: Any) -> Any:
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps the state of."""
+    """Object with a state_dict."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+        """Returns plain values and tensors."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
 
 
 class Checkpointer:
-    """What a run is made of, and the files it is kept in.
+    """Writes the checkpoints of a run and restores its state from them.
 
     Args:
-        algorithm: name of the module that trains.
-        settings: of the run, plain values.
-        env_info: of the environment.
-        model, optimizer, normalization: as they are at any moment.
+        algorithm: module name of the algorithm.
+        settings: settings of the run, plain values.
+        env_info: description of the environment.
+        model, optimizer, normalization: live training objects of the run.
         session: number of this session of the run, from 1.
 
     Attributes:
@@ -241,10 +241,10 @@ class Checkpointer:
         self._saved_s = time.monotonic()
 
     def restore(self, saved: Checkpoint) -> None:
-        """Goes on from a checkpoint: parameters and statistics, in place.
+        """Loads the parameters, optimizer and moments of a checkpoint, in place.
 
         Raises:
-            UserError: they do not fit.
+            UserError: they do not fit the model.
         """
         with saved.fitting():
             self._model.load_state_dict(saved.parameters)
@@ -254,7 +254,7 @@ class Checkpointer:
     def checkpoint(
         self, snapshot: Snapshot, episodes: Recent, worker_state: dict[str, Any] | None = None
     ) -> Checkpoint:
-        """The run at this moment, and what its only worker is in the middle of."""
+        """Returns the current state of the run, with the state of its single worker if given."""
         self._normalization.write_to(self._model)
         return Checkpoint(
             algorithm=self._algorithm,
@@ -279,14 +279,14 @@ class Checkpointer:
         )
 
     def guard(self) -> bool:
-        """Puts parameters that are not finite back to what they were when last looked at.
+        """Resets parameters that are not finite to those of the last finite check.
 
         Returns:
-            Whether that had to be done.
+            True if the parameters were reset.
         """
         parameters = dict(self._model.state_dict())
         finite = torch.stack([tensor.isfinite().all() for tensor in parameters.values()])
-        if finite.all():  # read once: on a GPU every answer is waited for
+        if finite.all():  # one read: on a GPU each one synchronizes
             self._good = copied(parameters), copied(self._optimizer.state_dict())
             return False
         if self._good is None:
@@ -296,7 +296,7 @@ class Checkpointer:
         return True
 
     def keep_best(self, folder: pathlib.Path, snapshot: Snapshot, episodes: Recent) -> None:
-        """Keeps the run as the best so far, if it is."""
+        """Saves best.pt if the mean return is the highest so far."""
         best = -math.inf if self.best is None else self.best
         if best < snapshot.return_mean < math.inf:
             self.best = snapshot.return_mean
@@ -305,7 +305,7 @@ class Checkpointer:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the newest was kept."""
+        """Seconds since the newest checkpoint was saved."""
         return time.monotonic() - self._saved_s
 
     def keep_newest(
@@ -315,7 +315,7 @@ class Checkpointer:
         episodes: Recent,
         worker_state: dict[str, Any] | None,
     ) -> None:
-        """Keeps the run as it is; what was the newest stays beside it."""
+        """Saves the newest checkpoint and keeps the one before."""
         self._saved_s = time.monotonic()
         newest, previous = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
         with self._attempts.at(newest):

@@ -1,4 +1,4 @@
-"""Files that are either whole or as they were before, and that can tell whether they are whole."""
+"""Atomic writes, and files with a digest that detects damage."""
 
 import contextlib
 import hashlib
@@ -8,25 +8,25 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-FULL = (OSError, RuntimeError)  # what a full disk raises; torch.save makes the latter of it
+FULL = (OSError, RuntimeError)  # raised on a full disk; torch.save raises RuntimeError
 _DIGEST = b"hogwild_rl sha256 "
 _DIGEST_BYTES = len(_DIGEST) + 64 + 1
 
 
 class DamagedError(ValueError):
-    """A sealed file is not what was written, or was never sealed."""
+    """The digest of a file is missing or does not match its content."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path, previous: pathlib.Path | None = None) -> Iterator[BinaryIO]:
-    """Opens a file beside `path` to write; at the end it is flushed to disk and takes that name.
+    """Opens a temporary file beside `path`; at the end flushes it to disk and renames it to `path`.
 
     Args:
-        path: of the file.
-        previous: the name that what was at `path` is kept under.
+        path: path of the file.
+        previous: path to which an existing file is moved.
 
     Raises:
-        OSError: it cannot be written; what was at `path` is still there.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -39,12 +39,12 @@ def atomic_write(path: pathlib.Path, previous: pathlib.Path | None = None) -> It
         temporary.replace(path)
         _flush_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # the first error is the one to be printed
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: pathlib.Path) -> None:
-    """Makes names last through a loss of power, where folders can be opened."""
+    """Flushes a folder's entries to disk, against power loss, where folders can be opened."""
     with contextlib.suppress(PermissionError, IsADirectoryError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -54,14 +54,14 @@ def _flush_folder(folder: pathlib.Path) -> None:
 
 
 class BestEffortWrites:
-    """Writes that a run can do without: a failure is printed once, until a write succeeds."""
+    """Writes that may fail: repeated failures are printed once, until a write succeeds."""
 
     def __init__(self) -> None:
         self._failing = False
 
     @contextlib.contextmanager
     def at(self, path: pathlib.Path) -> Iterator[None]:
-        """Inside, a file is written."""
+        """Context in which the file is written; write errors are suppressed."""
         try:
             yield
             self._failing = False
@@ -70,8 +70,8 @@ class BestEffortWrites:
                 reason = getattr(error, "strerror", None) or error
                 with contextlib.suppress(OSError):
                     print(
-                        f"{path} cannot be written ({reason}): what was there is kept, and "
-                        "training goes on",
+                        f"{path} cannot be written ({reason}): the old file is kept, training "
+                        "continues",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -79,47 +79,47 @@ class BestEffortWrites:
 
 
 def remove_temporaries(folder: pathlib.Path) -> None:
-    """Removes what processes that were killed while they wrote left behind."""
+    """Removes temporary files of processes that were killed while writing."""
     for path in folder.glob(".*.*"):
         if path.suffix[1:].isdigit():
             path.unlink(missing_ok=True)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole."""
+    """Writes a text file atomically."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
 def append_text(path: pathlib.Path, text: str) -> None:
-    """Adds to a text file; a link is not followed: the folder may come from elsewhere.
+    """Appends to a text file; follows no symbolic link, as the folder may be untrusted.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(path, flags, 0o644), "a") as file:  # noqa: PTH123  paths have no such flag
+    with open(os.open(path, flags, 0o644), "a") as file:  # noqa: PTH123  pathlib has no such flag
         file.write(text)
 
 
 def write_with_digest(
     path: pathlib.Path, content: bytes | memoryview, previous: pathlib.Path | None = None
 ) -> None:
-    """Writes a file whole, with a digest of its content in front; see `replacing`."""
+    """Writes a file atomically, with a digest before its content; see `atomic_write`."""
     with atomic_write(path, previous) as file:
         file.write(_DIGEST + hashlib.sha256(content).hexdigest().encode() + b"\n")
         file.write(content)
 
 
 def read_with_digest(path: pathlib.Path) -> bytes:
-    """The content of a sealed file.
+    """Reads the content of a file with a digest.
 
     Raises:
-        OSError: it cannot be read.
-        DamagedError: it is not whole.
+        OSError: the file cannot be read.
+        DamagedError: the digest is missing or does not match.
     """
-    whole = path.read_bytes()
-    seal, content = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
-    if seal != _DIGEST + hashlib.sha256(content).hexdigest().encode() + b"\n":
+    data = path.read_bytes()
+    digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if digest != _DIGEST + hashlib.sha256(content).hexdigest().encode() + b"\n":
         raise DamagedError(str(path))
     return content

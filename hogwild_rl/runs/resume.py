@@ -1,4 +1,4 @@
-"""Resuming a run: its folder, its newest checkpoint, and the settings that cannot change."""
+"""Run folders, and resuming: the newest checkpoint and the settings that cannot change."""
 
 import itertools
 import os
@@ -17,15 +17,15 @@ from hogwild_rl.runs.logger import Progress
 
 
 def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> pathlib.Path:
-    """The run's folder, made if it is new, and known to be writable. It never holds another run.
+    """Creates or reuses the run's folder and checks that it is writable and has no other run.
 
     Args:
-        algorithm: its module's name, "a3c".
-        config: names the folder, or the run to resume.
-        env: name of the environment, for the default name.
+        algorithm: module name of the algorithm, such as "a3c".
+        config: settings; run_dir or resume name the folder.
+        env: name of the environment, for the default folder name.
 
     Raises:
-        UserError: it cannot be written, or holds something already.
+        UserError: the folder cannot be written, or a new run's folder is not empty.
     """
     try:
         if config.resume is not None:
@@ -40,9 +40,9 @@ def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> pathlib.
                     f"run_dir {folder} is not empty: name a new folder, or --resume {folder}"
                 )
         else:
-            folder = _fresh(algorithm, env)
+            folder = _new_folder(algorithm, env)
         probe = folder / f".probe.{os.getpid()}"
-        probe.touch(exist_ok=False)  # a link that lies in a folder of another's is not followed
+        probe.touch(exist_ok=False)  # follows no link in a folder that another user made
         probe.unlink()
     except OSError as error:
         raise UserError(
@@ -51,8 +51,8 @@ def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> pathlib.
     return folder
 
 
-def _fresh(algorithm: str, env: str) -> pathlib.Path:
-    """A folder under runs/ that nobody else has, also not one started in the same second."""
+def _new_folder(algorithm: str, env: str) -> pathlib.Path:
+    """Creates a unique folder under runs/, also for runs started in the same second."""
     plain = "".join(c if c.isalnum() or c in "-." else "-" for c in env)
     stem = f"{algorithm}_{plain}_{time.strftime('%Y%m%d-%H%M%S')}"
     for number in itertools.count(1):
@@ -62,10 +62,10 @@ def _fresh(algorithm: str, env: str) -> pathlib.Path:
         except FileExistsError:
             continue
         return folder
-    raise AssertionError("counting never ends")
+    raise AssertionError("unreachable")
 
 
-# Settings that say what the saved parameters mean: a resumed run cannot change them.
+# Settings that define the saved parameters: a resumed run cannot change them.
 _FIXED = {
     "env",
     "network",
@@ -81,18 +81,18 @@ _FIXED = {
 
 
 def checkpoint_to_resume(config: base.RunConfig, env_info: make.EnvInfo) -> Checkpoint | None:
-    """The newest checkpoint of the run to resume; None for a new run.
+    """Returns the newest checkpoint of the run to resume, or None for a new run.
 
     Raises:
-        UserError: there is none, or it cannot go on with these settings in this environment.
+        UserError: there is none, or it does not fit these settings or this environment.
     """
     if config.resume is None:
         return None
     folder = pathlib.Path(config.resume)
     saved, path = load_newest(folder)
-    logger.read_log(folder)  # now, when nothing has been changed yet
+    logger.read_log(folder)  # raises before anything is changed
     if path.name == PREVIOUS_FILE and not config.quiet:
-        print(f"the newest checkpoint is damaged or missing: going on from {path}", file=sys.stderr)
+        print(f"the newest checkpoint is damaged or missing: resuming from {path}", file=sys.stderr)
     wanted = config.to_json()
     for name in _FIXED & wanted.keys():
         before, now = (_plain(values.get(name)) for values in (saved.settings, wanted))
@@ -116,14 +116,14 @@ def checkpoint_to_resume(config: base.RunConfig, env_info: make.EnvInfo) -> Chec
 
 
 def state_to_resume(saved: Checkpoint | None, config: base.RunConfig) -> dict[str, Any] | None:
-    """What the run's only worker was in the middle of, unless another seed is asked for."""
+    """Returns the saved state of a single worker, or None if the seed has changed."""
     if saved is None or saved.settings.get("seed") != config.seed:
         return None
     return saved.worker_state
 
 
 def best_return(folder: pathlib.Path, before: Progress) -> float | None:
-    """The best mean return on record; best.pt may be newer than the checkpoint that is resumed."""
+    """Highest mean return so far; best.pt may be newer than the resumed checkpoint."""
     if not (folder / BEST_FILE).exists():
         return before.best_return
     saved = Checkpoint.load(folder / BEST_FILE).counters.best_return
@@ -131,5 +131,5 @@ def best_return(folder: pathlib.Path, before: Progress) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    """Sizes given as a list from Python are kept as one, and read back as a tuple."""
+    """Converts a list to a tuple: lists given from Python are read back as tuples."""
     return tuple(value) if isinstance(value, list) else value

@@ -18,13 +18,11 @@ from hogwild_rl.config import base
 from hogwild_rl.envs import make
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild.counters import Counters
-from hogwild_rl.learn.normalization import Normalization
-from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.models.deterministic import DeterministicActorCritic
 from hogwild_rl.runs import files, logger, resume
 from hogwild_rl.runs.agent import Agent
-from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Checkpointer, Stateful
+from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Checkpointer
 from hogwild_rl.runs.logger import Progress
+from hogwild_rl.runs.state import TrainState
 
 
 class Run:
@@ -36,49 +34,39 @@ class Run:
         reports: False where another process of the same run keeps the folder.
 
     Attributes:
-        env_info: of the environment.
-        folder: of the run.
-        before: where the run stood when this life of it began.
-        resumed_state: what its only worker was in the middle of then; None where that is not known.
+        config: settings.
+        env: facts about the environment.
+        folder: folder of the run, once it is open.
+        before: progress of the run's earlier sessions.
+        resumed_state: state of the only worker in the checkpoint that is resumed, or None.
 
     Raises:
         UserError: the environment, the folder or the checkpoint cannot be used.
     """
 
     def __init__(self, algorithm: str, config: base.RunConfig, reports: bool = True) -> None:
-        self.env_info = make.inspect_env(config.env)
-        self._algorithm, self._config, self._reports = algorithm, config, reports
-        self._resumed = resume.checkpoint_to_resume(config, self.env_info)
+        self.env = make.inspect_env(config.env)
+        self._algorithm, self.config, self._reports = algorithm, config, reports
+        self._resumed = resume.checkpoint_to_resume(config, self.env)
         self.before = self._resumed.counters if self._resumed else Progress()
         self.resumed_state = resume.state_to_resume(self._resumed, config)
         self._solved_at: logger.Snapshot | None = None
         self._signal: int | None = None
         self._failures, self._nonfinite = 0, np.zeros(1, dtype=np.int64)  # the latter by worker
         logger.require_tensorboard(config)
-        registered = self.env_info.reward_threshold
+        registered = self.env.reward_threshold
         self._target = registered if config.target_return is None else config.target_return
         if config.stop_when_solved and self._target is None:
             raise UserError(
-                f"{self.env_info.name} has no registered reward threshold: give a target_return, "
+                f"{self.env.name} has no registered reward threshold: give a target_return, "
                 "or leave out stop_when_solved"
             )
 
-    def open(
-        self,
-        model: ActorCritic | DeterministicActorCritic,
-        optimizer: Stateful,
-        normalization: Normalization,
-    ) -> None:
-        """Makes or reopens the folder; a resumed run's parameters and statistics are restored.
-
-        Args:
-            model: in place; what checkpoints hold from now on.
-            optimizer: in place, likewise.
-            normalization: in place, likewise.
-        """
-        plain, session = self._config.to_json(), self.before.sessions + 1
-        parts = (model, optimizer, normalization)
-        self._checkpointer = Checkpointer(self._algorithm, plain, self.env_info, *parts, session)
+    def open(self, state: TrainState) -> None:
+        """Creates or reopens the folder; a resumed run's parameters and statistics are restored."""
+        plain, session = self.config.to_json(), self.before.sessions + 1
+        parts = (state.model.module, state.optimizer, state.normalization)
+        self._checkpointer = Checkpointer(self._algorithm, plain, self.env, *parts, session)
         if self._resumed is not None:
             self._checkpointer.restore(self._resumed)
             unsaved_reason = (self.resumed_state or {}).get("unsaved_reason")
@@ -87,15 +75,15 @@ class Run:
         self._checkpointer.guard()
         self._checkpointer.best = self.before.best_return
         if self._reports:
-            self.folder = resume.prepare_folder(self._algorithm, self._config, self.env_info.name)
+            self.folder = resume.prepare_folder(self._algorithm, self.config, self.env.name)
             self._checkpointer.best = resume.best_return(self.folder, self.before)
             write_settings(self.folder, self._algorithm, plain)
-            self._reporter = logger.Reporter(self.folder, self._config, self.before)
+            self._reporter = logger.Reporter(self.folder, self.config, self.before)
         self._began_s = time.monotonic()
 
     def info(self, line: str) -> None:
         """Says something about the run on the terminal."""
-        if self._reports and not self._config.quiet:
+        if self._reports and not self.config.quiet:
             with contextlib.suppress(OSError):  # nobody reads on; training does not depend on it
                 print(line, flush=True)
 
@@ -106,7 +94,7 @@ class Run:
         if self._reports:
             with contextlib.suppress(OSError):
                 files.append_text(self.folder / FAILURES_FILE, line)
-        if not (printed or self._config.quiet):
+        if not (printed or self.config.quiet):
             with contextlib.suppress(OSError):
                 print(failure, file=sys.stderr, flush=True)
 
@@ -147,7 +135,7 @@ class Run:
     @property
     def checkpoint_due(self) -> bool:
         """Whether the next look at the run will save it."""
-        return self._reports and self._checkpointer.silent_s >= self._config.checkpoint_every
+        return self._reports and self._checkpointer.silent_s >= self.config.checkpoint_every
 
     def _tell_bad_numbers(self, counters: Counters, final: bool) -> None:
         """Says where numbers were not finite; ends the run where there are no others."""
@@ -167,7 +155,7 @@ class Run:
             self._nonfinite = broken
         row = int(rows["dropped_in_a_row"].max())
         # What was dropped because of the parameters is not to be held against the data.
-        if row >= self._config.max_bad_updates and not (final or restored):
+        if row >= self.config.max_bad_updates and not (final or restored):
             raise errors.RunFailedError(
                 f"{row} updates of worker {int(rows['dropped_in_a_row'].argmax())} in a row were "
                 f"not finite, which is more than max_bad_updates allows; last good checkpoint: "
@@ -189,13 +177,13 @@ class Run:
         self._reporter.close()
         with contextlib.suppress(OSError):
             logger.write_staleness(self.folder, counters)
-        lines = logger.summary_lines(self._snapshot, self.env_info.frames_per_step, self._solved_at)
+        lines = logger.summary_lines(self._snapshot, self.env.frames_per_step, self._solved_at)
         for line in lines:
             self.info(line)
         if self._failures:
             self.info(f"{self._failures:,} failures: {self.folder / FAILURES_FILE}")
         resume = self._algorithm if failed or self._signal is not None else None
-        for line in logger.next_steps(self.folder, self.env_info.name, resume):
+        for line in logger.next_steps(self.folder, self.env.name, resume):
             self.info(line)
         return self._agent(self.folder)
 
@@ -207,7 +195,7 @@ class Run:
     @property
     def ending(self) -> bool:
         """Whether training should end now: interrupted, or solved and printed to stop there."""
-        return self._signal is not None or (self.solved and self._config.stop_when_solved)
+        return self._signal is not None or (self.solved and self.config.stop_when_solved)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -223,7 +211,7 @@ class Run:
             if self._signal is not None:
                 raise KeyboardInterrupt
             self._signal = number
-            if not self._config.quiet:
+            if not self.config.quiet:
                 sys.stderr.write("\nstopping and saving; once more ends at once\n")
 
         before = {number: signal.signal(number, handle) for number in _SIGNALS}
@@ -240,10 +228,10 @@ class Run:
             )
 
     def _agent(self, folder: pathlib.Path | None) -> Agent:
-        network = getattr(self._config, "network", None)
+        network = getattr(self.config, "network", None)
         return Agent(
             self._checkpointer.checkpoint(self._snapshot, self._episodes),
-            env=self._config.env,
+            env=self.config.env,
             run_dir=folder,
             network=None if isinstance(network, str) else network,
         )

@@ -1,4 +1,4 @@
-"""Spaces in plain values, so that a file can hold them and cannot run code."""
+"""Conversion of Gymnasium spaces to plain values, which cannot run code when loaded."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-# A space of a caller's own class is kept as the one that it is a kind of.
-_KINDS = (
+# A space of a subclass is saved as its base class.
+_SPACE_TYPES = (
     *(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
     *(spaces.Dict, spaces.Tuple),
 )
 
 
 def space_to_dict(space: gymnasium.Space[Any]) -> dict[str, Any]:
-    """A space in plain values and tensors."""
-    kind = next((each.__name__ for each in _KINDS if isinstance(space, each)), "")
+    """Converts a space to plain values and tensors."""
+    kind = next((each.__name__ for each in _SPACE_TYPES if isinstance(space, each)), "")
     if isinstance(space, spaces.Box):
         exact = np.float64 if np.issubdtype(space.dtype, np.floating) else np.int64
         low, high = (torch.from_numpy(bound.astype(exact)) for bound in (space.low, space.high))
@@ -28,16 +28,16 @@ def space_to_dict(space: gymnasium.Space[Any]) -> dict[str, Any]:
         nvec, start, dtype = space.nvec.tolist(), space.start.tolist(), str(space.dtype)
         return {"kind": kind, "nvec": nvec, "start": start, "dtype": dtype}
     if isinstance(space, spaces.MultiBinary):
-        return {"kind": kind, "n": space.n}  # 4 and (4,) are not equal
+        return {"kind": kind, "n": space.n}  # n as given: 4 and (4,) are not equal
     if isinstance(space, spaces.Dict):
         parts = [[name, space_to_dict(part)] for name, part in space.spaces.items()]
         return {"kind": kind, "spaces": parts}
-    assert isinstance(space, spaces.Tuple), f"no model is made for {space}"
+    assert isinstance(space, spaces.Tuple), f"space {space} is not supported"
     return {"kind": kind, "spaces": [space_to_dict(part) for part in space.spaces]}
 
 
 def space_from_dict(description: dict[str, Any]) -> gymnasium.Space[Any]:
-    """The space that `describe` described."""
+    """Restores a space from `space_to_dict`."""
     kind = description["kind"]
     if kind == "Box":
         dtype = np.dtype(description["dtype"])
@@ -45,14 +45,14 @@ def space_from_dict(description: dict[str, Any]) -> gymnasium.Space[Any]:
         return spaces.Box(low, high, dtype=dtype.type)
     if kind == "Discrete":
         dtype = np.dtype(description["dtype"])
-        other = {} if dtype == np.int64 else {"dtype": dtype.type}  # older gymnasiums have no other
-        return spaces.Discrete(description["n"], start=description["start"], **other)
+        options = {} if dtype == np.int64 else {"dtype": dtype.type}  # not in older gymnasium
+        return spaces.Discrete(description["n"], start=description["start"], **options)
     if kind == "MultiDiscrete":
         nvec, start = (np.array(description[name]) for name in ("nvec", "start"))
         return spaces.MultiDiscrete(nvec, dtype=description["dtype"], start=start)
     if kind == "MultiBinary":
         return spaces.MultiBinary(description["n"])
     if kind == "Dict":
-        # As pairs: a dict would be sorted, and the network's inputs stand in this order.
+        # Pairs keep the order of the network's inputs; spaces.Dict sorts a dict.
         return spaces.Dict([(name, space_from_dict(part)) for name, part in description["spaces"]])
     return spaces.Tuple([space_from_dict(part) for part in description["spaces"]])

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -11,6 +12,8 @@ from hogwild_rl.config.base import DeviceName
 from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import ObservationCodec
 from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild import shared_memory
+from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.training.distributed import Ranks
 
 # Below this a GPU spends its time on launching kernels. Two layers of 64 have 10 thousand.
@@ -24,10 +27,15 @@ _THREADS_FROM = 5_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A device, and why it was chosen."""
+    """A device, and the reason for it."""
 
     device: torch.device
     reason: str
+
+    @property
+    def is_gpu(self) -> bool:
+        """True unless it is the CPU."""
+        return self.device.type != "cpu"
 
 
 def choose(wanted: DeviceName, model: torch.nn.Module, ranks: Ranks | None = None) -> Device:
@@ -63,6 +71,30 @@ def choose(wanted: DeviceName, model: torch.nn.Module, ranks: Ranks | None = Non
     return Device(cuda, f"{size:,} parameters")
 
 
+def prepare_process() -> None:
+    """Flushes denormals, which are slow, in this thread, and keeps memory that is freed."""
+    torch.set_flush_denormal(True)  # averages of inactive units decay into denormals
+    shared_memory.retain_freed_memory()
+
+
+def place(config: Any, env: make.EnvInfo, ranks: Ranks) -> tuple[ActorCritic, Device, "Precision"]:
+    """Network, device and precision of a run; the precision depends on the device.
+
+    Args:
+        config: settings with `model`, `device`, `compile` and `precision`.
+        env: facts about the environment.
+        ranks: of the run.
+
+    Raises:
+        UserError: a GPU is asked for and there is none, or CUDA graphs on the CPU.
+    """
+    network: ActorCritic = config.model(env)
+    device = choose(config.device, network, ranks)
+    config.compiles(device.device)
+    precision = bfloat16(config.precision, env, device.device.type)
+    return config.model(env, bfloat16=True) if precision.on else network, device, precision
+
+
 @contextlib.contextmanager
 def enough_memory(settings: str) -> Iterator[None]:
     """Around GPU work: UserError where its memory is full, with the settings it depends on."""
@@ -90,6 +122,11 @@ class Precision:
 
     on: bool
     reason: str = ""
+
+    def report(self, info: Callable[[str], None]) -> None:
+        """Prints why bfloat16 is not used, if it was asked for."""
+        if self.reason:
+            info(f"precision float32: {self.reason}")
 
 
 def bfloat16(precision: str, env_info: make.EnvInfo, device: str = "cpu") -> Precision:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,10 @@ from hogwild_rl.learn.normalization import Normalization
 Episodes = list[tuple[float, int]]
 
 _GATHER_EVERY = 16  # updates: pickled objects cost more than the gradient
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclasses.dataclass
@@ -33,6 +37,8 @@ class Ranks:
     count: int = 1
     _updates: int = dataclasses.field(default=0, init=False)
     _episodes: Episodes = dataclasses.field(default_factory=list, init=False)
+    _agreed_to_stop: bool = dataclasses.field(default=False, init=False)
+    wants_to_stop: Callable[[], bool] = dataclasses.field(default=_never, init=False)
 
     @classmethod
     def here(cls) -> "Ranks":
@@ -90,9 +96,7 @@ class Ranks:
         finally:
             dist.destroy_process_group()
 
-    def combine(
-        self, gradient: Tensor, steps: int, episodes: Episodes, ending: bool
-    ) -> tuple[int, Episodes, bool]:
+    def combine(self, gradient: Tensor, steps: int, episodes: Episodes) -> tuple[int, Episodes]:
         """Averages the gradient over all transitions of all ranks, in place, by one all-reduce.
 
         Ranks count by their valid transitions, so that it is the gradient of the mean over all.
@@ -101,22 +105,27 @@ class Ranks:
             gradient: of the mean over this rank's transitions, [P].
             steps: how many these are; 2²⁴ over all ranks can be printed apart.
             episodes: that ended in them.
-            ending: whether this rank wants to stop.
 
         Returns:
-            The steps of all ranks, every few updates their episodes, and whether any wants to stop.
+            The steps of all ranks, and every few updates their episodes.
         """
         if self.count == 1:
-            return steps, episodes, ending
+            return steps, episodes
         import torch.distributed as dist
 
-        packed = torch.cat([gradient * steps, gradient.new_tensor([steps, ending])])
+        packed = torch.cat([gradient * steps, gradient.new_tensor([steps, self.wants_to_stop()])])
         dist.all_reduce(packed)
-        total, stopping = (int(value) for value in packed[-2:].tolist())
+        total, stops = (int(value) for value in packed[-2:].tolist())
+        self._agreed_to_stop = bool(stops)
         torch.div(packed[:-2], max(total, 1), out=gradient)
         self._episodes += episodes
         self._updates += 1
-        return total, [] if self._updates % _GATHER_EVERY else self.gather(), bool(stopping)
+        return total, [] if self._updates % _GATHER_EVERY else self.gather()
+
+    @property
+    def stopping(self) -> bool:
+        """True once any rank wants to stop; all ranks learn of it in the same update."""
+        return self.wants_to_stop() if self.count == 1 else self._agreed_to_stop
 
     def gather(self) -> Episodes:
         """The episodes of all ranks that `combine` has not returned yet; all of them must ask."""

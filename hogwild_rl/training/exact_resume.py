@@ -16,89 +16,90 @@ from hogwild_rl.learn.normalization import Normalizer
 from hogwild_rl.runs import files
 from hogwild_rl.training import env_snapshot
 
-_LOOK_EVERY_S = 0.001
-_WAIT_AT_MOST_S = 10.0  # a checkpoint does without it then
-_FILE = ".standing.{}"  # by the parent's id: what a killed one leaves, a resumed run sweeps
+_POLL_S = 0.001
+_WAIT_AT_MOST_S = 10.0  # after that a checkpoint is written without the state
+_FILE = ".safe_point.{}"  # by the parent's process id; a resumed run removes what is left over
 _LEFT = -1
 
 
 class SafePoint:
-    """Where a run's only worker says what it is in the middle of, when asked.
+    """A place between two updates at which the only worker hands its state to the parent.
 
-    There is no lock that a dead worker could hold: each of three numbers has one writer. The parent
-    counts what it asked and what it released; the worker notes what it answered last.
+    No lock is involved: each of three numbers has one writer. The parent counts its requests and
+    its releases; the worker writes the number of the request it answered last.
 
     Args:
-        folder: of the run; what the worker says goes through a file there.
+        folder: folder of the run; the state passes through a file in it.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._numbers = shared_memory.zeros(3, dtype=torch.int64)
-        self._asked, self._released, self._answered = self._numbers.unbind()
+        self._requested, self._released, self._answered = self._numbers.unbind()
         self._path = folder / _FILE.format(os.getpid())
-        self._asked_s = 0.0
+        self._requested_s = 0.0
 
-    def begin(self) -> None:
-        """In a worker that starts: it stands still no more."""
+    def enter(self, worker: Worker, task: Any) -> bool:
+        """In the worker, at its start: True unless it replaces a worker that made progress."""
         self._answered.zero_()
+        return bool(task.state.counters.rows["steps"][worker.index] == 0)
 
-    def reach(self, worker: Worker, state: Callable[[], Any]) -> None:
-        """In the worker: if asked, says its state and waits until it may go on."""
-        asked = int(self._asked)
-        if asked > int(self._released):
-            self._say(state(), asked)
-            while int(self._released) < asked and not worker.stopping:
-                time.sleep(_LOOK_EVERY_S)
+    def reach(self, worker: Worker, capture: Callable[[], Any]) -> None:
+        """In the worker, between two updates: if requested, writes its state and waits."""
+        requested = int(self._requested)
+        if requested > int(self._released):
+            self._write(capture(), requested)
+            while int(self._released) < requested and not worker.stopping:
+                time.sleep(_POLL_S)
 
-    def leave(self, state: Any) -> None:
-        """In the worker: says its state for the last time."""
-        self._say(state, _LEFT)
+    def leave(self, capture: Callable[[], Any]) -> None:
+        """In the worker, after its last update: writes its state."""
+        self._write(capture(), _LEFT)
 
-    def _say(self, state: Any, asked: int) -> None:
+    def _write(self, state: Any, request: int) -> None:
         try:
             with files.atomic_write(self._path) as file:
                 torch.save(state, file)
-        except files.FULL:  # the checkpoint, which will tell, does without
+        except files.FULL:  # the checkpoint, which reports it, is written without the state
             self.remove()
-        self._answered.fill_(asked)
+        self._answered.fill_(request)
 
     def captured(self) -> bool:
-        """Asks the worker to stand still. True once it does, or when it was waited for too long."""
-        if int(self._asked) == int(self._released):
-            self._asked_s = time.monotonic()
-            self._asked.add_(1)
-        return self._is_captured() or time.monotonic() - self._asked_s > _WAIT_AT_MOST_S
+        """In the parent: requests the state. True once it is there, or after a time limit."""
+        if int(self._requested) == int(self._released):
+            self._requested_s = time.monotonic()
+            self._requested.add_(1)
+        return self._is_captured() or time.monotonic() - self._requested_s > _WAIT_AT_MOST_S
 
     def _is_captured(self) -> bool:
-        asked, answered = int(self._asked), int(self._answered)
-        return answered == _LEFT or answered == asked > int(self._released)
+        requested, answered = int(self._requested), int(self._answered)
+        return answered == _LEFT or answered == requested > int(self._released)
 
     def state(self) -> Any:
-        """What the worker said; None where it does not stand still, or nothing can be written."""
+        """In the parent: the worker's state, or None if the worker is not at the safe point."""
         if self._is_captured() and self._path.exists():
             return torch.load(self._path, weights_only=True)
         return None
 
     def release(self) -> None:
-        """Lets the worker go on."""
-        self._released.copy_(self._asked)
+        """In the parent: lets the worker continue."""
+        self._released.copy_(self._requested)
 
     def remove(self) -> None:
-        """Removes the file, when there is no worker any more."""
+        """Removes the file, after the worker has ended."""
         self._path.unlink(missing_ok=True)
 
 
 class WorkerState:
     """A worker's random stream, environments and open episodes, between two updates.
 
-    With what a checkpoint holds besides, a run that goes on from it is the run that never stopped,
-    bit for bit, if it has one worker, the same settings, and environments that live in Python.
+    A run with one worker, the same settings and environments written in Python that is resumed from
+    it ends with the parameters of a run that was never interrupted, bit for bit.
 
     Args:
-        generator: of the actions.
-        groups: the environments.
-        collector: of their steps.
-        normalizer: of their rewards.
+        generator: random stream of the actions.
+        groups: groups of environments.
+        collector: collects their rollouts.
+        normalizer: transforms their rewards.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class WorkerState:
         self._collector, self._normalizer = collector, normalizer
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: plain values and tensors, or why environments cannot be saved."""
+        """Plain values and tensors for a checkpoint, or the reason why there are none."""
         try:
             envs = [env_snapshot.take(group) for group in self._groups]
         except env_snapshot.OpaqueError as error:
@@ -126,20 +127,20 @@ class WorkerState:
         }
 
     def restore(self, state: dict[str, Any] | None, seed: int) -> str:
-        """Continues where `state` was taken, with the same device, number and type of environments.
+        """Continues from a `state` of the same device, number and type of environments.
 
         Args:
-            state: what `state` gave, or None.
-            seed: of the environments, where they have to be reset.
+            state: of an earlier session, or None.
+            seed: of the environments, if they have to be reset.
 
         Returns:
-            Why they were reset, empty if they were not or `state` gives the reason.
+            The reason why they were reset; empty if they were not, or if `state` has the reason.
         """
         if state is None or "unsaved_reason" in state:
             return ""
         try:
             reason = self._restore(state)
-        except Exception:  # of another making; a file can hold anything
+        except Exception:  # a file can hold anything
             reason = "the checkpoint holds other environments"
         if reason:
             self._collector.begin(seed)

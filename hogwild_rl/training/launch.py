@@ -1,152 +1,173 @@
-"""Starts the workers of a run, in processes or in this one, and watches them."""
+"""Starts the workers of a run, in processes or in this process, and watches them."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from hogwild_rl import errors
 from hogwild_rl.config import base
 from hogwild_rl.envs.env_process import EnvironmentFailedError
-from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.errors import RunFailedError
+from hogwild_rl.hogwild import processes
 from hogwild_rl.hogwild.processes import Failure, Worker, Workers
 from hogwild_rl.hogwild.supervisor import Restarts, Supervisor
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.run import Run
 from hogwild_rl.training.exact_resume import SafePoint
+from hogwild_rl.training.task import Task
+
+WorkerFunction: TypeAlias = Callable[[Worker, Task[Any]], None]
 
 _OBSERVE_EVERY_S = 0.05
 _STOP_TIMEOUT_S = 10.0
 
 
-def in_processes(
-    session: Run,
-    counters: Counters,
-    work: Callable[..., None],
-    arguments: tuple[Any, ...],
-    config: base.FaultToleranceConfig,
-    safe_point: SafePoint | None = None,
-) -> Agent:
-    """Lets as many workers as there are counters do ``work(worker, *arguments)``, and watches them.
+def in_processes(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
+    """Runs ``function(worker, task)`` in a process for each row of the counters.
 
-    Workers that fail or hang are printed and replaced.
+    Workers that crash or hang are reported and restarted.
 
     Args:
-        session: opened.
-        counters: that they count in.
-        work: a function at the top level of a module.
-        arguments: picklable; tensors in shared memory stay shared.
-        config: of the run.
-        safe_point: where the only worker says what it is in the middle of.
+        run: opened.
+        function: at the top level of a module.
+        task: of the run.
 
     Raises:
-        RunFailedError: they failed too often, or all at once; a checkpoint was written.
-        KeyboardInterrupt, SystemExit: the run was interrupted, likewise.
+        RunFailedError: workers failed too often, or all at once; a checkpoint was written.
+        KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
+    counters, config = task.state.counters, task.config
     cores = base.usable_cores()
     if len(counters) > cores:
-        session.info(f"workers {len(counters)} on {cores} usable cores: they take turns")
-    crew = Workers(work, arguments, len(counters), config.seed, session.before.sessions)
-    give_up_reason = "the run was broken off"
-    with session.interruptible():
+        run.info(f"{len(counters)} workers share {cores} cores")
+    # With several workers no two runs are equal: no state is worth waiting for.
+    safe_point = SafePoint(run.folder) if len(counters) == 1 else None
+    arguments = (function, dataclasses.replace(task, safe_point=safe_point))
+    workers = Workers(_run_worker, arguments, len(counters), config.seed, run.before.sessions)
+    give_up_reason = "the run was interrupted"
+    with run.interruptible():
         try:
-            with _started(crew):
+            with _started(workers):
                 restarts = (config.max_restarts, config.step_timeout)
-                supervisor = Supervisor(crew, counters, *restarts)
-                while supervisor.running and not supervisor.give_up_reason and not session.ending:
+                supervisor = Supervisor(workers, counters, *restarts)
+                while supervisor.running and not supervisor.give_up_reason and not run.ending:
                     for failure in supervisor.watch(_OBSERVE_EVERY_S):
-                        session.log_failure(str(failure), printed=bool(supervisor.give_up_reason))
-                    if safe_point is None or not session.checkpoint_due:
-                        session.observe(counters)
+                        run.log_failure(str(failure), printed=bool(supervisor.give_up_reason))
+                    if safe_point is None or not run.checkpoint_due:
+                        run.observe(counters)
                     elif safe_point.captured():
-                        session.observe(counters, safe_point.state)
+                        run.observe(counters, safe_point.state)
                         safe_point.release()
-                for failure in crew.stop(_STOP_TIMEOUT_S):
-                    session.log_failure(str(failure))
+                for failure in workers.stop(_STOP_TIMEOUT_S):
+                    run.log_failure(str(failure))
                 give_up_reason = supervisor.give_up_reason
         finally:
-            left = None if safe_point is None else safe_point.state
-            agent = session.close(counters, bool(give_up_reason), left)
+            last = None if safe_point is None else safe_point.state
+            agent = run.close(counters, bool(give_up_reason), last)
             if safe_point is not None:
                 safe_point.remove()
     if give_up_reason:
-        raise errors.RunFailedError(give_up_reason)
+        raise RunFailedError(give_up_reason)
     return agent
+
+
+def _run_worker(worker: Worker, function: WorkerFunction, task: Task[Any]) -> None:
+    with contextlib.ExitStack() as resources:
+        function(worker, dataclasses.replace(task, resources=resources))
 
 
 @contextlib.contextmanager
-def _started(crew: Workers) -> Iterator[None]:
-    """Inside, the workers run."""
+def _started(workers: Workers) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(crew)
-        except (OSError, EOFError) as error:  # the latter where the server they come from failed
-            raise errors.RunFailedError(f"the workers cannot be started ({error})") from error
+            stack.enter_context(workers)
+        except (OSError, EOFError) as error:  # EOFError: the fork server failed
+            raise RunFailedError(f"the workers cannot be started ({error})") from error
         yield
 
 
-def in_this_process(
-    session: Run,
-    counters: Counters,
-    work: Callable[..., None],
-    arguments: tuple[Any, ...],
-    config: base.FaultToleranceConfig,
-) -> Agent:
-    """Does ``work(worker, *arguments)`` in this process, which watches itself meanwhile.
+def in_this_process(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
+    """Runs ``function(worker, task)`` here, as the only worker or as one rank of several.
 
     Raises:
-        KeyboardInterrupt, SystemExit: the run was interrupted; a checkpoint was written.
+        RunFailedError: processes of environments failed too often, or all at once; a checkpoint
+            was written.
+        KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
-    finished = False
-    worker = Worker(0, session.before.sessions, config.seed, _watch(session, counters))
-    with session.interruptible():
+    ranks, counters = task.ranks, task.state.counters
+    point, finished = _Observer(run), False
+    ranks.wants_to_stop = lambda: run.ending
+    worker = Worker(ranks.index, run.before.sessions, task.config.seed, lambda: ranks.stopping)
+    if task.backend.name == "async":
+        processes.preload("hogwild_rl.training.launch")  # or every process would import torch
+    count = task.groups * task.group_size
+    numbers = range(ranks.index * count, (ranks.index + 1) * count)
+    with contextlib.ExitStack() as resources, run.interruptible():
+        task = dataclasses.replace(
+            task,
+            safe_point=point,
+            resources=resources,
+            on_env_failure=_restart_policy(run, numbers, task.config),
+        )
         try:
-            work(worker, *arguments)
+            function(worker, task)
             finished = True
         finally:
-            agent = session.close(counters, failed=not finished)
+            resources.close()
+            agent = run.close(counters, not finished, lambda: point.state)
     return agent
 
 
-def _watch(session: Run, counters: Counters) -> Callable[[], bool]:
-    """Tells whether the run is ending, and looks at how it goes from time to time."""
-    observed_s = time.monotonic()
+class _Observer:
+    """The safe point of a worker in this process: the run is logged, and saved when due."""
 
-    def ending() -> bool:
-        nonlocal observed_s
-        if time.monotonic() - observed_s >= _OBSERVE_EVERY_S:
-            session.observe(counters)
-            observed_s = time.monotonic()
-        return session.ending
+    def __init__(self, run: Run) -> None:
+        self._run, self._observed_s = run, 0.0
+        self.state: Any = None
 
-    return ending
+    def enter(self, worker: Worker, task: Task[Any]) -> bool:
+        """True: this process is the only one of its run, or its rank decides by itself."""
+        del worker
+        self._counters = task.state.counters
+        return True
+
+    def reach(self, worker: Worker, capture: Callable[[], Any]) -> None:
+        """Logs the run from time to time."""
+        del worker
+        if time.monotonic() - self._observed_s >= _OBSERVE_EVERY_S:
+            self._observed_s = time.monotonic()
+            self._run.observe(self._counters, capture)
+
+    def leave(self, capture: Callable[[], Any]) -> None:
+        """Keeps the state for the last checkpoint."""
+        self.state = capture()
 
 
-def restart_policy(
-    session: Run, environments: Sequence[int], config: base.FaultToleranceConfig, useful_steps: int
+def _restart_policy(
+    run: Run, environments: Sequence[int], config: Any
 ) -> Callable[[EnvironmentFailedError], float]:
-    """Tells of environments in processes that fail, and says when they are replaced.
+    """Returns `ProcessVectorEnv`'s `failed`: it reports a failure and returns a pause in seconds.
+
+    It raises RunFailedError if environments fail too often, or all at once.
 
     Args:
-        session: opened.
-        environments: numbers of all that there are.
-        config: of the run.
-        useful_steps: how many a process must have taken not to have failed at once.
-
-    Returns:
-        What `ProcessVectorEnv` takes as `failed`; it raises RunFailedError where they failed too
-        often, or all at once.
+        run: opened.
+        environments: numbers of all environments of this process.
+        config: settings with `max_restarts` and `n_steps`, the steps that count as progress.
     """
-    restarts = Restarts(environments, config.max_restarts, f"taken {useful_steps} steps")
+    progress = getattr(config, "n_steps", 1)
+    most = getattr(config, "max_restarts", 0)
+    restarts = Restarts(environments, most, f"taken {progress} steps")
 
     def failed(error: EnvironmentFailedError) -> float:
         failure = Failure(
             error.environment, error.exit_code, error.traceback, "environment", error.silent_s
         )
-        pause_s = restarts.pause_s(failure, error.steps >= useful_steps)
-        session.log_failure(str(failure), printed=bool(restarts.give_up_reason))
+        pause_s = restarts.pause_s(failure, error.steps >= progress)
+        run.log_failure(str(failure), printed=bool(restarts.give_up_reason))
         if restarts.give_up_reason:
-            raise errors.RunFailedError(restarts.give_up_reason)
+            raise RunFailedError(restarts.give_up_reason)
         return pause_s
 
     return failed

@@ -1,106 +1,114 @@
-"""Actor, critics, target networks and optimizers of an off-policy learner."""
+"""The learner of on-policy algorithms: pull the shared parameters, step them with a gradient."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
-from hogwild_rl.collect.replay import Transitions
-from hogwild_rl.hogwild.optimizers import SharedAdam
-from hogwild_rl.hogwild.shared_model import SharedModel
-from hogwild_rl.models.deterministic import WithTarget, polyak_update_
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.config.network import name_of
+from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.hogwild.shared_model import clip_by_global_norm_
+from hogwild_rl.learn import cuda_graphs
+from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.training.outcomes import Outcomes
+from hogwild_rl.training.task import Task
+
+Loss: TypeAlias = Callable[[ActorCritic, Rollout, Any], Tensor]
 
 
-class TargetedModule:
-    """The policy or the critics of all workers, with their slow copy and their optimizer.
+class Learner:
+    """One worker's access to the shared parameters.
+
+        pull    θ' ← θ
+        step    θ ← θ − η RMSprop(clip(∇ L(θ')))        without a lock
 
     Args:
-        tracked: in place; from now on a view of one flat tensor.
-        learning_rate: η of Adam.
-        device: where the tensor lies.
-        alone: a single worker learns; see SharedAdam.
+        worker: this worker.
+        task: the run.
+        loss: loss of a model and a rollout under the settings.
+        replica: compute with a local copy θ', to be pulled, instead of with θ.
 
     Attributes:
-        optimizer: of what is trained.
+        model: network to act and learn with.
+        device: of its parameters.
+        counters: this worker's row.
+        collector: source of the rollouts; it sets this attribute itself.
     """
+
+    collector: Any
 
     def __init__(
-        self, tracked: WithTarget[Any], learning_rate: float, device: torch.device, alone: bool
+        self, worker: Worker, task: Task[Any], loss: Loss, *, replica: bool = False
     ) -> None:
-        self._shared = SharedModel(tracked, device)
-        self.optimizer = SharedAdam(self._shared, learning_rate, alone=alone)
+        state = task.state
+        self._config, self._optimizer, self._loss = task.config, state.optimizer, loss
+        self._ranks, self._compiled = task.ranks, task.compiled
+        self._source = state.model.replica() if replica else state.model
+        self.model: ActorCritic = self._source.module
+        self.device = state.model.flat.device
+        # A rank has counters of its own, with one row.
+        self.counters = state.counters.writer(worker.index if len(state.counters) > 1 else 0)
+        self._outcomes = Outcomes(self.counters, self.device)
+        self._updates_at_pull: int | None = None
+        self._gradient: Callable[[], Tensor] | None = None
+        self._device_step: Callable[[], Tensor] = self._step_if_finite
 
-    @property
-    def online(self) -> Any:
-        """The module that is trained."""
-        return self._shared.module.online
+    def pull(self) -> None:
+        """Copies the shared parameters; other workers may be writing them."""
+        self._updates_at_pull = self.counters.total_updates()
+        self._source.pull()
 
-    @property
-    def target(self) -> Any:
-        """Its slow copy."""
-        return self._shared.module.target
+    def step(self, rollout: Rollout, progress: float) -> None:
+        """Updates the shared parameters with the gradient of a rollout's loss.
 
-    def step(self, loss: Tensor) -> bool | Tensor:
-        """One gradient step, taken where the gradient is finite.
+        gradient → average over ranks → clip → check finite → learning rate → apply → count
 
-        Returns:
-            Whether it was taken; on a device a bool tensor [] there, and the host does not wait.
+        Args:
+            rollout: the same buffers in every call, if the gradient is captured.
+            progress: fraction of the run in [0, 1), for the learning rate.
         """
-        gradient = self._shared.gradient(loss)
-        if gradient.device.type != "cpu":
-            return self.optimizer.apply_if_finite(gradient)
-        if not math.isfinite(float(gradient.dot(gradient))):
-            return False
-        self.optimizer.apply(gradient)
-        return True
+        gradient = self._compute(rollout)
+        collector = self.collector
+        collector.update_moments()  # on the host, while a GPU computes the gradient
+        steps, episodes = self._ranks.combine(gradient, collector.steps, collector.episodes)
+        self.counters.add_rollout(steps, episodes)
+        self.counters.add_nonfinite(collector.nonfinite_envs)
+        self._optimizer.learning_rate = self._config.learning_rate_at(progress)
+        self.counters.lap("learn")
+        if self.device.type != "cpu":
+            self._outcomes.add(self._device_step())
+        elif math.isfinite(clip_by_global_norm_(gradient, self._config.max_grad_norm)):
+            self._optimizer.apply(gradient)
+            pulled = self._updates_at_pull
+            self.counters.add_update(self.counters.total_updates() if pulled is None else pulled)
+        else:
+            self.counters.add_dropped()
+        self.counters.lap("share")
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Every tensor that an update changes."""
-        return [self._shared.flat, *self.optimizer.tensors]
+    def finish(self) -> None:
+        """Counts the last step of a device, and the episodes of the other ranks."""
+        self._outcomes.finish()
+        self.counters.add_rollout(0, self._ranks.gather())
 
-    def polyak_update(self, tau: float) -> None:
-        """Lets the slow copy follow by a share τ."""
-        polyak_update_(self._shared.flat, tau)
+    def _compute(self, rollout: Rollout) -> Tensor:
+        def gradient() -> Tensor:
+            flat: Tensor = self._source.gradient(self._loss(self.model, rollout, self._config))
+            return flat
 
+        if not self._compiled:
+            return gradient()
+        if self._gradient is None:
+            changed = self._optimizer.tensors
+            with cuda_graphs.recording(name_of(self._config.network)):
+                self._gradient = cuda_graphs.Captured(gradient, self.device)
+                step = cuda_graphs.Captured(self._step_if_finite, self.device, changes=changed)
+            self._device_step = step
+        return self._gradient()
 
-@dataclasses.dataclass
-class Learner:
-    """What one worker learns with. Workers read and write the same parameters, without a lock.
-
-    Attributes:
-        actor: μ.
-        critics: the Q_i.
-        generator: for what an update draws.
-        updates: that this worker has taken.
-    """
-
-    actor: TargetedModule
-    critics: TargetedModule
-    generator: torch.Generator
-    updates: int = 0
-
-
-Update: TypeAlias = Callable[[Learner, Transitions, Any], bool | Tensor]
-"""One update with a batch, under the algorithm's settings; False where a step was dropped."""
-
-
-class Optimizers:
-    """Both parts' optimizers as one, for checkpoints."""
-
-    def __init__(self, actor: TargetedModule, critics: TargetedModule) -> None:
-        self._each = {"actor": actor.optimizer, "critics": critics.optimizer}
-
-    def state_dict(self) -> dict[str, Any]:
-        """As torch's, by part."""
-        return {name: optimizer.state_dict() for name, optimizer in self._each.items()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, by part."""
-        for name, optimizer in self._each.items():
-            learning_rate = optimizer.learning_rate
-            optimizer.load_state_dict(state_dict[name])
-            optimizer.learning_rate = learning_rate  # settings decide, not the checkpoint
+    def _step_if_finite(self) -> Tensor:
+        taken: Tensor = self._optimizer.apply_if_finite(
+            self._source.gradient.flat, self._config.max_grad_norm
+        )
+        return taken

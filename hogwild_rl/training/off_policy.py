@@ -1,278 +1,385 @@
-"""The life of a learner from a replay: act, keep, draw, learn. What it learns is the caller's."""
+"""Off-policy learning: a learner with target networks, and a collector with a replay buffer."""
 
-import dataclasses
+import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hogwild_rl.collect.replay import ReplayBuffer
+from hogwild_rl.collect.replay import ReplayBuffer, Transitions
 from hogwild_rl.collect.transitions import TransitionCollector
 from hogwild_rl.config import resources
 from hogwild_rl.config.network import name_of
 from hogwild_rl.config.off_policy import OffPolicyConfig
-from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild import shared_memory
-from hogwild_rl.hogwild.counters import Counters, CounterWriter
+from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.hogwild.optimizers import SharedAdam
 from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn import cuda_graphs
+from hogwild_rl.models.deterministic import DeterministicActorCritic, WithTarget, polyak_update_
 from hogwild_rl.runs import files
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.run import Run
-from hogwild_rl.training import devices, launch
-from hogwild_rl.training.learner import Learner, Optimizers, TargetedModule, Update
+from hogwild_rl.runs.state import TrainState
+from hogwild_rl.training import collector, devices, launch
 from hogwild_rl.training.outcomes import Outcomes
+from hogwild_rl.training.task import Task
 
 _REPLAY_FILE = "replay_{}.pt"
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What every worker is given.
+class TargetedModule:
+    """Actor or critics with target network and optimizer, shared by all workers.
+
+    Args:
+        tracked: the module; its parameters become views of one flat tensor.
+        learning_rate: η of Adam.
+        device: of that tensor.
+        alone: no other worker updates it; see SharedAdam.
 
     Attributes:
-        env_info: of the environment.
-        backend: that steps it.
-        config: settings of the algorithm.
-        update: the algorithm's.
-        policy_delay: every so many updates do the same.
-        actor, critics: what is learnt.
-        device: where.
-        counters: to count in.
-        before: the steps of the run's earlier lives.
-        folder: of the run.
+        optimizer: of the trained parameters.
     """
 
-    env_info: make.EnvInfo
-    backend: vectorize.Backend
-    config: OffPolicyConfig
-    update: Update
-    policy_delay: int
-    actor: TargetedModule
-    critics: TargetedModule
-    device: torch.device
-    counters: Counters
-    before: int
-    folder: pathlib.Path
+    def __init__(
+        self, tracked: WithTarget[Any], learning_rate: float, device: torch.device, alone: bool
+    ) -> None:
+        self._shared = SharedModel(tracked, device)
+        self.optimizer = SharedAdam(self._shared, learning_rate, alone=alone)
+
+    @property
+    def online(self) -> Any:
+        """The trained module."""
+        return self._shared.module.online
+
+    @property
+    def target(self) -> Any:
+        """The target network."""
+        return self._shared.module.target
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self._shared.flat.device
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that an update changes."""
+        return [self._shared.flat, *self.optimizer.tensors]
+
+    def step(self, loss: Tensor) -> bool | Tensor:
+        """Takes a gradient step if the gradient is finite.
+
+        Returns:
+            True if it was taken; on a device a bool tensor [] there, without a wait.
+        """
+        gradient = self._shared.gradient(loss)
+        if gradient.device.type != "cpu":
+            return self.optimizer.apply_if_finite(gradient)
+        if not math.isfinite(float(gradient.dot(gradient))):
+            return False
+        self.optimizer.apply(gradient)
+        return True
+
+    def polyak_update(self, tau: float) -> None:
+        """Target network: θ' ← (1 − τ) θ' + τ θ."""
+        polyak_update_(self._shared.flat, tau)
 
 
-def work(worker: Worker, job: Job) -> None:
-    """One worker's life: act, keep, draw, learn, until the steps of all add up to the total."""
-    config, counts = job.config, job.counters.writer(worker.index)
-    env_seed, *seeds = worker.random_seeds(4)
-    exploring, drawing = (torch.Generator().manual_seed(seed) for seed in seeds[:2])
-    learner = Learner(job.actor, job.critics, torch.Generator(job.device).manual_seed(seeds[2]))
-    env_codec = config.env_codec(job.env_info)
-    replay, noise = config.replay(env_codec), config.explore(env_codec, exploring)
-    kept = _Kept(job.folder / _REPLAY_FILE.format(worker.index), replay, config)
-    kept.restore()
-    envs = vectorize.make_envs(job.env_info.source, job.backend, config.envs_per_worker, cores=1)
-    experience = TransitionCollector(envs, env_codec, replay, env_seed, counts.lap)
-    update = _Update(job, learner, replay, drawing, counts)
-    learn_from = -(-config.learning_starts // config.workers)
-    begun = job.before or int(job.counters.rows["steps"][worker.index])  # by whom this one replaces
-    random_until = 0 if begun else learn_from
-    learn_from = max(config.batch_size, learn_from)
-    lived = len(replay)  # transitions, those that were kept by an earlier life of the run included
+class ActorAndCritics:
+    """The model and the optimizers of all workers.
 
-    def choose() -> Tensor:
-        if lived < random_until:
-            return torch.rand(noise.shape, generator=exploring) * 2 - 1
-        with torch.no_grad():
-            actions: Tensor = job.actor.online(experience.observations.to(job.device)).cpu()
-        chosen: Tensor = (actions + noise.sample()).clamp_(-1, 1)
-        return chosen
+    Args:
+        module: actor and critics.
+        learning_rate: η of Adam.
+        device: of the parameters.
+        alone: a single worker updates them.
 
-    new = 0
-    while not worker.stopping and job.before + job.counters.total("steps") < config.total_timesteps:
-        experience.step(choose())
-        noise.reset(experience.ended)
-        counts.add_rollout(experience.steps, experience.episodes)
-        counts.add_nonfinite(experience.nonfinite_envs)
-        if experience.nonfinite_envs:
-            counts.add_dropped()
-        # A step that only reset an environment, or that broke it, is none to learn after.
-        new, lived = new + experience.kept, lived + experience.kept
-        if new >= config.train_every * config.envs_per_worker:
-            for _ in range(config.updates_after(new) if len(replay) and lived >= learn_from else 0):
-                if worker.stopping:
-                    break
-                update()
-                counts.lap("learn")
-            new = 0
-        kept.save_when_due()
-    update.finish()
-    kept.save()
-    envs.close()
-
-
-class _Update:
-    """Samples a batch and updates with it.
-
-    On a device: through one copy of the batch, and where recorded by one launch of the update.
+    Attributes:
+        module: the networks.
+        actor: μ with its target network.
+        critics: the Q_i with theirs.
     """
 
     def __init__(
         self,
-        job: Job,
-        learner: Learner,
-        replay: ReplayBuffer,
-        drawing: torch.Generator,
-        counts: CounterWriter,
+        module: DeterministicActorCritic,
+        learning_rate: float,
+        device: torch.device,
+        alone: bool,
     ) -> None:
-        self._job, self._learner, self._counts = job, learner, counts
-        self._replay, self._drawing, self._size = replay, drawing, job.config.batch_size
-        self._on_cpu, pinned = job.device.type == "cpu", job.device.type == "cuda"
-        self._flat, self._batch = replay.empty(self._size, pinned=pinned)
-        if not self._on_cpu:
-            self._device_flat, self._device_batch = replay.empty(self._size, job.device)
-        self._outcomes = Outcomes(counts, job.device)
-        self._compiled = job.config.compiles(job.device)
-        self._recorded: dict[bool, Callable[[], Tensor]] = {}  # by whether the policy learns too
+        self.module: nn.Module = module
+        self.actor = TargetedModule(module.actor, learning_rate, device, alone)
+        self.critics = TargetedModule(module.critics, learning_rate, device, alone)
 
-    def __call__(self) -> None:
-        updates_before = self._counts.total_updates()
-        self._learner.updates += 1
-        self._replay.sample(self._size, self._drawing, self._batch)
-        if not self._on_cpu:
-            self._device_flat.copy_(self._flat)  # waits for the update before
-            policy_learns = self._learner.updates % self._job.policy_delay == 0
-            if policy_learns not in self._recorded:
-                self._recorded[policy_learns] = self._record()
-            self._outcomes.add(self._recorded[policy_learns]())
-        elif self._job.update(self._learner, self._batch, self._job.config):
-            self._counts.add_update(updates_before)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"actor": self.actor, "critics": self.critics}  # the module is views of both
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of both optimizers."""
+        parts = {"actor": self.actor, "critics": self.critics}
+        return {name: part.optimizer.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a `state_dict`, but for the learning rate, which is a setting."""
+        for name, part in {"actor": self.actor, "critics": self.critics}.items():
+            learning_rate = part.optimizer.learning_rate
+            part.optimizer.load_state_dict(state_dict[name])
+            part.optimizer.learning_rate = learning_rate
+
+
+class OffPolicyLearner:
+    """One worker's access to actor, critics and target networks, which all workers share.
+
+    On a device, a minibatch is one copy, and a captured update one launch.
+
+    Args:
+        worker: this worker.
+        task: the run.
+        update: one update of the algorithm with a minibatch.
+        policy_delay: critic updates per policy update.
+
+    Attributes:
+        actor: μ.
+        critics: the Q_i.
+        generator: source of an update's random numbers.
+        updates: updates of this worker.
+    """
+
+    def __init__(
+        self, worker: Worker, task: Task[Any], update: "Update", policy_delay: int = 1
+    ) -> None:
+        model, config = task.state.model, task.config
+        self.actor: TargetedModule = model.actor
+        self.critics: TargetedModule = model.critics
+        self.device, self.updates = self.actor.device, 0
+        _, _, sampling, learning = worker.random_seeds(4)
+        self.generator = torch.Generator(self.device).manual_seed(learning)
+        self._sampling = torch.Generator().manual_seed(sampling)
+        self.counters = task.state.counters.writer(worker.index)
+        self._config, self._update, self._policy_delay = config, update, policy_delay
+        self._outcomes, self._compiled = Outcomes(self.counters, self.device), task.compiled
+        self._captured: dict[bool, Callable[[], Tensor]] = {}  # by whether the policy is updated
+        self._buffers: Any = None
+
+    def step(self, replay: ReplayBuffer) -> None:
+        """Samples a minibatch and updates with it."""
+        size, on_cpu = self._config.batch_size, self.device.type == "cpu"
+        if self._buffers is None:
+            self._buffers = replay.empty(size, pinned=self.device.type == "cuda")
+            self._copy = self._buffers if on_cpu else replay.empty(size, self.device)
+        updates_before = self.counters.total_updates()
+        self.updates += 1
+        minibatch = replay.sample(size, self._sampling, self._buffers[1])
+        if not on_cpu:
+            self._copy[0].copy_(self._buffers[0])  # waits for the previous update
+            policy_too = self.updates % self._policy_delay == 0
+            if policy_too not in self._captured:
+                self._captured[policy_too] = self._capture()
+            self._outcomes.add(self._captured[policy_too]())
+        elif self._update(self, minibatch, self._config):
+            self.counters.add_update(updates_before)
         else:
-            self._counts.add_dropped()
+            self.counters.add_dropped()
+        self.counters.lap("learn")
 
-    def _record(self) -> Callable[[], Tensor]:
-        job = self._job
-
+    def _capture(self) -> Callable[[], Tensor]:
         def update() -> Tensor:
-            return torch.as_tensor(job.update(self._learner, self._device_batch, job.config))
+            return torch.as_tensor(self._update(self, self._copy[1], self._config))
 
         if not self._compiled:
             return update
-        with cuda_graphs.recording(name_of(job.config.network)):
-            changes = [*job.actor.tensors, *job.critics.tensors]
-            return cuda_graphs.Captured(update, job.device, self._learner.generator, changes)
+        with cuda_graphs.recording(name_of(self._config.network)):
+            changes = [*self.actor.tensors, *self.critics.tensors]
+            return cuda_graphs.Captured(update, self.device, self.generator, changes)
 
     def finish(self) -> None:
         """Counts the last update of a device."""
         self._outcomes.finish()
 
 
-class _Kept:
-    """A worker's replay as a file in the run's folder, where that is asked for."""
+Update: TypeAlias = Callable[[OffPolicyLearner, Transitions, Any], bool | Tensor]
+"""One update with a minibatch under the settings; False if a gradient was not finite."""
+
+
+class ReplayCollector:
+    """Steps environments with exploration noise, into a replay buffer.
+
+    Args:
+        worker: this worker.
+        task: the run.
+        learner: its actor acts.
+
+    Attributes:
+        replay: this worker's buffer.
+    """
+
+    def __init__(self, worker: Worker, task: Task[Any], learner: OffPolicyLearner) -> None:
+        config, counters = task.config, learner.counters
+        env_seed, exploration, _, _ = worker.random_seeds(4)
+        self._config, self._worker, self._learner, self._counters = (
+            config,
+            worker,
+            learner,
+            counters,
+        )
+        self._exploration = torch.Generator().manual_seed(exploration)
+        codec = config.env_codec(task.env)
+        self.replay = config.replay(codec)
+        self._noise = config.explore(codec, self._exploration)
+        self._file = _ReplayFile(
+            pathlib.Path(task.folder) / _REPLAY_FILE.format(worker.index), self.replay, config
+        )
+        self._file.restore()
+        (envs,) = collector.open_environments(task)
+        self._source = TransitionCollector(envs, codec, self.replay, env_seed, counters.lap)
+        starts = -(-config.learning_starts // config.workers)
+        resumed = task.steps_before or int(task.state.counters.rows["steps"][worker.index])
+        self._random_until = 0 if resumed else starts
+        self._learn_from = max(config.batch_size, starts)
+        self._collected, self._new = len(self.replay), 0  # transitions
+
+    def collect(self) -> None:
+        """One step of every environment: a = clip(μ(s) + ε, −1, 1), at first uniformly random."""
+        source, counters = self._source, self._counters
+        source.step(self._actions())
+        self._noise.reset(source.ended)
+        counters.add_rollout(source.steps, source.episodes)
+        counters.add_nonfinite(source.nonfinite_envs)
+        if source.nonfinite_envs:
+            counters.add_dropped()
+        self._new += source.kept
+        self._collected += source.kept
+
+    def _actions(self) -> Tensor:
+        if self._collected < self._random_until:
+            return torch.rand(self._noise.shape, generator=self._exploration) * 2 - 1
+        with torch.no_grad():
+            observations = self._source.observations.to(self._learner.device)
+            actions: Tensor = self._learner.actor.online(observations).cpu()
+        noisy: Tensor = (actions + self._noise.sample()).clamp_(-1, 1)
+        return noisy
+
+    def due_updates(self) -> Iterator[int]:
+        """Numbers of the updates that follow the transitions collected so far."""
+        config = self._config
+        if self._new >= config.train_every * config.envs_per_worker:
+            ready = len(self.replay) and self._collected >= self._learn_from
+            for number in range(config.updates_after(self._new) if ready else 0):
+                if self._worker.stopping:
+                    break
+                yield number
+            self._new = 0
+        self._file.save_when_due()
+
+    def state(self) -> None:
+        """None: random streams and environments are not kept."""
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Does nothing; see `state`."""
+
+    def finish(self) -> None:
+        """Counts the last update and writes the replay buffer."""
+        self._learner.finish()
+        self._file.save()
+
+
+class _ReplayFile:
+    """A worker's replay buffer as a file in the run's folder, if `save_replay` is set."""
 
     def __init__(self, path: pathlib.Path, replay: ReplayBuffer, config: OffPolicyConfig) -> None:
         self._path, self._replay, self._on = path, replay, config.save_replay
         self._every_s, self._saved_s = config.checkpoint_every, time.monotonic()
-        self._attempts = files.BestEffortWrites()
+        self._writes = files.BestEffortWrites()
 
     def restore(self) -> None:
-        """Goes on with what an earlier life of the run kept, if it fits."""
+        """Loads the file, if it fits."""
         if not (self._on and self._path.exists()):
             return
-        kept = torch.load(self._path, weights_only=True, mmap=True)  # memory has room for one
-        if not self._replay.restore(kept):
+        saved = torch.load(self._path, weights_only=True, mmap=True)  # there is memory for one
+        if not self._replay.restore(saved):
             print(f"{self._path} is of other settings: the replay starts empty", file=sys.stderr)
 
     def save_when_due(self) -> None:
-        """Saves as often as checkpoints are."""
+        """Saves as often as checkpoints are written."""
         if time.monotonic() - self._saved_s >= self._every_s:
             self.save()
 
     def save(self) -> None:
-        """Writes the file; it is there whole, or as before."""
+        """Writes the file atomically."""
         self._saved_s = time.monotonic()
         if self._on:
-            with self._attempts.at(self._path), files.atomic_write(self._path) as file:
+            with self._writes.at(self._path), files.atomic_write(self._path) as file:
                 torch.save(self._replay.state(), file)
 
 
-def _check_kept(config: OffPolicyConfig) -> int:
-    """Looks whether what workers will go on with is whole, before anything starts.
-
-    Returns:
-        How many of them have something.
+def _check_replay_files(config: OffPolicyConfig) -> int:
+    """Number of workers whose replay buffer was saved.
 
     Raises:
-        UserError: a file is not whole.
+        UserError: a file is damaged.
     """
     if config.resume is None or not config.save_replay:
         return 0
     paths = [pathlib.Path(config.resume, _REPLAY_FILE.format(i)) for i in range(config.workers)]
-    there = [path for path in paths if path.exists()]
-    for path in there:
-        broken = f"{path} is not a replay, or it is damaged: remove it to begin with an empty one"
+    saved = [path for path in paths if path.exists()]
+    for path in saved:
+        damaged = f"{path} is not a replay, or it is damaged: remove it to begin with an empty one"
         try:
             state = torch.load(path, weights_only=True, mmap=True)  # without reading all of it
-        except Exception as error:  # a foreign file can make the unpickler raise anything
-            raise UserError(broken) from error
+        except Exception as error:  # the unpickler can raise anything
+            raise UserError(damaged) from error
         if not isinstance(state, dict):
-            raise UserError(broken)
-    return len(there)
+            raise UserError(damaged)
+    return len(saved)
 
 
 def train(
-    algorithm: str, config: OffPolicyConfig, critics: int, update: Update, policy_delay: int = 1
+    algorithm: str, config: OffPolicyConfig, critics: int, function: launch.WorkerFunction
 ) -> Agent:
-    """Trains until `total_timesteps`, and returns the agent: one worker here, several in processes.
+    """Trains for `total_timesteps`: one worker in this process, several in processes.
 
     Args:
-        algorithm: its module's name.
-        config: its settings.
-        critics: how many estimates of Q.
-        update: what it does with a batch; a function at the top level of a module.
-        policy_delay: every so many updates it does the same.
+        algorithm: name of its module.
+        config: settings.
+        critics: number N of critics.
+        function: the algorithm's worker function, at the top level of a module.
 
     Raises:
-        UserError: a setting, the environment or the folder cannot be used; nothing was changed.
-        RunFailedError: a worker failed; the others were stopped and a checkpoint was written.
-        KeyboardInterrupt: Ctrl-C; a checkpoint was written.
-        SystemExit: SIGTERM, likewise.
+        UserError: invalid setting, environment or folder; nothing was changed.
+        RunFailedError: workers kept failing; a checkpoint was written.
+        KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
     torch.set_flush_denormal(True)  # before torch has started threads, which inherit it
     shared_memory.retain_freed_memory()
-    session = Run(algorithm, config)
-    backend = vectorize.choose(session.env_info.source, "auto", config.envs_per_worker, cores=1)
-    room = config.check_memory(config.env_codec(session.env_info))
-    kept = _check_kept(config)
-    if config.workers > 1:
+    run = Run(algorithm, config)
+    backend = vectorize.choose(run.env.source, "auto", config.envs_per_worker, cores=1)
+    memory = config.check_memory(config.env_codec(run.env))
+    saved = _check_replay_files(config)
+    alone = config.workers == 1
+    if not alone:
         resources.check_workers(config.workers)
-    model = config.model(session.env_info, critics)
-    chosen = devices.choose("cpu" if config.workers > 1 else config.device, model)
-    config.compiles(chosen.device)
-    alone, rate = config.workers == 1, config.learning_rate
-    actor = TargetedModule(model.actor, rate, chosen.device, alone)
-    critic = TargetedModule(model.critics, rate, chosen.device, alone)
-    counters, normalization = Counters(config.workers), config.normalization(session.env_info)
-    session.open(model, Optimizers(actor, critic), normalization)
-    session.info(f"{room}; device {chosen.device}: {chosen.reason}")
-    if session.before.steps and kept < config.workers:
-        which = "it starts" if kept == 0 else f"that of {config.workers - kept} workers starts"
-        session.info(f"the replay was not kept (--save-replay): {which} empty")
-    job = Job(
-        env_info=session.env_info,
-        backend=backend,
-        config=config,
-        update=update,
-        policy_delay=policy_delay,
-        actor=actor,
-        critics=critic,
-        device=chosen.device,
-        counters=counters,
-        before=session.before.steps,
-        folder=session.folder,
-    )
-    if config.workers > 1:
-        config.check_sendable(model)
-        return launch.in_processes(session, counters, work, (job,), config)
+    network = config.model(run.env, critics)
+    chosen = devices.choose(config.device if alone else "cpu", network)
+    compiled = config.compiles(chosen.device)
+    model = ActorAndCritics(network, config.learning_rate, chosen.device, alone)
+    state = TrainState(model, model, config.normalization(run.env), Counters(config.workers))
+    run.open(state)
+    run.info(f"{memory}; device {chosen.device}: {chosen.reason}")
+    if run.before.steps and saved < config.workers:
+        which = "it starts" if saved == 0 else f"that of {config.workers - saved} workers starts"
+        run.info(f"the replay was not kept (--save-replay): {which} empty")
+    task = Task.of(run, backend, state, group_size=config.envs_per_worker, compiled=compiled)
+    if not alone:
+        config.check_sendable(network)
+        return launch.in_processes(run, function, task)
     batch = f"batch_size {config.batch_size}"
-    with devices.enough_memory(batch), devices.limit_threads(model, config.batch_size):
-        return launch.in_this_process(session, counters, work, (job,), config)
+    with devices.enough_memory(batch), devices.limit_threads(network, config.batch_size):
+        return launch.in_this_process(run, function, task)

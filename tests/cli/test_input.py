@@ -22,9 +22,9 @@ from tests.cli.conftest import Command
     [
         (["--workers", "0"], "workers must be at least 1, got 0"),
         (["--workers", "-3"], "workers must be at least 1, got -3"),
-        (["--workers", "many"], "--workers wants a whole number, got 'many'"),
+        (["--workers", "many"], "--workers must be an integer, got 'many'"),
         (["--envs-per-worker", "0"], "envs_per_worker must be at least 1, got 0"),
-        (["--gamma", "high"], "--gamma wants a number, got 'high'"),
+        (["--gamma", "high"], "--gamma must be a number, got 'high'"),
         (["--n-steps", "0"], "n_steps must be at least 1, got 0"),
         (["--gamma", "1.5"], "gamma must lie between 0 and 1, got 1.5"),
         (["--gamma", "nan"], "gamma must lie between 0 and 1, got nan"),
@@ -108,7 +108,7 @@ def test_a_run_of_another_algorithm_is_refused(refused: Command, run: pathlib.Pa
         (["--vectorization", "turbo"], "turbo"),
         (["--env", "Acrobot-v1", "--vectorization", "native"], "has no native vector environment"),
         (["--env", "tests.envs:Chain-v0", "--vectorization", "envpool"], "envpool|EnvPool"),
-        (["--device", "cpu", "--compile", "True"], "compile records CUDA graphs"),
+        (["--device", "cpu", "--compile", "True"], "compile needs a GPU"),
     ],
 )
 def test_bad_flags_of_a2c_are_refused(
@@ -123,7 +123,7 @@ def test_bad_flags_of_a2c_are_refused(
     ("flags", "printed"),
     [
         (["--episodes", "0"], "episodes must be at least 1, got 0"),
-        (["--episodes", "few"], "--episodes wants a whole number, got 'few'"),
+        (["--episodes", "few"], "--episodes must be an integer, got 'few'"),
         (
             ["--baseline", "mean", "--episodes", "1"],
             "baseline mean is that of other episodes: give episodes 2 or more",
@@ -221,20 +221,20 @@ def test_evaluate_refuses_what_it_cannot_play(
     assert "unknown environment" in refused("evaluate", run, "--env", "CartPol-v1")
     assert "exists: name a new one" in refused("evaluate", run, "--video", str(tmp_path))
     both = ["--video", str(tmp_path / "new"), "--render", "human"]
-    assert "exclude each other" in refused("evaluate", run, *both)
+    assert "mutually exclusive" in refused("evaluate", run, *both)
     assert "run" in refused("evaluate").lower()
 
 
 def test_plot_refuses_what_it_cannot_draw(
     refused: Command, run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    assert "give the folder of one at least" in refused("plot")
+    assert "give the folder of at least one run" in refused("plot")
     assert "no/such does not exist" in refused("plot", str(run), "no/such")
     assert f"{tmp_path} holds no run" in refused("plot", str(tmp_path))
     assert "must end in .png, .pdf, .svg, got x.gif" in refused("plot", "a", "--output", "x.gif")
     assert "hours" in refused("plot", str(run), "--x", "hours")
     two = refused("plot", str(run), "--labels", "a", "b")
-    assert "1 runs want as many labels, got 2" in two
+    assert "one label per run: 1 runs, got 2" in two
     for output in ("/proc/curves.png", "README.md/curves.png", str(tmp_path / "no" / "curves.png")):
         assert f"output {output} cannot be written" in refused("plot", str(run), "--output", output)
 

@@ -46,7 +46,7 @@ def test_too_few_files_may_be_open(
     public.chmod(0o777)
     flags = [*flags, "--run-dir", str(public / "run")]
     said = refused_unprivileged(program, *flags, name="RLIMIT_NOFILE", left=128)
-    assert re.search(rf"\d .*want {files} open files, 1\d\d are left of the 128 that", said), said
+    assert re.search(rf"\d .*need {files} open files, 1\d\d are left of the 128 that", said), said
     assert "ulimit -n 256 as root, " + remedy in said
     assert not (public / "run").exists()
 
@@ -60,7 +60,7 @@ def test_too_few_processes_may_be_started(
     public.chmod(0o777)
     flags = ("--workers", "64", "--run-dir", str(public / "run"))
     said = refused_unprivileged("a3c", *flags, name="RLIMIT_NPROC", left=left)
-    assert re.search(r"workers 64 want 200 processes and threads, \d+ are left of the \d+", said)
+    assert re.search(r"workers 64 need 200 processes and threads, \d+ are left of the \d+", said)
     assert re.search(r"that user \d+ may have: ulimit -u \d+ as root, or give fewer", said)
     assert not (public / "run").exists()
 
@@ -181,7 +181,7 @@ def test_a_machine_has_no_endless_memory() -> None:
 @pytest.mark.parametrize(
     ("program", "flags", "printed"),
     [
-        ("a3c", ["--n-steps", "9" * 12], "what 128 environments show in n_steps 999,"),
+        ("a3c", ["--n-steps", "9" * 12], "a rollout of 128 environments and n_steps 999,"),
         ("a2c", ["--num-envs", "9" * 12], "give a smaller n_steps, or fewer environments"),
         ("a3c", ["--envs-per-worker", "9" * 12], "give a smaller n_steps, or fewer environments"),
         ("a3c", ["--hidden", "9" * 7, "9" * 7], "hidden (9999999, 9999999) takes"),

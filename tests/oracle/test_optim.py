@@ -448,7 +448,7 @@ def test_statistics_of_another_optimizer_are_refused_and_change_nothing() -> Non
     optimizer = SharedRMSprop(shared_model(), lr=0.1)
     state = optimizer.state[optimizer.parameter]["square_avg"]
     foreign = SharedSGD(shared_model(), lr=9.0, momentum=0.9).state_dict()
-    with pytest.raises(ValueError, match=r"wanted {'square_avg': \[18\]}"):
+    with pytest.raises(ValueError, match=r"expected {'square_avg': \[18\]}"):
         optimizer.load_state_dict(foreign)
     assert optimizer.state[optimizer.parameter]["square_avg"] is state
     assert optimizer.learning_rate == 0.1

@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from hogwild_rl.learn import losses, returns
 from hogwild_rl.models.actor_critic import Architecture
 from hogwild_rl.models.deterministic import DeterministicActorCritic, EnsembleMLP
 from hogwild_rl.runs.checkpoint import Checkpoint
-from hogwild_rl.training.learner import Learner, TargetedModule
+from hogwild_rl.training.off_policy import TargetedModule
 from tests.td3_in_numpy import Floats, Layers, Paper, Settings
 from tests.td3_in_numpy import Transitions as PlainTransitions
 
@@ -58,8 +59,8 @@ def close(found: Tensor, expected: Any) -> None:
     assert np.abs(double(found) - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
-def make(algorithm: str, seed: int, hidden: tuple[int, ...] = HIDDEN) -> tuple[Learner, Any]:
-    """A learner whose copies are none yet, and its settings."""
+def make(algorithm: str, seed: int, hidden: tuple[int, ...] = HIDDEN) -> tuple[Any, Any]:
+    """Actor, critics and random stream of a learner, and its settings."""
     boxes = spaces.Box(-1, 1, (OBSERVED,)), spaces.Box(-1, 1, (ACTED,))
     layers = Architecture(hidden=hidden, activation="relu")
     model = DeterministicActorCritic(*boxes, layers, CRITICS[algorithm])
@@ -74,10 +75,12 @@ def make(algorithm: str, seed: int, hidden: tuple[int, ...] = HIDDEN) -> tuple[L
     remedies = {"policy_delay": DELAY, "target_noise": NOISE, "target_noise_clip": CLIP}
     given = remedies if algorithm == "td3" else {}
     config = MODULES[algorithm].Config(gamma=GAMMA, tau=TAU, **given)
-    return Learner(actor, critics, torch.Generator().manual_seed(seed)), config
+    generator = torch.Generator().manual_seed(seed)
+    learner = types.SimpleNamespace(actor=actor, critics=critics, generator=generator, updates=0)
+    return learner, config
 
 
-def paper(algorithm: str, learner: Learner) -> Paper:
+def paper(algorithm: str, learner: Any) -> Paper:
     """The paper's algorithm, with the parameters of a learner."""
     noise, delay = (NOISE, DELAY) if algorithm == "td3" else (0.0, 1)
     (actor,), (actor_copy,) = mlps(learner.actor.online), mlps(learner.actor.target)
@@ -107,7 +110,7 @@ def plain(batch: Transitions) -> PlainTransitions:
     return PlainTransitions(s, a, double(batch.rewards), following, batch.terminated.numpy())
 
 
-def update(algorithm: str, learner: Learner, batch: Transitions, config: Any) -> None:
+def update(algorithm: str, learner: Any, batch: Transitions, config: Any) -> None:
     """One, counted as training counts."""
     learner.updates += 1
     assert MODULES[algorithm].update(learner, batch, config)

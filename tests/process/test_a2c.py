@@ -120,10 +120,15 @@ chosen = devices.choose("auto", torch.nn.Linear(1000, 1000), ranks)
 assert answers == [True, False], answers
 assert chosen.device == torch.device("cpu"), chosen
 with ranks.joined(chosen.device):
-    gathered = [ranks.combine(torch.ones(2), 5, [(1.0, ranks.index)], False) for _ in range(20)]
+    ranks.wants_to_stop = lambda: ranks.index == 1 and len(gathered) == 19
+    gathered = []
+    for _ in range(20):
+        assert not ranks.stopping
+        gathered.append(ranks.combine(torch.ones(2), 5, [(1.0, ranks.index)]))
+    assert ranks.stopping  # rank 0 as well
     last = ranks.gather()
-assert [steps for steps, _, _ in gathered] == [10] * 20
-assert [len(episodes) for _, episodes, _ in gathered] == [0] * 15 + [32] + [0] * 4
+assert [steps for steps, _ in gathered] == [10] * 20
+assert [len(episodes) for _, episodes in gathered] == [0] * 15 + [32] + [0] * 4
 assert sorted(last) == [(1.0, 0)] * 4 + [(1.0, 1)] * 4
 """
 

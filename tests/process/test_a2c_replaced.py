@@ -37,7 +37,7 @@ def steps_are_counted(run, total: int) -> None:
         ("Raise", "failed with exit code 1:\nTraceback"),
         ("Exit", "failed with exit code 7"),
         ("Segv", "was killed by SIGSEGV:\n"),
-        ("Hang", r"gave no sign of life for \d+ s and was killed:\n"),
+        ("Hang", r"had no heartbeat for \d+ s and was killed:\n"),
     ],
 )
 def test_environments_that_fail_now_and_then_are_replaced(start, fault: str, printed: str) -> None:
@@ -136,7 +136,9 @@ def test_a_rank_without_the_run_s_folder_tells_of_its_environments_too(capsys) -
     killed = EnvironmentFailedError(5, -9, "", silent_s=0.0, steps=16)
     assert failed(killed) == 0
     assert capsys.readouterr().err == "environment 5 was killed by SIGKILL\n"
-    with pytest.raises(errors.RunFailedError, match="environment 5 was replaced 1 times within an"):
+    with pytest.raises(
+        errors.RunFailedError, match="environment 5 was restarted 1 times within an"
+    ):
         failed(killed)
 
 

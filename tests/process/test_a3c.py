@@ -250,7 +250,7 @@ def test_a_network_of_ones_own_is_trained_and_must_be_sendable(tmp_path: pathlib
     agent = a3c.train(a3c.Config(network=Own, workers=2, run_dir=str(tmp_path / "run"), **settings))
     assert agent.checkpoint.settings["network"].endswith("Own")
     assert agent.evaluate(1).shape == (1,)
-    with pytest.raises(errors.UserError, match="Own is a function: give it"):
+    with pytest.raises(errors.UserError, match="Own is a function: pass it"):
         hogwild_rl.load(tmp_path / "run")
     loaded = hogwild_rl.load(tmp_path / "run", network=Own)
     assert (loaded.evaluate(2, env=envs.Chain) == agent.evaluate(2)).all()

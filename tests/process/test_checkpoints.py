@@ -61,7 +61,7 @@ def test_a_torn_checkpoint_is_passed_over(
     assert hogwild_rl.load(tmp_path / "run").checkpoint.counters.steps == steps
     again = a2c.Config(resume=str(tmp_path / "run"), total_timesteps=40_000, quiet=False)
     after = a2c.train(again).checkpoint.counters
-    assert f"going on from {previous}" in capsys.readouterr().err
+    assert f"resuming from {previous}" in capsys.readouterr().err
     assert 40_000 <= after.steps < 40_000 + 4 * 16
     rows = (tmp_path / "run" / "progress.csv").read_text().splitlines()[1:]
     counted = [int(row.split(",")[1]) for row in rows]

@@ -75,5 +75,5 @@ def test_a_network_that_cannot_be_captured_is_named(network, operation) -> None:
         done.stderr.replace("__main__", "tests.fake_device")
     )
     assert operation in done.stderr
-    assert "give compile False" in done.stderr
+    assert "set compile to False" in done.stderr
     assert train("a2c", {**settings, "compile": False}).returncode == 0

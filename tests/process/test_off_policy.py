@@ -71,7 +71,7 @@ def test_several_workers_share_one_model(program: str, start) -> None:
     flags = ("--env", "tests.envs:Steered-v0", "--workers", "3", "--total-timesteps", "3000")
     code, out, err = start(program, *flags, *FLAGS).end()
     assert code == 0, err
-    assert "a replay of 4,000 transitions takes" in out
+    assert "a replay buffer of 4,000 transitions takes" in out
     run = start(program, *flags, *FLAGS, "--seed", "1")
     assert run.end()[0] == 0
     agent = hogwild_rl.load(run.folder)

@@ -35,8 +35,8 @@ def supervise(
         ("raise", "worker 1 failed with exit code 1:\nTraceback"),
         ("exit", "worker 1 failed with exit code 7"),
         ("kill", "worker 1 was killed by SIGKILL"),
-        ("hang", "worker 1 gave no sign of life for "),
-        ("stop", "worker 1 gave no sign of life for "),
+        ("hang", "worker 1 had no heartbeat for "),
+        ("stop", "worker 1 had no heartbeat for "),
     ],
 )
 def test_a_worker_that_stumbles_is_replaced_again_and_again(how: str, printed: str) -> None:
@@ -84,5 +84,5 @@ def test_the_strict_mode_ends_with_the_first_failure() -> None:
 
 def test_a_worker_is_replaced_only_so_often() -> None:
     supervisor, failures = supervise(jobs.stumble, ("exit", 10**9), Counters(2), max_restarts=3)
-    assert "worker 1 was replaced 3 times within an hour" in supervisor.give_up_reason
+    assert "worker 1 was restarted 3 times within an hour" in supervisor.give_up_reason
     assert (len(failures), supervisor.replaced) == (4, 3)

@@ -177,7 +177,7 @@ def test_other_spaces_are_refused(space: gymnasium.Space[Any]) -> None:
     with pytest.raises(errors.UserError, match=re.escape(str(space))) as caught:
         ActionCodec.of(space)
     assert str(caught.value).endswith(
-        "is not supported: Discrete, MultiDiscrete, MultiBinary and Box of floats are"
+        "is not supported: use Discrete, MultiDiscrete, MultiBinary or Box of floats"
     )
 
 

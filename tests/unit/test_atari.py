@@ -233,7 +233,7 @@ def whole_games(rewards: Any, overs: Any) -> list[tuple[float, int]]:
 
 @both_forms
 def test_a_lost_life_ends_the_values_but_not_the_episode(form: str) -> None:
-    rollout, episodes = played("Breakout", form, 380, lives=True)
+    rollout, episodes = played("Breakout", form, 380, terminal_on_life_loss=True)
     true = replayed("Breakout", form, rollout)
     overs, lost = true["overs"], (np.diff(true["lives"], axis=0) < 0) & ~true["overs"]
     assert overs.sum() >= 2
@@ -250,7 +250,7 @@ def test_a_lost_life_ends_the_values_but_not_the_episode(form: str) -> None:
 
 
 def test_a_game_without_lives_loses_none() -> None:
-    rollout, _ = played("Pong", "native", 150, lives=True)
+    rollout, _ = played("Pong", "native", 150, terminal_on_life_loss=True)
     assert not rollout.terminated.any()
     assert bool(rollout.valid.all())
 

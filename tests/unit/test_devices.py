@@ -181,21 +181,22 @@ def test_graphs_are_captured_on_a_gpu_unless_told_otherwise(compiled: Any, expec
 
 
 @pytest.mark.parametrize(
-    ("settings", "count", "overlapping", "size"),
+    ("settings", "count", "overlapping", "groups"),
     [
-        ({"num_envs": 32}, 1, True, 16),
-        ({"num_envs": 31}, 1, True, 31),
-        ({"num_envs": 33}, 1, True, 33),
-        ({"num_envs": 34}, 2, True, 17),
-        ({"num_envs": 36}, 2, True, 9),
-        ({"num_envs": 32}, 1, False, 32),
-        ({"num_envs": 32, "env_groups": 4}, 1, False, 8),
+        ({"num_envs": 32}, 1, True, 2),
+        ({"num_envs": 31}, 1, True, 1),
+        ({"num_envs": 33}, 1, True, 1),
+        ({"num_envs": 34}, 2, True, 1),
+        ({"num_envs": 36}, 2, True, 2),
+        ({"num_envs": 32}, 1, False, 1),
+        ({"num_envs": 32, "env_groups": 4}, 1, False, 4),
     ],
 )
 def test_two_groups_are_the_default_where_one_steps_while_a_gpu_acts_for_the_other(
-    settings: Any, count: int, overlapping: bool, size: int
+    settings: Any, count: int, overlapping: bool, groups: int
 ) -> None:
-    assert a2c.group_size(a2c.Config(**settings), Ranks(count=count), overlapping) == size
+    config = a2c.Config(**settings)
+    assert a2c.number_of_groups(config, Ranks(count=count), overlapping) == groups
 
 
 @pytest.mark.parametrize("taken", [[True, False, True], [False], []])

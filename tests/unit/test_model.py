@@ -276,7 +276,7 @@ def test_buffers_are_refused() -> None:
 )
 def test_nothing_to_train_is_refused(module: nn.Module) -> None:
     """A module without a trainable parameter is a mistake."""
-    with pytest.raises(ValueError, match="no parameter"):
+    with pytest.raises(ValueError, match="no trainable parameter"):
         SharedModel(module)
 
 

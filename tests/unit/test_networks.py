@@ -218,7 +218,7 @@ def test_too_small_pictures_are_refused_on_one_line(
     with pytest.raises(UserError) as refusal:
         model(small, network)
     assert str(refusal.value) == (
-        f"images of {small[0]}×{small[1]} are too small for {network}: use mlp"
+        f"images of {small[0]}×{small[1]} are too small for network {network}: use mlp"
     )
     model(large, network)
     model(small, "mlp")
@@ -320,10 +320,10 @@ def test_a_body_of_one_s_own_has_the_weights_of_the_seed() -> None:
     ("body", "message"),
     [
         (lambda seen: seen, "must return a torch.nn.Module, got function"),
-        (Wrong(lambda seen: seen.flatten(0, 1)), r"for \[1, 1, 5\] it gave \[1, 5\]"),
-        (Wrong(lambda seen: seen.unsqueeze(0)), r"it gave \[1, 1, 1, 5\]"),
-        (Wrong(lambda seen: seen.transpose(0, 2)), r"it gave \[5, 1, 1\]"),
-        (Wrong(lambda seen: (seen, seen)), "it gave tuple"),
+        (Wrong(lambda seen: seen.flatten(0, 1)), r"got \[1, 5\] for an input of \[1, 1, 5\]"),
+        (Wrong(lambda seen: seen.unsqueeze(0)), r"got \[1, 1, 1, 5\]"),
+        (Wrong(lambda seen: seen.transpose(0, 2)), r"got \[5, 1, 1\]"),
+        (Wrong(lambda seen: (seen, seen)), "got tuple"),
     ],
     ids=["no module", "flat", "more axes", "other axes", "tuple"],
 )

@@ -241,7 +241,7 @@ def test_pictures_that_cannot_be_compared_are_refused(case: str) -> None:
         space = spaces.Tuple([PICTURES, PICTURES])
     else:
         architecture = Architecture(standardize=True, network=lambda _: torch.nn.Flatten(2))
-    with pytest.raises(UserError, match="normalize_observations is for vectors, and for a single"):
+    with pytest.raises(UserError, match="normalize_observations supports vectors, or a"):
         ActorCritic(space, spaces.Discrete(2), architecture)
 
 

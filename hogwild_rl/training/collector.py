@@ -1,0 +1,135 @@
+"""Collection of experience by a worker: environments, acting, running moments and counts."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+
+from hogwild_rl.collect import episodes, rollout
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.config.network import name_of
+from hogwild_rl.envs import atari, vectorize
+from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.learn import cuda_graphs
+from hogwild_rl.training.exact_resume import WorkerState
+from hogwild_rl.training.learner import Learner
+from hogwild_rl.training.task import Task
+
+_SLOW_FROM = 32  # ALE takes 75 ms to create an environment, and does not release the GIL
+
+
+class Collector:
+    """Rollouts with the model of a learner, in environments of its own.
+
+    Args:
+        worker: this worker.
+        task: the run.
+        learner: acts with its model, and learns from the rollouts.
+        whole_episodes: collect one episode from each environment instead of `n_steps` steps.
+    """
+
+    def __init__(
+        self, worker: Worker, task: Task[Any], learner: Learner, *, whole_episodes: bool = False
+    ) -> None:
+        config, device = task.config, learner.device
+        seed, action_seed = worker.random_seeds(2)
+        generator = torch.Generator(device).manual_seed(action_seed)
+        groups = open_environments(task)
+        self._task, self._learner, self._seed = task, learner, seed
+        self._moments = task.state.normalization
+        self._normalizer = config.normalizer(self._moments, worker.index)
+        codec = config.env_codec(task.env, self._normalizer)
+        self._act: rollout.Act = functools.partial(learner.model.act, generator=generator)
+        self._source: Any
+        self._worker_state: WorkerState | None = None
+        lap = learner.counters.lap
+        if whole_episodes:
+            self._source = episodes.EpisodeCollector(groups[0], codec, seed, lap)
+        else:
+            staged_on = None if device.type == "cpu" else device
+            self._source = rollout.Collector(groups, codec, config.n_steps, seed, lap, staged_on)
+            self._worker_state = WorkerState(generator, groups, self._source, self._normalizer)
+        if task.compiled:
+            with cuda_graphs.recording(name_of(config.network)):
+                self._act = cuda_graphs.captured_act(
+                    self._act, self._source.rollout, task.group_size, generator
+                )
+        learner.collector = self
+
+    def collect(self) -> Rollout:
+        """The next rollout, [T, B]; the next call overwrites it."""
+        self._moments.write_to(self._learner.model)
+        self._learner.counters.lap("share")
+        rollout: Rollout = self._source.collect(self._act)
+        self._rollout = rollout
+        return rollout
+
+    @property
+    def steps(self) -> int:
+        """Valid transitions of the last rollout."""
+        return int(self._source.steps)
+
+    @property
+    def episodes(self) -> list[tuple[float, int]]:
+        """(undiscounted return, length) of the episodes that ended in it."""
+        ended: list[tuple[float, int]] = self._source.episodes
+        return ended
+
+    @property
+    def nonfinite_envs(self) -> list[int]:
+        """Environments that returned a non-finite reward or observation in it."""
+        environments: list[int] = self._source.nonfinite_envs
+        return environments
+
+    def update_moments(self) -> None:
+        """Adds the observations of the last rollout to the running moments."""
+        self._normalizer.add(getattr(self._source, "host", self._rollout))
+        self._task.ranks.exchange(self._moments, self._learner.device)
+
+    def state(self) -> dict[str, Any] | None:
+        """Random stream, environments and open episodes, for an exact resume."""
+        alone = self._task.ranks.count == 1
+        return self._worker_state.state() if self._worker_state is not None and alone else None
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Continues from a `state`; where that is not possible, new episodes begin."""
+        if self._worker_state is not None and self._task.ranks.count == 1:
+            reason = self._worker_state.restore(state, self._seed)
+            if reason:
+                self._task.info(f"episodes begin anew: {reason}")
+
+    def finish(self) -> None:
+        """Completes the counts of the last update."""
+        self._learner.finish()
+
+
+def open_environments(task: Task[Any]) -> list[VectorEnv[Any, Any, Any]]:
+    """The worker's groups of environments; closed with the task's resources."""
+    assert task.resources is not None, "set by launch"
+    return task.resources.enter_context(environments(task))
+
+
+@contextlib.contextmanager
+def environments(task: Task[Any]) -> Iterator[list[VectorEnv[Any, Any, Any]]]:
+    """Groups of environments, numbered across ranks; closed on leaving."""
+    first = task.ranks.index * task.groups * task.group_size
+    with contextlib.ExitStack() as opened:
+        groups = []
+        for group in range(task.groups):
+            if task.group_size >= _SLOW_FROM and atari.is_game(task.env.source):
+                task.info(f"creating {task.group_size} Atari environments, one after another")
+            envs = vectorize.make_envs(
+                task.env.source,
+                task.backend,
+                task.group_size,
+                task.cores,
+                first + group * task.group_size,
+                task.on_env_failure,
+                task.config.step_timeout if hasattr(task.config, "step_timeout") else 60.0,
+            )
+            opened.callback(envs.close)
+            groups.append(envs)
+        yield groups
