@@ -177,7 +177,7 @@ class Check:
             for device, allow in ((cpu, False), (self.device, False), (self.device, tf32)):
                 torch.backends.cudnn.allow_tf32 = allow
                 shared, rollout = self.model(name, device), self.rollout(name, T, B, device=device)
-                loss = losses.actor_critic_loss(shared.module, rollout, config)
+                loss = losses.actor_critic_loss(shared.module, rollout, config).total
                 gradients.append(shared.gradient(loss).cpu().double())
             norm = float(gradients[0].norm())
             errors = [float((each - gradients[0]).norm()) / norm for each in gradients[1:]]
@@ -190,7 +190,7 @@ class Check:
         optimizer, worst = SharedRMSprop(shared, 1e-3), 0.0
 
         def gradient() -> torch.Tensor:
-            return shared.gradient(losses.actor_critic_loss(shared.module, static, config))
+            return shared.gradient(losses.actor_critic_loss(shared.module, static, config).total)
 
         captured = cuda_graphs.Captured(gradient, self.device)
         step = cuda_graphs.Captured(
@@ -204,7 +204,7 @@ class Check:
             one = captured().clone()
             other = gradient()
             worst = max(worst, float((one - other).norm() / other.norm()))
-            assert bool(step())
+            assert bool(step().isfinite())
         streams = [torch.Generator(self.device).manual_seed(1) for _ in range(2)]
         act = [functools.partial(shared.module.act, generator=stream) for stream in streams]
         replayed, differ = cuda_graphs.captured_act(act[1], static, B, streams[1]), 0
@@ -312,7 +312,7 @@ class Check:
         optimizer = SharedRMSprop(shared, 1e-4)
 
         def gradient() -> torch.Tensor:
-            return shared.gradient(losses.actor_critic_loss(shared.module, static, config))
+            return shared.gradient(losses.actor_critic_loss(shared.module, static, config).total)
 
         def step() -> torch.Tensor:
             return optimizer.apply_if_finite(shared.gradient.flat, 0.5)
@@ -424,7 +424,7 @@ class Check:
 
         def gradient() -> torch.Tensor:
             return shared.gradient(
-                losses.actor_critic_loss(shared.module, collector.rollout, a2c.Config())
+                losses.actor_critic_loss(shared.module, collector.rollout, a2c.Config()).total
             )
 
         replayed = cuda_graphs.captured_act(act, collector.rollout, 128, generator)

@@ -22,7 +22,6 @@ from hogwild_rl.config import base, cli, resources, validation
 from hogwild_rl.config.policy import ActorCriticConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.hogwild.optimizers import SharedRMSprop
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel
@@ -114,7 +113,7 @@ def train(config: Config) -> Agent:
         model = SharedModel(network, device.device)
         optimizer = SharedRMSprop(model, config.learning_rate, config.rms_alpha, config.rms_eps)
         moments = config.normalization(run.env, ranks.count)
-        state = TrainState(model, optimizer, moments, Counters(1))
+        state = TrainState(model, optimizer, moments, workers=1)
         run.open(state)
         run.info(f"device {device.device}: {device.reason}")
         run.info(f"vectorization {backend.name}: {backend.reason}")

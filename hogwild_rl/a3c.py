@@ -23,7 +23,6 @@ from typing import Literal
 from hogwild_rl.config import base, cli, resources, validation
 from hogwild_rl.config.policy import ActorCriticConfig
 from hogwild_rl.envs import vectorize
-from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.hogwild.optimizers import SharedRMSprop
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel
@@ -85,7 +84,7 @@ def train(config: Config) -> Agent:
     model = SharedModel(network)  # one flat tensor in shared memory
     optimizer = SharedRMSprop(model, config.learning_rate, config.rms_alpha, config.rms_eps)
     moments = config.normalization(run.env, config.workers)
-    state = TrainState(model, optimizer, moments, Counters(config.workers))
+    state = TrainState(model, optimizer, moments, workers=config.workers)
     run.open(state)  # folder, log, resumed checkpoint
     precision.report(run.info)
     return launch.in_processes(run, actor_learner, Task.of(run, backend, state, group_size=size))

@@ -42,8 +42,8 @@ class Config(OffPolicyConfig):
     """DDPG settings; unset fields come from the environment's preset."""
 
 
-def update(learner: OffPolicyLearner, batch: Transitions, config: Config) -> bool | Tensor:
-    """One update with a minibatch; False if a gradient was not finite and its step not taken."""
+def update(learner: OffPolicyLearner, batch: Transitions, config: Config) -> float | Tensor:
+    """One update with a minibatch; returns the sum of the gradient norms."""
     actor, critics = learner.actor, learner.critics
     with torch.no_grad():
         next_actions = actor.target(batch.next_observations)
@@ -52,13 +52,13 @@ def update(learner: OffPolicyLearner, batch: Transitions, config: Config) -> boo
             batch.rewards, next_values, batch.terminated, gamma=config.gamma
         )
     q_values = critics.online(batch.observations, batch.actions)
-    taken = critics.step(losses.td_loss(q_values, targets))
+    norm = critics.step(losses.td_loss(q_values, targets))
     actions = actor.online(batch.observations)
     q1 = critics.online.q1(batch.observations, actions)
-    taken = actor.step(-q1.mean()) & taken
+    norm = norm + actor.step(-q1.mean())
     actor.polyak_update(config.tau)
     critics.polyak_update(config.tau)
-    return taken
+    return norm
 
 
 def actor_learner(worker: Worker, task: Task[Config]) -> None:

@@ -58,9 +58,7 @@ class Config:
         if pathlib.Path(self.output).suffix not in FORMATS:
             raise UserError(f"output must end in {', '.join(FORMATS)}, got {self.output}")
         if self.labels and len(self.labels) != len(self.runs):
-            raise UserError(
-                f"give one label per run: {len(self.runs)} runs, got {len(self.labels)}"
-            )
+            raise UserError(f"{len(self.runs)} runs need one label each, got {len(self.labels)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,18 +32,17 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from hogwild_rl.collect.rollout import Rollout
 from hogwild_rl.config import base, cli, validation
 from hogwild_rl.config.policy import PolicyConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.hogwild.optimizers import SharedAdam
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn import losses, returns
+from hogwild_rl.learn.losses import PolicyLoss
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.run import Run
@@ -74,20 +73,25 @@ class Config(PolicyConfig):
             raise UserError("baseline mean is that of other episodes: give episodes 2 or more")
 
 
-def reinforce_objective(model: ActorCritic, episodes: Rollout, config: Config) -> Tensor:
+def reinforce_objective(model: ActorCritic, episodes: Rollout, config: Config) -> PolicyLoss:
     """−J's estimate, with value loss and entropy bonus: [T, B] of whole episodes to a scalar."""
     policy, values = model(episodes.observations)
     values, valid = values[:-1], episodes.valid
     to_go = returns.returns_to_go(episodes.rewards, config.gamma)
-    total = config.returns == "total"
-    weights = returns.total_returns(episodes.rewards, config.gamma) if total else to_go
-    loss = -config.ent_coef * losses.mean(policy.entropy(), valid)
+    weights = to_go
+    if config.returns == "total":
+        weights = returns.total_returns(episodes.rewards, config.gamma)
+    entropy = losses.mean(policy.entropy(), valid)
+    value_loss = losses.mean((to_go - values).square(), valid)
+    total = -config.ent_coef * entropy
     if config.baseline == "mean":
         weights = weights - returns.mean_of_others(weights)
     elif config.baseline == "value":
-        loss = loss + config.vf_coef * losses.mean((to_go - values).square(), valid)
+        total = total + config.vf_coef * value_loss
         weights = weights - values.detach()
-    return loss + losses.reinforce_loss(policy.log_prob(episodes.actions), weights, valid)
+    policy_loss = losses.reinforce_loss(policy.log_prob(episodes.actions), weights, valid)
+    total = total + policy_loss
+    return PolicyLoss(total, policy_loss, value_loss, entropy, values, to_go, valid)
 
 
 def learn(worker: Worker, task: Task[Config]) -> None:
@@ -118,7 +122,8 @@ def train(config: Config) -> Agent:
     backend = vectorize.choose(run.env.source, "auto", config.episodes, cores=1)
     model = SharedModel(config.model(run.env))
     optimizer = SharedAdam(model, config.learning_rate)
-    state = TrainState(model, optimizer, config.normalization(run.env, workers=1), Counters(1))
+    moments = config.normalization(run.env, workers=1)
+    state = TrainState(model, optimizer, moments, workers=1)
     run.open(state)
     with devices.limit_threads(model.module, config.episodes):
         task = Task.of(run, backend, state, group_size=config.episodes)

@@ -59,8 +59,8 @@ class Config(OffPolicyConfig):
             validation.between(name, getattr(self, name), 0, 1e9)
 
 
-def update(learner: OffPolicyLearner, batch: Transitions, config: Config) -> bool | Tensor:
-    """One update with a minibatch; False if a gradient was not finite and its step not taken."""
+def update(learner: OffPolicyLearner, batch: Transitions, config: Config) -> float | Tensor:
+    """One update with a minibatch; returns the sum of the gradient norms."""
     actor, critics = learner.actor, learner.critics
     with torch.no_grad():
         epsilon = torch.empty_like(batch.actions).normal_(generator=learner.generator)
@@ -72,15 +72,15 @@ def update(learner: OffPolicyLearner, batch: Transitions, config: Config) -> boo
             batch.rewards, next_values.amin(0), batch.terminated, gamma=config.gamma
         )
     q_values = critics.online(batch.observations, batch.actions)
-    taken = critics.step(losses.td_loss(q_values, targets))
+    norm = critics.step(losses.td_loss(q_values, targets))
     if learner.updates % config.policy_delay:
-        return taken
+        return norm
     actions = actor.online(batch.observations)
     q1 = critics.online.q1(batch.observations, actions)
-    taken = actor.step(-q1.mean()) & taken
+    norm = norm + actor.step(-q1.mean())
     actor.polyak_update(config.tau)
     critics.polyak_update(config.tau)
-    return taken
+    return norm
 
 
 def actor_learner(worker: Worker, task: Task[Config]) -> None:

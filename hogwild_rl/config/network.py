@@ -48,8 +48,8 @@ class NetworkConfig(base.RunConfig):
         super().__post_init__()
         if isinstance(self.network, str) and self.network not in _NETWORKS:
             raise UserError(
-                f"network must be one of {', '.join(_NETWORKS)}, or from Python a function, got "
-                f"{self.network}"
+                f"network {self.network} is unknown: give {', '.join(_NETWORKS)}, or from Python a "
+                "function that makes one"
             )
         validation.above("learning_rate", self.learning_rate, 0)
         validation.between("gamma", self.gamma, 0, 1)

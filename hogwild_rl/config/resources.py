@@ -46,7 +46,7 @@ class Limit:
         """Number that may still be used, at least 0."""
         return max(0, self.total - self.used)
 
-    def unsaved_reason(self, wanted: int) -> str:
+    def exceeded(self, wanted: int) -> str:
         """Message with the problem and the remedy if more is wanted than is left, else ""."""
         if wanted <= self.left:
             return ""
@@ -187,6 +187,6 @@ def _check(what: str, files: int, tasks: int, remedy: str) -> None:
     }
     for name, (number, limits) in needed.items():
         for limit in limits:
-            reason = limit.unsaved_reason(number)
+            reason = limit.exceeded(number)
             if reason:
                 raise UserError(f"{what} need {number:,} {name}, {reason}, or {remedy}")

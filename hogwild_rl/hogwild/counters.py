@@ -5,6 +5,7 @@ leaves its own row readable and all other rows unchanged.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from hogwild_rl.hogwild import shared_memory
 
 EPISODES_KEPT = 128  # per worker
 EPISODES_READABLE = 100  # of these; the writer overwrites the oldest
+GAUGES = 8  # values per worker
 STALENESS_BINS = 64  # staleness 0, 1, ..., 62, and 63 or more
 PHASES = ("env", "act", "learn", "share")  # share: pull and step
 _PHASE = {name: index for index, name in enumerate(PHASES)}
@@ -36,6 +38,7 @@ _ROW = np.dtype(
             "staleness_max",
             "staleness",
             "episode_count",
+            "gauges",
             "episodes",
         ],
         "formats": [
@@ -51,6 +54,7 @@ _ROW = np.dtype(
             "i8",
             ("i8", STALENESS_BINS),
             "i8",
+            ("f8", GAUGES),
             (_EPISODE, EPISODES_KEPT),
         ],
     }
@@ -77,12 +81,15 @@ class Counters:
 
     Args:
         workers: number of rows, at least 1.
+        gauges: names of at most GAUGES values of which each worker writes the newest.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, gauges: Sequence[str] = ()) -> None:
         stride = -(-_ROW.itemsize // _CACHE_LINE) * _CACHE_LINE
         self._memory = shared_memory.zeros(workers, stride, dtype=torch.uint8)
+        self._gauges = tuple(gauges)
         self._view()
+        self.rows["gauges"] = math.nan
 
     def _view(self) -> None:
         padded = np.dtype({"names": ["row"], "formats": [_ROW], "itemsize": self._memory.shape[1]})
@@ -90,11 +97,11 @@ class Counters:
         self.rows = array.view(padded)[:, 0]["row"]
         self._columns = {name: self.rows[name] for name in _ROW.names or ()}
 
-    def __getstate__(self) -> torch.Tensor:
-        return self._memory
+    def __getstate__(self) -> tuple[torch.Tensor, tuple[str, ...]]:
+        return self._memory, self._gauges
 
-    def __setstate__(self, memory: torch.Tensor) -> None:
-        self._memory = memory
+    def __setstate__(self, state: tuple[torch.Tensor, tuple[str, ...]]) -> None:
+        self._memory, self._gauges = state
         self._view()
 
     def __len__(self) -> int:
@@ -107,6 +114,11 @@ class Counters:
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each phase, summed over all workers."""
         return dict(zip(PHASES, self.rows["seconds"].sum(axis=0).tolist(), strict=True))
+
+    def gauges(self) -> dict[str, float]:
+        """Newest values by name, each the mean over workers that have one, or NaN."""
+        means = torch.from_numpy(self.rows["gauges"].copy()).nanmean(0).tolist()
+        return dict(zip(self._gauges, means, strict=False))
 
     def staleness_histogram(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
         """Number of updates by staleness, [STALENESS_BINS]; the last bin has all larger values."""
@@ -155,6 +167,7 @@ class CounterWriter:
         self._own = {name: row[name] for name in _ROW.names or ()}  # faster than fields of the row
         self._seconds, self._staleness = row["seconds"][0], row["staleness"][0]
         self._episodes = row["episodes"][0]
+        self._gauges = row["gauges"][0]
         self._own["heartbeat_s"][0] = self._lap_s = time.monotonic()
 
     def add_update(self, updates_at_pull: int) -> None:
@@ -198,6 +211,10 @@ class CounterWriter:
         self._seconds[_PHASE[phase]] += now_s - self._lap_s
         self._lap_s = now_s
         self._own["heartbeat_s"][0] = now_s
+
+    def set_gauges(self, values: Sequence[float]) -> None:
+        """Overwrites this worker's newest values, in the order of the names."""
+        self._gauges[: len(values)] = values
 
     def total_updates(self) -> int:
         """Number of updates of all workers so far."""

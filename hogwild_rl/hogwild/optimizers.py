@@ -84,17 +84,17 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
             max_norm: maximum norm > 0.
 
         Returns:
-            True if the step was taken: bool [], on the gradient's device.
+            The norm before clipping, [] on the gradient's device; not finite if no step was taken.
         """
-        norm = gradient.norm()
-        finite: Tensor = norm.isfinite()
+        norm: Tensor = gradient.norm()
+        finite = norm.isfinite()
         clipped = gradient * (max_norm / norm).clamp(max=1.0)
         gradient.copy_(torch.where(finite, clipped, 0.0))
         before = [tensor.clone() for tensor in self.tensors]
         self._update_(self.parameter, gradient, self.param_groups[0])
         for tensor, unchanged in zip(self.tensors, before, strict=True):
             tensor.copy_(torch.where(finite, tensor, unchanged))
-        return finite
+        return norm
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

@@ -11,13 +11,26 @@ from hogwild_rl.learn import returns
 
 
 @dataclasses.dataclass(frozen=True)
-class ActorCriticLoss:
-    """Terms of an actor-critic loss, each a scalar, and their weighted sum `total`."""
+class PolicyLoss:
+    """Terms of a loss, each a scalar, and their weighted sum `total`.
+
+    `values`, `targets` and `valid`, [T, B], are those of the value loss.
+    """
 
     total: Tensor
     policy: Tensor
     value: Tensor
     entropy: Tensor
+    values: Tensor
+    targets: Tensor
+    valid: Tensor
+
+    def gauges(self) -> tuple[float, float, float, float]:
+        """Policy loss, value loss, entropy and explained variance, for the log."""
+        explained = explained_variance(self.values, self.targets, self.valid)
+        terms = (self.policy, self.value, self.entropy, explained)
+        policy, value, entropy, variance = (float(term.detach()) for term in terms)
+        return policy, value, entropy, variance
 
 
 def mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -35,7 +48,7 @@ def a2c_loss(
     *,
     vf_coef: float,
     ent_coef: float,
-) -> ActorCriticLoss:
+) -> PolicyLoss:
     """Advantage actor-critic loss.
 
         L = mean(−A_t log π(a_t|s_t)) + c_v mean((R_t − V(s_t))²) − β mean(H(π(·|s_t)))
@@ -57,7 +70,24 @@ def a2c_loss(
     policy = -mean(advantages * log_probs, valid)
     value = mean((targets - values).square(), valid)
     entropy = mean(entropies, valid)
-    return ActorCriticLoss(policy + vf_coef * value - ent_coef * entropy, policy, value, entropy)
+    total = policy + vf_coef * value - ent_coef * entropy
+    return PolicyLoss(total, policy, value, entropy, values, targets, valid)
+
+
+@torch.no_grad()
+def explained_variance(values: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Explained variance 1 − Var(R − V) / Var(R) of the valid entries, a scalar.
+
+    1 is a perfect value function, 0 is no better than the mean of the targets.
+
+    Args:
+        values: V(s_t), [T, B].
+        targets: R_t, [T, B].
+        valid: [T, B] bool.
+    """
+    errors = targets - values
+    variances = [mean((each - mean(each, valid)).square(), valid) for each in (errors, targets)]
+    return 1 - variances[0] / variances[1]
 
 
 def reinforce_loss(log_probs: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
@@ -117,7 +147,7 @@ class Objective(Protocol):
         """Entropy coefficient β."""
 
 
-def actor_critic_loss(model: ActorCritic, rollout: Rollout, objective: Objective) -> Tensor:
+def actor_critic_loss(model: ActorCritic, rollout: Rollout, objective: Objective) -> PolicyLoss:
     """Actor-critic loss of one rollout, with one batched forward pass over all rows."""
     policy, values = model(rollout.observations, rollout.state, rollout.valid)
     advantages = returns.generalized_advantages(
@@ -138,4 +168,4 @@ def actor_critic_loss(model: ActorCritic, rollout: Rollout, objective: Objective
         rollout.valid,
         vf_coef=objective.vf_coef,
         ent_coef=objective.ent_coef,
-    ).total
+    )

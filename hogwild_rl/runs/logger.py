@@ -54,18 +54,25 @@ class Progress:
     recent_lengths: tuple[int, ...] = ()
 
 
+GAUGES = (
+    *("policy_loss", "value_loss", "entropy", "explained_variance"),
+    *("grad_norm", "learning_rate", "approx_kl"),
+)
+"""Values of the newest update of each worker, sampled every 0.1 s; NaN where undefined."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A run's state at one moment: a row of progress.csv.
+    """State of a run at one moment: a row of progress.csv.
 
     Attributes:
-        time_s: seconds trained, over all lives of the run.
-        steps, updates, episodes, dropped: as in `Counters`.
-        return_mean, length_mean: over the last 100 episodes of all lives; NaN before the first
-            ended.
-        steps_per_s, updates_per_s: since the row before.
+        time_s: training time in seconds, over all sessions of the run.
+        steps, updates, episodes, dropped: as in `Progress`.
+        return_mean, length_mean: over the last 100 episodes of all sessions; NaN before the first.
+        steps_per_s, updates_per_s: since the previous row.
         staleness_mean, staleness_max: updates by others between a gradient's pull and its step.
-        env_s, act_s, learn_s, share_s: worker seconds in each phase, in this life of the run.
+        env_s, act_s, learn_s, share_s: worker seconds in each phase, in this session.
+        policy_loss, …, approx_kl: `GAUGES`, mean over workers; grad_norm is before clipping.
     """
 
     time_s: float
@@ -83,9 +90,27 @@ class Snapshot:
     act_s: float
     learn_s: float
     share_s: float
+    policy_loss: float
+    value_loss: float
+    entropy: float
+    explained_variance: float
+    grad_norm: float
+    learning_rate: float
+    approx_kl: float
 
 
 _HEADER = [field.name for field in dataclasses.fields(Snapshot)]
+_OLDER_COLUMNS = len(_HEADER) - len(GAUGES)  # of version 0.1
+
+# TensorBoard names of Stable-Baselines3.
+_TAGS = {
+    "return_mean": "rollout/ep_rew_mean",
+    "length_mean": "rollout/ep_len_mean",
+    "steps_per_s": "time/fps",
+    "updates": "train/n_updates",
+    "entropy": "train/entropy_loss",
+    **{name: f"train/{name}" for name in GAUGES if name != "entropy"},
+}
 
 
 class Recent(NamedTuple):
@@ -133,6 +158,7 @@ def take_snapshot(
         staleness_mean=counters.total("staleness_sum") / max(updates, 1),
         staleness_max=int(counters.rows["staleness_max"].max()),
         **{f"{phase}_s": seconds for phase, seconds in counters.seconds().items()},
+        **dict.fromkeys(GAUGES, math.nan) | counters.gauges(),
     )
 
 
@@ -185,7 +211,8 @@ class Reporter:
             self._file.flush()
         if self._events is not None:
             for name, value in dataclasses.asdict(snapshot).items():
-                self._events.add_scalar(f"run/{name}", value, snapshot.steps)
+                signed = -value if name == "entropy" else value  # its loss is the negative
+                self._events.add_scalar(_TAGS.get(name, f"run/{name}"), signed, snapshot.steps)
         self.last = snapshot
         return True
 
@@ -231,7 +258,9 @@ def read_log(folder: pathlib.Path) -> list[tuple[int, list[str]]]:
         return []
     try:
         with path.open(newline="") as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(_HEADER)][1:]
+            whole = (len(_HEADER), _OLDER_COLUMNS)
+            rows = [row for row in csv.reader(file) if len(row) in whole][1:]
+            rows = [row + ["nan"] * (len(_HEADER) - len(row)) for row in rows]
         return [(int(row[_HEADER.index("steps")]), row) for row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): repair or remove it") from error

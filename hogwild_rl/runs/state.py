@@ -1,24 +1,24 @@
 """Everything that a run trains."""
 
-import dataclasses
 from typing import Any
 
 from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.learn.normalization import Normalization
+from hogwild_rl.runs.logger import GAUGES
 
 
-@dataclasses.dataclass(frozen=True)
 class TrainState:
     """Model, optimizer, running moments and counters, shared by all workers of a run.
 
-    Attributes:
-        model: holder of the parameters in one or more flat tensors; `module` is the network.
-        optimizer: steps them; has `state_dict` and `load_state_dict`.
+    Args:
+        model: holder of the parameters in flat tensors; its `module` is the network.
+        optimizer: steps them; it has `state_dict` and `load_state_dict`.
         normalization: running moments of observations and returns.
-        counters: a row for each worker.
+        workers: number of rows of `counters`.
     """
 
-    model: Any
-    optimizer: Any
-    normalization: Normalization
-    counters: Counters
+    def __init__(
+        self, model: Any, optimizer: Any, normalization: Normalization, workers: int
+    ) -> None:
+        self.model, self.optimizer, self.normalization = model, optimizer, normalization
+        self.counters = Counters(workers, GAUGES)

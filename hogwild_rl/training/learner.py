@@ -1,6 +1,7 @@
 """The learner of on-policy algorithms: pull the shared parameters, step them with a gradient."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -11,11 +12,14 @@ from hogwild_rl.config.network import name_of
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import clip_by_global_norm_
 from hogwild_rl.learn import cuda_graphs
+from hogwild_rl.learn.losses import PolicyLoss
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.training.outcomes import Outcomes
 from hogwild_rl.training.task import Task
 
-Loss: TypeAlias = Callable[[ActorCritic, Rollout, Any], Tensor]
+Loss: TypeAlias = Callable[[ActorCritic, Rollout, Any], PolicyLoss]
+
+_LOG_EVERY_S = 0.1
 
 
 class Learner:
@@ -52,6 +56,8 @@ class Learner:
         self.counters = state.counters.writer(worker.index if len(state.counters) > 1 else 0)
         self._outcomes = Outcomes(self.counters, self.device)
         self._updates_at_pull: int | None = None
+        self._losses: PolicyLoss | None = None
+        self._logged_s = 0.0
         self._gradient: Callable[[], Tensor] | None = None
         self._device_step: Callable[[], Tensor] = self._step_if_finite
 
@@ -75,17 +81,21 @@ class Learner:
         steps, episodes = self._ranks.combine(gradient, collector.steps, collector.episodes)
         self.counters.add_rollout(steps, episodes)
         self.counters.add_nonfinite(collector.nonfinite_envs)
-        self._optimizer.learning_rate = self._config.learning_rate_at(progress)
+        self._optimizer.learning_rate = learning_rate = self._config.learning_rate_at(progress)
         self.counters.lap("learn")
         if self.device.type != "cpu":
             self._outcomes.add(self._device_step())
-        elif math.isfinite(clip_by_global_norm_(gradient, self._config.max_grad_norm)):
+            norm = self._outcomes.norm
+        elif math.isfinite(norm := clip_by_global_norm_(gradient, self._config.max_grad_norm)):
             self._optimizer.apply(gradient)
             pulled = self._updates_at_pull
             self.counters.add_update(self.counters.total_updates() if pulled is None else pulled)
         else:
             self.counters.add_dropped()
         self.counters.lap("share")
+        if time.monotonic() - self._logged_s >= _LOG_EVERY_S and self._losses is not None:
+            self._logged_s = time.monotonic()
+            self.counters.set_gauges([*self._losses.gauges(), norm, learning_rate])
 
     def finish(self) -> None:
         """Counts the last step of a device, and the episodes of the other ranks."""
@@ -94,7 +104,8 @@ class Learner:
 
     def _compute(self, rollout: Rollout) -> Tensor:
         def gradient() -> Tensor:
-            flat: Tensor = self._source.gradient(self._loss(self.model, rollout, self._config))
+            self._losses = self._loss(self.model, rollout, self._config)
+            flat: Tensor = self._source.gradient(self._losses.total)
             return flat
 
         if not self._compiled:

@@ -18,7 +18,6 @@ from hogwild_rl.config.off_policy import OffPolicyConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild import shared_memory
-from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.hogwild.optimizers import SharedAdam
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel
@@ -33,6 +32,7 @@ from hogwild_rl.training.outcomes import Outcomes
 from hogwild_rl.training.task import Task
 
 _REPLAY_FILE = "replay_{}.pt"
+_LOG_EVERY_S = 0.1
 
 
 class TargetedModule:
@@ -46,12 +46,13 @@ class TargetedModule:
 
     Attributes:
         optimizer: of the trained parameters.
+        loss: last loss, a scalar; NaN before the first.
     """
 
     def __init__(
         self, tracked: WithTarget[Any], learning_rate: float, device: torch.device, alone: bool
     ) -> None:
-        self._shared = SharedModel(tracked, device)
+        self._shared, self.loss = SharedModel(tracked, device), torch.tensor(math.nan)
         self.optimizer = SharedAdam(self._shared, learning_rate, alone=alone)
 
     @property
@@ -74,19 +75,20 @@ class TargetedModule:
         """Every tensor that an update changes."""
         return [self._shared.flat, *self.optimizer.tensors]
 
-    def step(self, loss: Tensor) -> bool | Tensor:
+    def step(self, loss: Tensor) -> float | Tensor:
         """Takes a gradient step if the gradient is finite.
 
         Returns:
-            True if it was taken; on a device a bool tensor [] there, without a wait.
+            Norm of the gradient, not finite if no step was taken; on a device a tensor [] there.
         """
+        self.loss = loss.detach()
         gradient = self._shared.gradient(loss)
         if gradient.device.type != "cpu":
             return self.optimizer.apply_if_finite(gradient)
-        if not math.isfinite(float(gradient.dot(gradient))):
-            return False
-        self.optimizer.apply(gradient)
-        return True
+        norm = math.sqrt(float(gradient.dot(gradient)))
+        if math.isfinite(norm):
+            self.optimizer.apply(gradient)
+        return norm
 
     def polyak_update(self, tau: float) -> None:
         """Target network: θ' ← (1 − τ) θ' + τ θ."""
@@ -168,6 +170,7 @@ class OffPolicyLearner:
         self._outcomes, self._compiled = Outcomes(self.counters, self.device), task.compiled
         self._captured: dict[bool, Callable[[], Tensor]] = {}  # by whether the policy is updated
         self._buffers: Any = None
+        self._logged_s = 0.0
 
     def step(self, replay: ReplayBuffer) -> None:
         """Samples a minibatch and updates with it."""
@@ -184,11 +187,17 @@ class OffPolicyLearner:
             if policy_too not in self._captured:
                 self._captured[policy_too] = self._capture()
             self._outcomes.add(self._captured[policy_too]())
-        elif self._update(self, minibatch, self._config):
+            norm = self._outcomes.norm
+        elif math.isfinite(norm := float(self._update(self, minibatch, self._config))):
             self.counters.add_update(updates_before)
         else:
             self.counters.add_dropped()
         self.counters.lap("learn")
+        if time.monotonic() - self._logged_s >= _LOG_EVERY_S:
+            self._logged_s = time.monotonic()
+            losses = float(self.actor.loss), float(self.critics.loss)
+            undefined = (math.nan, math.nan)  # entropy, explained variance
+            self.counters.set_gauges([*losses, *undefined, norm, self._config.learning_rate])
 
     def _capture(self) -> Callable[[], Tensor]:
         def update() -> Tensor:
@@ -205,8 +214,8 @@ class OffPolicyLearner:
         self._outcomes.finish()
 
 
-Update: TypeAlias = Callable[[OffPolicyLearner, Transitions, Any], bool | Tensor]
-"""One update with a minibatch under the settings; False if a gradient was not finite."""
+Update: TypeAlias = Callable[[OffPolicyLearner, Transitions, Any], float | Tensor]
+"""One update with a minibatch; returns the sum of the gradient norms, not finite if one is not."""
 
 
 class ReplayCollector:
@@ -370,7 +379,7 @@ def train(
     chosen = devices.choose(config.device if alone else "cpu", network)
     compiled = config.compiles(chosen.device)
     model = ActorAndCritics(network, config.learning_rate, chosen.device, alone)
-    state = TrainState(model, model, config.normalization(run.env), Counters(config.workers))
+    state = TrainState(model, model, config.normalization(run.env), workers=config.workers)
     run.open(state)
     run.info(f"{memory}; device {chosen.device}: {chosen.reason}")
     if run.before.steps and saved < config.workers:

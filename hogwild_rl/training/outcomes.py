@@ -1,4 +1,6 @@
-"""Counts of optimizer steps that a device takes or drops, read without a wait."""
+"""Outcomes of optimizer steps on a device, read without a wait."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -7,28 +9,31 @@ from hogwild_rl.hogwild.counters import CounterWriter
 
 
 class Outcomes:
-    """Counts steps one step late, when the host has waited for the device for other reasons.
+    """Counts the steps of a device one step late, after the host has waited for another reason.
 
     Args:
-        counts: counts updates and dropped gradients.
-        device: where the steps are taken.
+        counters: this worker's row.
+        device: of the steps.
+
+    Attributes:
+        norm: gradient norm of the last counted step; NaN before the first.
     """
 
-    def __init__(self, counts: CounterWriter, device: torch.device) -> None:
-        self._counts = counts
-        self._host = torch.zeros((), dtype=torch.bool, pin_memory=device.type == "cuda")
+    def __init__(self, counters: CounterWriter, device: torch.device) -> None:
+        self._counters, self.norm = counters, math.nan
+        self._host = torch.zeros((), pin_memory=device.type == "cuda")
         self._device: Tensor | None = None
 
-    def add(self, taken: Tensor) -> None:
-        """Counts the step before this one; since then the host must have waited for the device.
+    def add(self, norm: Tensor) -> None:
+        """Counts the previous step; the host must have waited for the device since then.
 
         Args:
-            taken: whether this step was taken, bool [] on the device.
+            norm: gradient norm of this step, [] on the device; not finite if it was not taken.
         """
         if self._device is not None:
             self._count()
-        self._device = taken
-        self._host.copy_(taken, non_blocking=True)
+        self._device = norm
+        self._host.copy_(norm, non_blocking=True)
 
     def finish(self) -> None:
         """Waits for the last step and counts it."""
@@ -37,8 +42,8 @@ class Outcomes:
             self._count()
 
     def _count(self) -> None:
-        if self._host:
-            self._counts.add_update(self._counts.total_updates())
+        self.norm, self._device = float(self._host), None
+        if math.isfinite(self.norm):
+            self._counters.add_update(self._counters.total_updates())
         else:
-            self._counts.add_dropped()
-        self._device = None
+            self._counters.add_dropped()

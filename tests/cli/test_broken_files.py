@@ -152,7 +152,7 @@ RUNS: dict[str, tuple[Damage, str]] = {
     "settings.json deep": (writes("settings.json", "[" * 100_000), "settings.json cannot be read"),
     "settings.json a folder": (folder("settings.json"), "settings.json cannot be read"),
     "no settings.json": (lambda run: (run / "settings.json").unlink(), "has no settings.json"),
-    "an unknown setting": (setting("colour", "red"), "unknown ['colour']"),
+    "an unknown setting": (setting("colour", "red"), "unknown settings ['colour']"),
     "workers many": (setting("workers", "many"), "workers must be an integer, got 'many'"),
     "workers 1.5": (setting("workers", 1.5), "workers must be an integer, got 1.5"),
     "gamma null": (setting("gamma", None), "gamma must be a number, got None"),

@@ -234,7 +234,7 @@ def test_plot_refuses_what_it_cannot_draw(
     assert "must end in .png, .pdf, .svg, got x.gif" in refused("plot", "a", "--output", "x.gif")
     assert "hours" in refused("plot", str(run), "--x", "hours")
     two = refused("plot", str(run), "--labels", "a", "b")
-    assert "one label per run: 1 runs, got 2" in two
+    assert "1 runs need one label each, got 2" in two
     for output in ("/proc/curves.png", "README.md/curves.png", str(tmp_path / "no" / "curves.png")):
         assert f"output {output} cannot be written" in refused("plot", str(run), "--output", output)
 

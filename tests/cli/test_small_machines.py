@@ -129,7 +129,7 @@ def test_control_groups_are_read_as_the_kernel_writes_them(
     found = list(resources.groups(tmp_path / "cgroup", tmp_path / "fs"))
     assert [limit.left for limit in found] == expected
     for limit in found:
-        printed = limit.unsaved_reason(1000)
+        printed = limit.exceeded(1000)
         enough = re.search(r"docker run --pids-limit (\d+)$", printed)
         assert enough, printed
         assert int(enough[1]) >= limit.used + 1000
@@ -137,10 +137,8 @@ def test_control_groups_are_read_as_the_kernel_writes_them(
 
 def test_enough_is_enough() -> None:
     limit = resources.Limit(total=100, used=40, whose="a process", remedy="ulimit -n {}")
-    assert limit.unsaved_reason(60) == ""
-    assert (
-        limit.unsaved_reason(61) == "60 are left of the 100 that a process may have: ulimit -n 128"
-    )
+    assert limit.exceeded(60) == ""
+    assert limit.exceeded(61) == "60 are left of the 100 that a process may have: ulimit -n 128"
 
 
 class Once:

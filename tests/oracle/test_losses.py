@@ -25,7 +25,7 @@ def random_batch(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     return batch
 
 
-def loss_of(batch: dict[str, Tensor]) -> losses.ActorCriticLoss:
+def loss_of(batch: dict[str, Tensor]) -> losses.PolicyLoss:
     """The loss with the weights of this file."""
     return losses.a2c_loss(**batch, vf_coef=VF_COEF, ent_coef=ENT_COEF)
 
@@ -98,8 +98,8 @@ def test_means_not_sums(axis: int) -> None:
     """A batch given twice, longer or wider, has the same loss; its gradient is shared by two."""
     once = random_batch()
     twice = {name: torch.cat([tensor, tensor], axis) for name, tensor in once.items()}
-    parts = zip(vars(loss_of(twice)).values(), vars(loss_of(once)).values(), strict=True)
-    for found, expected in parts:
+    for name in ("total", "policy", "value", "entropy"):
+        found, expected = (getattr(loss_of(each), name) for each in (twice, once))
         assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     expected_gradients = gradients_of(once)
     for name, gradient in gradients_of(twice).items():
@@ -174,3 +174,14 @@ def test_the_gradient_of_the_model_is_the_slope_of_the_loss(shared_trunk: bool) 
             slopes = central_differences(loss, parameter)
             assert bool(gradient.any())
             torch.testing.assert_close(gradient, slopes, rtol=1e-5, atol=1e-9)
+
+
+def test_explained_variance_is_that_of_numpy_over_the_valid_entries() -> None:
+    random = np.random.default_rng(0)
+    values, targets = random.normal(size=(2, 7, 5)).astype(np.float32)
+    valid = random.random((7, 5)) < 0.7
+    found = losses.explained_variance(*map(torch.from_numpy, (values, targets, valid)))
+    expected = 1 - np.var((targets - values)[valid]) / np.var(targets[valid])
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    perfect = losses.explained_variance(*map(torch.from_numpy, (targets, targets, valid)))
+    assert float(perfect) == 1.0

@@ -407,9 +407,9 @@ def test_a_step_without_a_read_by_the_host_is_clipping_and_a_step(
     for number, gradient in enumerate(random_gradients()):
         for each in (expected, optimizer):
             each.learning_rate = 1e-2 / (1 + number)
-        clip_by_global_norm_(clipped := gradient.clone(), 5.0)
+        norm = clip_by_global_norm_(clipped := gradient.clone(), 5.0)
         expected.apply(clipped)
-        assert optimizer.apply_if_finite(gradient, 5.0)
+        assert float(optimizer.apply_if_finite(gradient, 5.0)) == pytest.approx(norm)
         torch.testing.assert_close(gradient, clipped)
     for one, other in zip(expected.tensors, optimizer.tensors, strict=True):
         torch.testing.assert_close(one, other)
@@ -426,7 +426,7 @@ def test_no_number_that_is_not_finite_reaches_parameters_or_statistics(
     before = [tensor.clone() for tensor in optimizer.tensors]
     gradient = torch.full((18,), 1.0 if bad != 3e38 else bad)
     gradient[3] = bad
-    assert not optimizer.apply_if_finite(gradient, 0.5)
+    assert not optimizer.apply_if_finite(gradient, 0.5).isfinite()
     for tensor, unchanged in zip(optimizer.tensors, before, strict=True):
         assert torch.equal(tensor, unchanged)
     assert not gradient.any()
@@ -438,7 +438,7 @@ def test_adam_alone_on_a_device_is_torchs() -> None:
     optimizer = SharedAdam(shared_model(), lr=1e-2, alone=True)
     optimizer.state[optimizer.parameter]["step"] = torch.zeros(())
     for gradient in gradients:
-        assert optimizer.apply_if_finite(gradient.clone())
+        assert optimizer.apply_if_finite(gradient.clone()).isfinite()
     expected = stepped(lambda p: torch.optim.Adam(p, lr=1e-2), shared_model().parameter, gradients)
     torch.testing.assert_close(optimizer.parameter.detach(), expected)
 

@@ -34,7 +34,7 @@ def estimate(model: ActorCritic, played: Rollout, config: reinforce.Config) -> F
     """∇J as the package estimates it, by the policy's weights and biases."""
     head = model.policy_head.logits
     parts = torch.autograd.grad(
-        reinforce.reinforce_objective(model, played, config), [head.weight, head.bias]
+        reinforce.reinforce_objective(model, played, config).total, [head.weight, head.bias]
     )
     return -np.concatenate([part.double().numpy().ravel() for part in parts])
 
@@ -129,7 +129,7 @@ def test_only_a_value_that_is_the_baseline_learns(baseline: str) -> None:
         model.value_head.weight += 1
     config = config_of("total", baseline, vf_coef=0.5)
     (found,) = torch.autograd.grad(
-        reinforce.reinforce_objective(model, played, config),
+        reinforce.reinforce_objective(model, played, config).total,
         [model.value_head.weight],
         materialize_grads=True,
     )

@@ -126,7 +126,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Notes:
         found.append((targets, original(values, targets)))
         return found[-1][1]
 
-    monkeypatch.setattr(losses, "critics", noting)
+    monkeypatch.setattr(losses, "td_loss", noting)
     return found
 
 

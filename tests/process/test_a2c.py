@@ -192,7 +192,7 @@ def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch
         union = Rollout(
             **{name: torch.cat([getattr(h, name) for h in halves], 1) for name in vars(halves[0])}
         )
-        gradient = shared.gradient(losses.actor_critic_loss(model, union, config))
+        gradient = shared.gradient(losses.actor_critic_loss(model, union, config).total)
         clip_by_global_norm_(gradient, config.max_grad_norm)
         optimizer.apply(gradient)
     normalization.write_to(model)

@@ -1,6 +1,7 @@
 """Devices, precision and CUDA graphs; tests that need a GPU are skipped where there is none."""
 
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_bfloat16_keeps_parameters_and_losses_float32_and_comes_close() -> None:
     values = []
     for bfloat16 in (False, True):
         shared = SharedModel(model_of(bfloat16=bfloat16))
-        loss = losses.actor_critic_loss(shared.module, rollout, config)
+        loss = losses.actor_critic_loss(shared.module, rollout, config).total
         gradient = shared.gradient(loss)
         assert loss.dtype == gradient.dtype == torch.float32
         assert all(p.dtype == torch.float32 for p in shared.module.parameters())
@@ -203,14 +204,15 @@ def test_two_groups_are_the_default_where_one_steps_while_a_gpu_acts_for_the_oth
 def test_outcomes_on_a_device_are_counted_one_step_late_and_all_in_the_end(taken: Any) -> None:
     counters = Counters(1)
     outcomes = Outcomes(counters.writer(0), CPU)
-    flag = torch.tensor(False)  # one tensor, overwritten by every step
+    norm = torch.tensor(0.0)  # one tensor, overwritten by every step
     for number, each in enumerate(taken):
-        outcomes.add(flag.fill_(each))
+        outcomes.add(norm.fill_(1.5 if each else math.nan))
         assert counters.total("updates") + counters.total("dropped") == number
     for _ in range(2):
         outcomes.finish()
         assert counters.total("updates") == sum(taken)
         assert counters.total("dropped") == len(taken) - sum(taken)
+    assert outcomes.norm == pytest.approx(1.5 if taken and taken[-1] else math.nan, nan_ok=True)
 
 
 @pytest.mark.gpu
@@ -223,7 +225,9 @@ def test_a_step_on_the_gpu_equals_one_on_the_cpu() -> None:
         optimizer = SharedRMSprop(shared, 1e-3, 0.99, 1e-5)
         there = Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout).items()})
         for _ in range(3):
-            optimizer.apply(shared.gradient(losses.actor_critic_loss(shared.module, there, config)))
+            optimizer.apply(
+                shared.gradient(losses.actor_critic_loss(shared.module, there, config).total)
+            )
         flats.append(shared.flat.cpu())
     torch.testing.assert_close(flats[0], flats[1], rtol=1e-3, atol=1e-4)
 
@@ -237,7 +241,7 @@ def test_graphs_equal_eager() -> None:
     static = Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout_of()).items()})
 
     def gradient() -> torch.Tensor:
-        return shared.gradient(losses.actor_critic_loss(shared.module, static, config))
+        return shared.gradient(losses.actor_critic_loss(shared.module, static, config).total)
 
     captured = cuda_graphs.Captured(gradient, device)
     for _ in range(3):
@@ -254,7 +258,8 @@ def test_graphs_equal_eager() -> None:
     for rate, value in ((1e-3, 1.0), (1e-2, float("nan")), (1e-2, 2.0), (1e-2, float("inf"))):
         optimizer.learning_rate = eager.learning_rate = rate
         given.fill_(value)
-        assert bool(step()) == bool(eager.apply_if_finite(torch.full_like(given, value), 0.5))
+        norms = step(), eager.apply_if_finite(torch.full_like(given, value), 0.5)
+        assert torch.equal(norms[0].isfinite(), norms[1].isfinite())
         assert bool(shared.flat.isfinite().all())
     for one, other in zip(optimizer.tensors, eager.tensors, strict=True):
         torch.testing.assert_close(one, other)

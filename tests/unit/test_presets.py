@@ -90,7 +90,7 @@ def test_where_no_episode_arrives_acrobot_follows_the_entropy() -> None:
 
     def moves(**given: float) -> bool:
         config = reinforce.Config(env="Acrobot-v1", **given)
-        loss = reinforce.reinforce_objective(model, alike, config)
+        loss = reinforce.reinforce_objective(model, alike, config).total
         (gradient,) = torch.autograd.grad(loss, [model.policy_head.logits.weight])
         return bool(gradient.abs().max() > 1e-4)
 
