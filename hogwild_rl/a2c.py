@@ -50,7 +50,7 @@ class Config(ActorCriticConfig, base.DeviceConfig):
     """2: one half acts while the other half steps; auto: 2 on a GPU for 32 or more environments
     that step in threads or processes, else 1."""
     vectorization: vectorize.Vectorization = "auto"
-    """How environments are stepped: native, sync, async (a process each) or envpool."""
+    """Backend of the environments: native, sync, async (a process each) or envpool."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

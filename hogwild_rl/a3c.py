@@ -47,7 +47,7 @@ class Config(ActorCriticConfig, base.FaultToleranceConfig):
     envs_per_worker: int = 1
     """Environments each worker steps as a batch; 1 is the paper's A3C."""
     vectorization: Literal["auto", "native", "sync", "envpool"] = "auto"
-    """How a worker steps its environments."""
+    """Backend of the environments: native, sync or envpool."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,10 +7,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from hogwild_rl.envs import subproc, vectorize
+from hogwild_rl.envs import codecs, subproc, vectorize
 from hogwild_rl.envs.codecs import EnvCodec
 
 
@@ -137,6 +138,11 @@ class Collector:
         self.steps = 0
         self.nonfinite_envs: list[int] = []
         self._env_codec, self._lap, self._staged = env_codec, lap, device is not None
+        observed, acted = env_codec.observations, env_codec.actions
+        # None where there is nothing to convert: these are called in every step.
+        plain = isinstance(observed.space, spaces.Box) and observed.space.shape == observed.shape
+        self._encode = None if plain else observed.rows
+        self._decode = None if acted.to_env is codecs.unchanged else acted.to_env
         self._arrays = {  # views of the host's buffers
             field.name: getattr(self.host, field.name).numpy()
             for field in dataclasses.fields(Rollout)
@@ -210,11 +216,17 @@ class Collector:
         host_actions = actions.numpy()
         self._arrays["actions"][t, columns] = host_actions
         self._lap("act")
-        group.send(self._env_codec.actions.to_env(host_actions))
+        taken = host_actions if self._decode is None else self._decode(host_actions)
+        if group.asynchronous:
+            group.envs.step_async(taken)
+        else:
+            group.actions = taken
 
     def _receive(self, group: "_Group", t: int) -> None:
         """Stores the outcome of step t of a group."""
-        observation, reward, terminated, truncated, info = group.receive()
+        envs = group.envs
+        outcome = envs.step_wait() if group.asynchronous else envs.step(group.actions)
+        observation, reward, terminated, truncated, info = outcome
         columns, arrays = group.columns, self._arrays
         self._observe(columns, t + 1, observation)
         valid = ~(self._resetting[columns] | group.lost)
@@ -257,10 +269,11 @@ class Collector:
             self._state[:, b] = 0
 
     def _observe(self, columns: slice, row: int, observation: Any) -> None:
-        self._arrays["observations"][row, columns] = self._env_codec.observations.rows(observation)
+        rows = observation if self._encode is None else self._encode(observation)
+        self._arrays["observations"][row, columns] = rows
         if self._staged:
-            rows = self.host.observations[row, columns]
-            self.rollout.observations[row, columns].copy_(rows, non_blocking=True)
+            staged = self.host.observations[row, columns]
+            self.rollout.observations[row, columns].copy_(staged, non_blocking=True)
 
 
 class _Group:
@@ -269,7 +282,9 @@ class _Group:
     def __init__(
         self, envs: VectorEnv[Any, Any, Any], columns: slice, rollout: Rollout, state: Tensor
     ) -> None:
-        self.envs, self.columns, self.state = envs, columns, state[:, columns]
+        self.envs: Any = envs
+        self.columns, self.state = columns, state[:, columns]
         self.rows = [row[columns] for row in rollout.observations.unbind()]
-        self.send, self.receive = vectorize.async_step(envs)
+        self.asynchronous = isinstance(envs, vectorize.AsyncVectorEnv)
+        self.actions: Any = None  # of the step to come, of environments that are not asynchronous
         self.lost = subproc.lost(envs)

@@ -95,7 +95,7 @@ class PolicyConfig(NetworkConfig):
         return EnvCodec(
             ObservationCodec.of(env_info.observation_space),
             ActionCodec.of(env_info.action_space, self.rescale_actions),
-            rewards=normalizer.transform_rewards,
+            rewards=normalizer.transform_rewards if normalizer.transforms_rewards else None,
         )
 
 

@@ -51,7 +51,7 @@ class ActionCodec:
         """
         if isinstance(space, spaces.Discrete):
             if space.start == 0 and space.dtype == np.int64:
-                return cls((), np.int64, _unchanged)
+                return cls((), np.int64, unchanged)
             return cls((), np.int64, _choices(space, np.array(space.start)))
         shape = (math.prod(space.shape or ()),)
         if isinstance(space, spaces.MultiDiscrete):
@@ -93,7 +93,8 @@ def _rescaled(space: spaces.Box) -> Callable[[Array], Array]:
     return functools.partial(_rescale, middle=middle, radius=radius, clip=_clipped(space))
 
 
-def _unchanged(actions: Array) -> Array:
+def unchanged(actions: Array) -> Array:
+    """Returns its argument: `to_env` of plain Discrete spaces."""
     return actions
 
 

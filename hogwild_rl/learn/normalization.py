@@ -115,6 +115,11 @@ class Normalizer:
             # A non-finite value would make the moments non-finite permanently.
             self._writers["observations"].add(rows[np.isfinite(rows).all(axis=1)])
 
+    @property
+    def transforms_rewards(self) -> bool:
+        """False if `transform_rewards` would change nothing."""
+        return self._clip != "none" or self._factor != 1 or "returns" in self._writers
+
     def transform_rewards(self, rewards: Array, ended: Array, valid: Array) -> None:
         """Transforms rewards of the environments into rewards for the learner, in place.
 

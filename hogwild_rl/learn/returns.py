@@ -45,11 +45,11 @@ def generalized_advantages(
     Source: Schulman et al. 2016 (arXiv:1506.02438), section 3; r_t is the reward that follows a_t.
     """
     T, B = rewards.shape
-    flags = (terminated, truncated, valid)
-    if values.shape != (T + 1, B) or any(flag.shape != (T, B) for flag in flags):
+    shapes = (terminated.shape, truncated.shape, valid.shape)
+    if values.shape != (T + 1, B) or shapes != ((T, B),) * 3:
         raise ValueError(
             f"rewards are [{T}, {B}], so values must be [{T + 1}, {B}] and flags [{T}, {B}], got "
-            f"{list(values.shape)} and {[list(flag.shape) for flag in flags]}"
+            f"{list(values.shape)} and {[list(shape) for shape in shapes]}"
         )
     targets = torch.where(terminated, rewards, rewards + gamma * values[1:])
     deltas = torch.where(valid, targets - values[:-1], 0.0)

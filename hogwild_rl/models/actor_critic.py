@@ -81,6 +81,9 @@ class ActorCritic(nn.Module):
         self.value_body = (
             self.policy_body if shared else self._body(codec, architecture, generator)[0]
         )
+        # What `_inputs` and `_features` would leave as it is: acting calls neither.
+        vectors = isinstance(self.standardize, layers.Standardize)
+        self._plain = not (vectors or self._bfloat16 or self._custom)
         self.state_size = architecture.lstm
         self.memory = None
         if architecture.lstm:
@@ -107,11 +110,13 @@ class ActorCritic(nn.Module):
         Returns:
             The policy, and the next recurrent state; without an LSTM, the given state.
         """
-        inputs = self._inputs(observations)
-        if self._custom:  # custom bodies take [T, B, *O]
-            features = self._features(self.policy_body, inputs.unsqueeze(0)).squeeze(0)
+        if self._plain:
+            features = self.policy_body(observations)
+        elif self._custom:  # custom bodies take [T, B, *O]
+            rows = self._inputs(observations).unsqueeze(0)
+            features = self._features(self.policy_body, rows).squeeze(0)
         else:
-            features = self._features(self.policy_body, inputs)
+            features = self._features(self.policy_body, self._inputs(observations))
         if self.memory is not None:
             state = self.memory.nothing(len(features)) if state is None else state
             state = self.memory.step(features, state)

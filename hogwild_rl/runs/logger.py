@@ -30,17 +30,17 @@ _BAR_EVERY_S, _LINE_EVERY_S = 0.1, 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run has come, over all its lives.
+    """Progress of a run over all its sessions.
 
     Attributes:
-        steps: transitions that counted.
+        steps: valid transitions.
         updates: gradients applied.
         episodes: episodes finished.
         dropped: gradients that were not finite.
-        elapsed_s: seconds trained.
-        best_return: highest mean over 100 episodes, or None before there were 100.
-        sessions: how often the run was started or resumed.
-        recent_returns, recent_lengths: of the last 100 episodes at most, oldest first.
+        elapsed_s: training time in seconds.
+        best_return: highest mean return over 100 episodes, or None before 100 episodes.
+        sessions: number of starts and resumes.
+        recent_returns, recent_lengths: last 100 episodes at most, oldest first.
     """
 
     steps: int = 0
@@ -69,7 +69,7 @@ class Snapshot:
         time_s: training time in seconds, over all sessions of the run.
         steps, updates, episodes, dropped: as in `Progress`.
         return_mean, length_mean: over the last 100 episodes of all sessions; NaN before the first.
-        steps_per_s, updates_per_s: since the previous row.
+        steps_per_s, updates_per_s: rates since the previous row.
         staleness_mean, staleness_max: updates by others between a gradient's pull and its step.
         env_s, act_s, learn_s, share_s: worker seconds in each phase, in this session.
         policy_loss, …, approx_kl: `GAUGES`, mean over workers; grad_norm is before clipping.
@@ -114,14 +114,14 @@ _TAGS = {
 
 
 class Recent(NamedTuple):
-    """The last 100 episodes of all lives, or as many as there were, oldest first."""
+    """Last 100 episodes at most, over all sessions, oldest first."""
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
 
 
 def recent_episodes(counters: Counters, before: Progress) -> Recent:
-    """The last episodes of this life, after those from before it as long as it has too few."""
+    """Last 100 episodes: those of this session, preceded by earlier ones while it has too few."""
     returns, lengths = counters.recent_returns(EPISODES_AVERAGED)
     return Recent(
         (*before.recent_returns, *returns)[-EPISODES_AVERAGED:],
@@ -132,14 +132,14 @@ def recent_episodes(counters: Counters, before: Progress) -> Recent:
 def take_snapshot(
     counters: Counters, episodes: Recent, before: Progress, elapsed_s: float, last: Snapshot | None
 ) -> Snapshot:
-    """Adds the workers' rows up.
+    """Sums the workers' counters.
 
     Args:
-        counters: of this life of the run.
-        episodes: what `recent` gave.
-        before: where it stood when this life began.
-        elapsed_s: seconds since then.
-        last: the snapshot that rates are measured from.
+        counters: counters of this session.
+        episodes: result of `recent_episodes`.
+        before: progress at the start of this session.
+        elapsed_s: seconds since the start of this session.
+        last: snapshot from which rates are measured, or None for the start of this session.
     """
     steps, updates = counters.total("steps"), counters.total("updates")
     time_s = before.elapsed_s + elapsed_s
@@ -167,12 +167,12 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class Reporter:
-    """Shows snapshots on a terminal's bar, or a line every few seconds, and appends them to files.
+    """Prints snapshots as a progress bar, or a line every 5 s, and appends them to files.
 
     Args:
-        folder: of the run.
-        config: its settings.
-        before: where the run stood when this life of it began; later rows are dropped from its log.
+        folder: folder of the run.
+        config: settings.
+        before: progress at the start of this session; later rows are removed from progress.csv.
     """
 
     def __init__(self, folder: pathlib.Path, config: base.RunConfig, before: Progress) -> None:
@@ -195,18 +195,18 @@ class Reporter:
             )
 
     def report(self, snapshot: Snapshot, final: bool = False) -> bool:
-        """Shows a snapshot where it is due. Returns whether it became a row of progress.csv."""
+        """Prints and logs a snapshot when due; True if it was written to progress.csv."""
         every_s = _BAR_EVERY_S if self._bar is not None else _LINE_EVERY_S
         if final or snapshot.time_s - self._shown_s >= every_s:
             self._shown_s = snapshot.time_s
             self._show(snapshot)
         due = snapshot.time_s - self._written_s >= _row_every_s(snapshot.time_s)
-        begun = snapshot.steps > self._before  # while workers start there is nothing to tell
+        begun = snapshot.steps > self._before  # no rows while workers start
         printed = self.last is not None and self.last.steps == snapshot.steps
         if not ((final and not printed) or (due and begun)):
             return False
         self._written_s = snapshot.time_s
-        with contextlib.suppress(OSError):  # a full disk: what is not written yet comes later
+        with contextlib.suppress(OSError):  # disk full: the buffer is written later
             self._rows.writerow(dataclasses.astuple(snapshot))
             self._file.flush()
         if self._events is not None:
@@ -225,7 +225,7 @@ class Reporter:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(min(snapshot.steps, self._total) - self._bar.n)
         elif not self._quiet:
-            with contextlib.suppress(OSError):  # nobody reads on; training does not depend on it
+            with contextlib.suppress(OSError):  # stderr is closed: continue training
                 print(
                     f"{snapshot.time_s:.1f} s: {snapshot.steps:,} of {self._total:,} steps, {text}",
                     file=sys.stderr,
@@ -233,7 +233,7 @@ class Reporter:
                 )
 
     def close(self) -> None:
-        """Ends the bar and closes the files."""
+        """Closes the progress bar and the files."""
         if self._bar is not None:
             self._bar.close()
         with contextlib.suppress(OSError):
@@ -243,23 +243,23 @@ class Reporter:
 
 
 def _row_every_s(time_s: float) -> float:
-    """Short runs are over in seconds and long ones take days: both leave a curve, not a point."""
+    """Seconds between rows: short for short runs, which take seconds, up to 1 s for long ones."""
     return min(max(time_s / 20, 0.1), 1.0)
 
 
 def read_log(folder: pathlib.Path) -> list[tuple[int, list[str]]]:
-    """The whole rows of a run's progress.csv, each after its number of steps.
+    """Complete rows of a run's progress.csv as (steps, row).
 
     Raises:
-        UserError: it is no such file.
+        UserError: the file cannot be read or is invalid.
     """
     path = folder / PROGRESS_FILE
     if not path.exists():
         return []
     try:
         with path.open(newline="") as file:
-            whole = (len(_HEADER), _OLDER_COLUMNS)
-            rows = [row for row in csv.reader(file) if len(row) in whole][1:]
+            widths = (len(_HEADER), _OLDER_COLUMNS)
+            rows = [row for row in csv.reader(file) if len(row) in widths][1:]
             rows = [row + ["nan"] * (len(_HEADER) - len(row)) for row in rows]
         return [(int(row[_HEADER.index("steps")]), row) for row in rows]
     except (OSError, ValueError, csv.Error) as error:
@@ -267,7 +267,7 @@ def read_log(folder: pathlib.Path) -> list[tuple[int, list[str]]]:
 
 
 def _open_log(folder: pathlib.Path, steps: int) -> TextIO:
-    """progress.csv, ready for the next row: with its header, and no row beyond `steps`."""
+    """Opens progress.csv to append, with its header and without rows after `steps`."""
     path, text = folder / PROGRESS_FILE, io.StringIO()
     csv.writer(text).writerows([_HEADER, *(row for at, row in read_log(folder) if at <= steps)])
     files.write_text(path, text.getvalue())
@@ -275,7 +275,7 @@ def _open_log(folder: pathlib.Path, steps: int) -> TextIO:
 
 
 def write_staleness(folder: pathlib.Path, counters: Counters) -> None:
-    """Writes staleness.csv: how many updates of this life of the run had which staleness."""
+    """Writes staleness.csv: number of updates for each staleness, in this session."""
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["staleness", "updates"])
@@ -284,10 +284,10 @@ def write_staleness(folder: pathlib.Path, counters: Counters) -> None:
 
 
 def require_tensorboard(config: base.RunConfig) -> None:
-    """Raises UserError where a way of reporting is asked for that is not installed."""
+    """Raises UserError if TensorBoard is requested but not installed."""
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError(
-            "tensorboard is not installed: leave it out, or "
+            "tensorboard is not installed: omit it, or run "
             f"{sys.executable} -m pip install tensorboard"
         )
 
@@ -301,7 +301,7 @@ def _event_writer(folder: pathlib.Path) -> Any:
 def summary_lines(
     last: Snapshot, frames_per_step: int, solved_at: Snapshot | None
 ) -> Iterator[str]:
-    """How far the run came, and when it was solved, in lines."""
+    """Summary lines of a run: when it was solved, and its totals."""
     if solved_at is not None:
         yield (
             f"solved: mean return {solved_at.return_mean:.1f} over the last 100 episodes "
@@ -317,7 +317,7 @@ def summary_lines(
 
 
 def next_steps(folder: pathlib.Path, env: str, resume: str | None) -> Iterator[str]:
-    """Where the run is, and what to do with it: go on with an algorithm, or see it play."""
+    """Lines with the run's folder and the next command: resume or evaluate."""
     place = shlex.quote(str(folder)) + (" --allow-import" if ":" in env else "")
     yield f"run: {folder}"
     if resume is None:
@@ -327,7 +327,7 @@ def next_steps(folder: pathlib.Path, env: str, resume: str | None) -> Iterator[s
 
 
 def _python() -> str:
-    """How the person running this starts the same Python again."""
+    """Shortest command that starts this Python."""
     executable = pathlib.Path(sys.executable)
     if str(executable.parent) in os.environ.get("PATH", "").split(os.pathsep):
         return executable.name

@@ -1,4 +1,4 @@
-"""A run: folder, log, checkpoints, and its end."""
+"""Run: folder, log, checkpoints and termination."""
 
 import contextlib
 import json
@@ -26,19 +26,19 @@ from hogwild_rl.runs.state import TrainState
 
 
 class Run:
-    """Opens a run's folder, new or resumed, and keeps it up to date until the run ends.
+    """Run of an algorithm: opens its folder, new or resumed, and updates it until the run ends.
 
     Args:
-        algorithm: its module's name, "a3c".
-        config: its settings.
-        reports: False where another process of the same run keeps the folder.
+        algorithm: module name, for example "a3c".
+        config: settings.
+        reports: False if another process of the same run writes the folder.
 
     Attributes:
         config: settings.
         env: facts about the environment.
-        folder: folder of the run, once it is open.
+        folder: folder of the run, set by `open`.
         before: progress of the run's earlier sessions.
-        resumed_state: state of the only worker in the checkpoint that is resumed, or None.
+        resumed_state: state of the only worker in the resumed checkpoint, or None.
 
     Raises:
         UserError: the environment, the folder or the checkpoint cannot be used.
@@ -52,18 +52,18 @@ class Run:
         self.resumed_state = resume.state_to_resume(self._resumed, config)
         self._solved_at: logger.Snapshot | None = None
         self._signal: int | None = None
-        self._failures, self._nonfinite = 0, np.zeros(1, dtype=np.int64)  # the latter by worker
+        self._failures, self._nonfinite = 0, np.zeros(1, dtype=np.int64)  # [workers]
         logger.require_tensorboard(config)
         registered = self.env.reward_threshold
         self._target = registered if config.target_return is None else config.target_return
         if config.stop_when_solved and self._target is None:
             raise UserError(
-                f"{self.env.name} has no registered reward threshold: give a target_return, "
-                "or leave out stop_when_solved"
+                f"{self.env.name} has no registered reward threshold: set target_return, "
+                "or omit stop_when_solved"
             )
 
     def open(self, state: TrainState) -> None:
-        """Creates or reopens the folder; a resumed run's parameters and statistics are restored."""
+        """Creates or reopens the folder, and restores a resumed run's parameters and statistics."""
         plain, session = self.config.to_json(), self.before.sessions + 1
         parts = (state.model.module, state.optimizer, state.normalization)
         self._checkpointer = Checkpointer(self._algorithm, plain, self.env, *parts, session)
@@ -71,7 +71,7 @@ class Run:
             self._checkpointer.restore(self._resumed)
             unsaved_reason = (self.resumed_state or {}).get("unsaved_reason")
             if unsaved_reason is not None:
-                self.info(f"episodes begin anew: {unsaved_reason}, which no checkpoint can hold")
+                self.info(f"episodes restart: {unsaved_reason}: not in checkpoints")
         self._checkpointer.guard()
         self._checkpointer.best = self.before.best_return
         if self._reports:
@@ -82,13 +82,13 @@ class Run:
         self._began_s = time.monotonic()
 
     def info(self, line: str) -> None:
-        """Says something about the run on the terminal."""
+        """Prints a line unless quiet."""
         if self._reports and not self.config.quiet:
-            with contextlib.suppress(OSError):  # nobody reads on; training does not depend on it
+            with contextlib.suppress(OSError):  # stdout is closed: continue training
                 print(line, flush=True)
 
     def log_failure(self, failure: str, printed: bool = False) -> None:
-        """Notes a failure in the run's folder, if it is ours, and says it if nobody else will."""
+        """Logs a failure in the run's folder, and prints it unless it is `printed` elsewhere."""
         self._failures += 1
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {failure}\n"
         if self._reports:
@@ -105,12 +105,12 @@ class Run:
         *,
         final: bool = False,
     ) -> None:
-        """Looks at how the run goes: reports it, saves it when due, notes when it is solved.
+        """Reports progress, saves a checkpoint when due, and detects when the run is solved.
 
         Args:
-            counters: of its workers.
-            worker_state: captures the state of the only worker, where it is at a safe point.
-            final: for the last time.
+            counters: counters of all workers.
+            worker_state: captures the state of the only worker, if it is at a safe point.
+            final: True in the last call.
         """
         if not self._reports:
             return
@@ -125,47 +125,45 @@ class Run:
             self._solved_at = snapshot
         reported, saving = self._reporter.report(snapshot, final), final or self.checkpoint_due
         if reported or saving:
-            self._tell_bad_numbers(counters, final)
+            self._check_finite(counters, final)
         if reported and full:
             self._checkpointer.keep_best(self.folder, snapshot, episodes)
         if saving:
-            middle = worker_state() if worker_state else None
-            self._checkpointer.keep_newest(self.folder, snapshot, episodes, middle)
+            state = worker_state() if worker_state else None
+            self._checkpointer.keep_newest(self.folder, snapshot, episodes, state)
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether the next look at the run will save it."""
+        """True if the next `observe` saves a checkpoint."""
         return self._reports and self._checkpointer.silent_s >= self.config.checkpoint_every
 
-    def _tell_bad_numbers(self, counters: Counters, final: bool) -> None:
-        """Says where numbers were not finite; ends the run where there are no others."""
+    def _check_finite(self, counters: Counters, final: bool) -> None:
+        """Logs non-finite values; raises RunFailedError after `max_bad_updates` in a row."""
         restored = self._checkpointer.guard()
         if restored:
-            self.log_failure(
-                "the parameters were not finite: put back to what they were at the last report"
-            )
-        rows, broken = counters.rows, counters.rows["nonfinite"].copy()
-        if (broken > self._nonfinite).any():
-            worker = int((broken - self._nonfinite).argmax())
+            self.log_failure("the parameters were not finite: restored from the last report")
+        rows, nonfinite = counters.rows, counters.rows["nonfinite"].copy()
+        if (nonfinite > self._nonfinite).any():
+            worker = int((nonfinite - self._nonfinite).argmax())
             where = f"worker {worker}, environment {rows['nonfinite_source'][worker]}"
             self.log_failure(
-                f"{where} and {broken.sum() - 1:,} times before it: a reward or observation was "
-                "not finite; the update is dropped, the episode given up"
+                f"{where} ({nonfinite.sum() - 1:,} earlier cases): a reward or observation was "
+                "not finite; its update is dropped and its episode reset"
             )
-            self._nonfinite = broken
+            self._nonfinite = nonfinite
         row = int(rows["dropped_in_a_row"].max())
-        # What was dropped because of the parameters is not to be held against the data.
+        # Updates dropped because of non-finite parameters do not count against the data.
         if row >= self.config.max_bad_updates and not (final or restored):
             raise errors.RunFailedError(
                 f"{row} updates of worker {int(rows['dropped_in_a_row'].argmax())} in a row were "
-                f"not finite, which is more than max_bad_updates allows; last good checkpoint: "
+                "not finite, as many as max_bad_updates allows; last good checkpoint: "
                 f"{self.folder / CHECKPOINT_FILE}"
             )
 
     def close(
         self, counters: Counters, failed: bool, worker_state: Callable[[], Any] | None = None
     ) -> Agent:
-        """Writes the last report and checkpoint, tells how to go on, and returns the agent."""
+        """Writes the last report and checkpoint, prints the next command, and returns the agent."""
         if not self._reports:
             elapsed_s = time.monotonic() - self._began_s
             self._episodes = logger.recent_episodes(counters, self.before)
@@ -189,19 +187,19 @@ class Run:
 
     @property
     def solved(self) -> bool:
-        """Whether the environment's reward threshold has been reached."""
+        """True once the reward threshold has been reached."""
         return self._solved_at is not None
 
     @property
     def ending(self) -> bool:
-        """Whether training should end now: interrupted, or solved and printed to stop there."""
+        """True if training should end: interrupted, or solved with `stop_when_solved`."""
         return self._signal is not None or (self.solved and self.config.stop_when_solved)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Ctrl-C once, or SIGTERM: `ending` becomes true, and on leaving the interrupt is raised.
+        """Sets `ending` on the first Ctrl-C or SIGTERM, and raises the interrupt on leaving.
 
-        Ctrl-C twice: it is raised at once.
+        A second signal raises KeyboardInterrupt at once.
         """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may handle signals
@@ -212,7 +210,7 @@ class Run:
                 raise KeyboardInterrupt
             self._signal = number
             if not self.config.quiet:
-                sys.stderr.write("\nstopping and saving; once more ends at once\n")
+                sys.stderr.write("\nstopping and saving; press Ctrl-C again to quit now\n")
 
         before = {number: signal.signal(number, handle) for number in _SIGNALS}
         try:
@@ -242,6 +240,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def write_settings(folder: pathlib.Path, algorithm: str, settings: Mapping[str, Any]) -> None:
-    """Writes settings.json, for people and for --resume."""
+    """Writes settings.json, which --resume reads."""
     document = {"algorithm": algorithm, "settings": settings}
     files.write_text(folder / base.SETTINGS_FILE, json.dumps(document, indent=2) + "\n")

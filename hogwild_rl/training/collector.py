@@ -1,4 +1,4 @@
-"""Collection of experience by a worker: environments, acting, running moments and counts."""
+"""Rollout collection by a worker: environments, acting, running moments and counts."""
 
 import contextlib
 import functools
@@ -22,13 +22,18 @@ _SLOW_FROM = 32  # ALE takes 75 ms to create an environment, and does not releas
 
 
 class Collector:
-    """Rollouts with the model of a learner, in environments of its own.
+    """Collects rollouts with the learner's model in the worker's own environments.
 
     Args:
         worker: this worker.
         task: the run.
-        learner: acts with its model, and learns from the rollouts.
+        learner: learner whose model acts; its `collector` is set to this object.
         whole_episodes: collect one episode from each environment instead of `n_steps` steps.
+
+    Attributes:
+        steps: valid transitions of the last rollout.
+        episodes: (undiscounted return, length) of the episodes that ended in it.
+        nonfinite_envs: environments with a non-finite reward or observation in it.
     """
 
     def __init__(
@@ -57,57 +62,45 @@ class Collector:
                 self._act = cuda_graphs.captured_act(
                     self._act, self._source.rollout, task.group_size, generator
                 )
+        self.steps, self.episodes, self.nonfinite_envs = 0, [], []
         learner.collector = self
 
     def collect(self) -> Rollout:
-        """The next rollout, [T, B]; the next call overwrites it."""
-        self._moments.write_to(self._learner.model)
+        """Collects a rollout, [T, B]; the next call overwrites it."""
+        if self._moments.moments:
+            self._moments.write_to(self._learner.model)
         self._learner.counters.lap("share")
-        rollout: Rollout = self._source.collect(self._act)
-        self._rollout = rollout
+        source = self._source
+        rollout: Rollout = source.collect(self._act)
+        self._rollout, self.steps, self.episodes = rollout, source.steps, source.episodes
+        self.nonfinite_envs = source.nonfinite_envs
         return rollout
-
-    @property
-    def steps(self) -> int:
-        """Valid transitions of the last rollout."""
-        return int(self._source.steps)
-
-    @property
-    def episodes(self) -> list[tuple[float, int]]:
-        """(undiscounted return, length) of the episodes that ended in it."""
-        ended: list[tuple[float, int]] = self._source.episodes
-        return ended
-
-    @property
-    def nonfinite_envs(self) -> list[int]:
-        """Environments that returned a non-finite reward or observation in it."""
-        environments: list[int] = self._source.nonfinite_envs
-        return environments
 
     def update_moments(self) -> None:
         """Adds the observations of the last rollout to the running moments."""
-        self._normalizer.add(getattr(self._source, "host", self._rollout))
-        self._task.ranks.exchange(self._moments, self._learner.device)
+        if self._moments.moments:
+            self._normalizer.add(getattr(self._source, "host", self._rollout))
+            self._task.ranks.exchange(self._moments, self._learner.device)
 
     def state(self) -> dict[str, Any] | None:
-        """Random stream, environments and open episodes, for an exact resume."""
+        """State of random stream, environments and open episodes, for an exact resume."""
         alone = self._task.ranks.count == 1
         return self._worker_state.state() if self._worker_state is not None and alone else None
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Continues from a `state`; where that is not possible, new episodes begin."""
+        """Continues from a `state`; if that is not possible, episodes restart."""
         if self._worker_state is not None and self._task.ranks.count == 1:
             reason = self._worker_state.restore(state, self._seed)
             if reason:
-                self._task.info(f"episodes begin anew: {reason}")
+                self._task.info(f"episodes restart: {reason}")
 
     def finish(self) -> None:
-        """Completes the counts of the last update."""
+        """Counts the last update."""
         self._learner.finish()
 
 
 def open_environments(task: Task[Any]) -> list[VectorEnv[Any, Any, Any]]:
-    """The worker's groups of environments; closed with the task's resources."""
+    """Opens the worker's groups of environments; closed with the task's resources."""
     assert task.resources is not None, "set by launch"
     return task.resources.enter_context(environments(task))
 
@@ -120,7 +113,7 @@ def environments(task: Task[Any]) -> Iterator[list[VectorEnv[Any, Any, Any]]]:
         groups = []
         for group in range(task.groups):
             if task.group_size >= _SLOW_FROM and atari.is_game(task.env.source):
-                task.info(f"creating {task.group_size} Atari environments, one after another")
+                task.info(f"creating {task.group_size} Atari environments one by one")
             envs = vectorize.make_envs(
                 task.env.source,
                 task.backend,

@@ -1,4 +1,4 @@
-"""Where a run computes."""
+"""Device, precision and thread count of a run."""
 
 import contextlib
 import dataclasses
@@ -16,63 +16,61 @@ from hogwild_rl.hogwild import shared_memory
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.training.distributed import Ranks
 
-# Below this a GPU spends its time on launching kernels. Two layers of 64 have 10 thousand.
+# With fewer parameters, kernel launches dominate on a GPU. Two layers of 64 have 10 thousand.
 _GPU_FROM_PARAMETERS = 500_000
 
-# Parameters times rows of a batch, or environments, from which the threads of a CPU do not just
-# wait for each other: with 16 environments and two layers of 64, on two busy cores, 100,000 steps
-# of CartPole-v1 took 19 s with two threads and 0.5 s with one.
+# Parameters times batch rows (or environments) from which several CPU threads are faster than one:
+# with 16 environments and two layers of 64, on two busy cores, 100,000 steps of CartPole-v1 took
+# 19 s with two threads and 0.5 s with one.
 _THREADS_FROM = 5_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A device, and the reason for it."""
+    """Selected device and the reason for the selection."""
 
     device: torch.device
     reason: str
 
     @property
     def is_gpu(self) -> bool:
-        """True unless it is the CPU."""
+        """True unless the device is the CPU."""
         return self.device.type != "cpu"
 
 
 def choose(wanted: DeviceName, model: torch.nn.Module, ranks: Ranks | None = None) -> Device:
-    """The device that was asked for; for "auto" a GPU, if every rank has one and it is faster.
+    """Selects the requested device; "auto" is a GPU if every rank has one and it is faster.
 
     Args:
         wanted: cpu, cuda or auto.
-        model: to be trained.
-        ranks: of the run; all of them get the same type of device.
+        model: network to train.
+        ranks: ranks of the run; all use the same type of device.
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: a GPU is requested and there is none.
     """
     ranks = ranks or Ranks()
     cpu, cuda = torch.device("cpu"), torch.device("cuda", ranks.local)
     found = torch.cuda.device_count()
     if wanted == "cpu":
-        return Device(cpu, "as asked for")
+        return Device(cpu, "as requested")
     if wanted == "cuda":
         if ranks.local >= found:
             raise UserError(
-                f"device cuda needs {ranks.local + 1} GPU, torch {torch.__version__} sees "
-                f"{found}: use cpu or auto, or a torch that is built for yours"
+                f"device cuda needs {ranks.local + 1} GPU, torch {torch.__version__} finds "
+                f"{found}: use cpu or auto, or install a torch build for this GPU"
             )
-        return Device(cuda, "as asked for")
+        return Device(cuda, "as requested")
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if size < _GPU_FROM_PARAMETERS:
         return Device(cpu, f"{size:,} parameters are too few for a GPU to be faster")
     if not ranks.agree("GPU", ranks.local < found):
-        return Device(
-            cpu, "there is no GPU" if not found else "not every rank has a GPU of its own"
-        )
+        return Device(cpu, "no GPU found" if not found else "not every rank has a GPU of its own")
     return Device(cuda, f"{size:,} parameters")
 
 
 def prepare_process() -> None:
-    """Flushes denormals, which are slow, in this thread, and keeps memory that is freed."""
+    """Flushes denormals, which are slow, in this thread, and retains freed memory."""
     torch.set_flush_denormal(True)  # averages of inactive units decay into denormals
     shared_memory.retain_freed_memory()
 
@@ -83,10 +81,10 @@ def place(config: Any, env: make.EnvInfo, ranks: Ranks) -> tuple[ActorCritic, De
     Args:
         config: settings with `model`, `device`, `compile` and `precision`.
         env: facts about the environment.
-        ranks: of the run.
+        ranks: ranks of the run.
 
     Raises:
-        UserError: a GPU is asked for and there is none, or CUDA graphs on the CPU.
+        UserError: a GPU is requested and there is none, or CUDA graphs on the CPU.
     """
     network: ActorCritic = config.model(env)
     device = choose(config.device, network, ranks)
@@ -97,16 +95,16 @@ def place(config: Any, env: make.EnvInfo, ranks: Ranks) -> tuple[ActorCritic, De
 
 @contextlib.contextmanager
 def enough_memory(settings: str) -> Iterator[None]:
-    """Around GPU work: UserError where its memory is full, with the settings it depends on."""
+    """Raises UserError, with the settings to reduce, if GPU memory runs out inside."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(f"{settings} need more memory than the GPU has: give less") from error
+        raise UserError(f"{settings} need more memory than the GPU has: reduce them") from error
 
 
 @contextlib.contextmanager
 def limit_threads(model: torch.nn.Module, rows: int) -> Iterator[None]:
-    """Inside, torch computes on one thread if a step is little work; afterwards as before."""
+    """Limits torch to one thread inside if a step is small; restores the number afterwards."""
     before = torch.get_num_threads()
     if sum(parameter.numel() for parameter in model.parameters()) * rows < _THREADS_FROM:
         torch.set_num_threads(1)
@@ -118,22 +116,22 @@ def limit_threads(model: torch.nn.Module, rows: int) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Whether bodies compute in bfloat16, and why not where it was asked for."""
+    """Precision of network bodies: bfloat16 or float32, and the reason if bfloat16 is refused."""
 
     on: bool
     reason: str = ""
 
     def report(self, info: Callable[[str], None]) -> None:
-        """Prints why bfloat16 is not used, if it was asked for."""
+        """Prints the reason if bfloat16 was requested and is not used."""
         if self.reason:
             info(f"precision float32: {self.reason}")
 
 
 def bfloat16(precision: str, env_info: make.EnvInfo, device: str = "cpu") -> Precision:
-    """Whether what was asked for pays here: on the CPU for convolutions, where it can do them.
+    """Selects bfloat16 if it is requested and faster: on the CPU for convolutions only.
 
-    Measured on a processor with AVX512-BF16, A3C's CNN, 80 images: forward and backward take half
-    the time; a small MLP only gets slower.
+    Measured on a processor with AVX512-BF16: forward and backward of A3C's CNN with 80 images take
+    half the time; a small MLP gets slower.
     """
     if precision == "float32":
         return Precision(on=False)
@@ -142,18 +140,18 @@ def bfloat16(precision: str, env_info: make.EnvInfo, device: str = "cpu") -> Pre
             return Precision(on=True)
         return Precision(on=False, reason="this GPU has no bfloat16")
     if not ObservationCodec.of(env_info.observation_space).images:
-        return Precision(on=False, reason="on the CPU it only pays for images")
+        return Precision(on=False, reason="on the CPU bfloat16 is faster for images only")
     if not _has_bfloat16():
         return Precision(on=False, reason="this processor has no bfloat16")
     return Precision(on=True)
 
 
 def _has_bfloat16() -> bool:
-    """Whether this processor computes in bfloat16 by itself, and torch knows how to let it."""
-    built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not (built_in and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    """True if the processor has bfloat16 instructions and torch uses them."""
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
-    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # without it oneDNN imitates it
-    return asked is not None and bool(asked())
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # without AVX512 oneDNN emulates
+    return check is not None and bool(check())

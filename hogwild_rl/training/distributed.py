@@ -1,4 +1,4 @@
-"""The processes that update one model together, as `torchrun` starts them; or this one alone."""
+"""Data-parallel ranks of a run, as started by `torchrun`, or a single process."""
 
 import contextlib
 import dataclasses
@@ -24,12 +24,12 @@ def _never() -> bool:
 
 @dataclasses.dataclass
 class Ranks:
-    """One process among those of a run.
+    """One rank among the processes of a run.
 
     Attributes:
-        index: its number over all machines; 0 keeps the run's folder.
-        local: its number on its machine.
-        count: how many there are.
+        index: rank over all machines; rank 0 writes the run's folder.
+        local: rank on its machine.
+        count: number of ranks (world size).
     """
 
     index: int = 0
@@ -42,17 +42,17 @@ class Ranks:
 
     @classmethod
     def here(cls) -> "Ranks":
-        """As torchrun's environment variables say."""
+        """Reads torchrun's environment variables."""
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         return cls(
             *(int(os.environ.get(name, n)) for name, n in zip(names, (0, 0, 1), strict=True))
         )
 
     def share(self, name: str, total: int) -> int:
-        """This process's part of a number that is split evenly.
+        """This rank's share of a total that is split evenly.
 
         Raises:
-            UserError: it cannot be.
+            UserError: the total is not a multiple of the number of ranks.
         """
         if total % self.count:
             raise UserError(f"{name} must be a multiple of the {self.count} ranks, got {total}")
@@ -60,13 +60,13 @@ class Ranks:
 
     @functools.cached_property
     def _store(self) -> Any:
-        """Keys and values that all ranks read and write, at the address torchrun gives."""
+        """Key-value store of all ranks, at torchrun's address."""
         from torch.distributed.rendezvous import rendezvous
 
         return next(iter(rendezvous("env://")))[0]
 
     def agree(self, question: str, answer: bool) -> bool:
-        """Whether every rank answers a question with yes; all must ask it once, before `joined`."""
+        """True if every rank answers True; all ranks must call this once, before `joined`."""
         if self.count == 1:
             return answer
         self._store.set(f"{question}/{self.index}", str(answer))
@@ -75,7 +75,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Connects the processes: with gloo on the CPU, with nccl on GPUs."""
+        """Connects the ranks with gloo on the CPU, with nccl on GPUs."""
         if self.count == 1:
             yield
             return
@@ -99,18 +99,16 @@ class Ranks:
     def combine(self, gradient: Tensor, steps: int, episodes: Episodes) -> tuple[int, Episodes]:
         """Averages the gradient over all transitions of all ranks, in place, by one all-reduce.
 
-        Ranks count by their valid transitions, so that it is the gradient of the mean over all.
+        Ranks are weighted by their valid transitions, as in the mean over all of them.
 
         Args:
-            gradient: of the mean over this rank's transitions, [P].
-            steps: how many these are; 2²⁴ over all ranks can be printed apart.
-            episodes: that ended in them.
+            gradient: gradient of the mean over this rank's transitions, [P].
+            steps: number of these transitions; the float32 sum over ranks is exact up to 2²⁴.
+            episodes: (return, length) of the episodes that ended in them.
 
         Returns:
-            The steps of all ranks, and every few updates their episodes.
+            Steps of all ranks, and every 16 updates their episodes.
         """
-        if self.count == 1:
-            return steps, episodes
         import torch.distributed as dist
 
         packed = torch.cat([gradient * steps, gradient.new_tensor([steps, self.wants_to_stop()])])
@@ -124,26 +122,26 @@ class Ranks:
 
     @property
     def stopping(self) -> bool:
-        """True once any rank wants to stop; all ranks learn of it in the same update."""
+        """True once any rank wants to stop; it changes in the same update on all ranks."""
         return self.wants_to_stop() if self.count == 1 else self._agreed_to_stop
 
     def gather(self) -> Episodes:
-        """The episodes of all ranks that `combine` has not returned yet; all of them must ask."""
+        """Episodes of all ranks not yet returned by `combine`; every rank must call this."""
         if self.count == 1:
             return []
         import torch.distributed as dist
 
-        everywhere: list[Episodes] = [[] for _ in range(self.count)]
-        dist.all_gather_object(everywhere, self._episodes)
+        gathered: list[Episodes] = [[] for _ in range(self.count)]
+        dist.all_gather_object(gathered, self._episodes)
         self._episodes.clear()
-        return [episode for each in everywhere for episode in each]
+        return [episode for each in gathered for episode in each]
 
     def exchange(self, normalization: Normalization, device: torch.device) -> None:
-        """Gives every rank the running moments that the others have added to.
+        """Copies every rank's running moments to all other ranks.
 
         Args:
-            normalization: of the run, with a row for each rank.
-            device: through which the ranks talk to each other.
+            normalization: running moments of the run, one row for each rank.
+            device: device of the communication backend.
         """
         if self.count == 1:
             return

@@ -1,10 +1,9 @@
-"""What environments are in the middle of, as plain values: taken from some, given to others.
+"""Snapshots of the state of environments, as plain values.
 
-An environment that was made anew and is given a snapshot goes on where the other one stood. A
-snapshot holds numbers, strings, arrays and the states of random generators, by the names of the
-attributes they were found under, so nothing in one can run code. Spaces, specs and functions stay
-as they were made. What an environment keeps elsewhere than in Python, a simulator in C++, say,
-cannot be had.
+A newly created environment continues from the snapshot of another one. A snapshot contains numbers,
+strings, arrays and states of random generators by attribute name; loading one cannot run code.
+Spaces, specs and functions are not captured; they stay as created. State outside Python, for
+example in a C++ simulator, cannot be captured.
 """
 
 import enum
@@ -30,43 +29,43 @@ _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
 
 class _Bare:
-    """As large as an object that has attributes and nothing else."""
+    """Reference for the size of an object that has attributes only."""
 
 
 class OpaqueError(Exception):
-    """Something is kept elsewhere than in Python; its message is where and what."""
+    """State outside Python that cannot be captured; the message is its path and type."""
 
 
 class MisfitError(Exception):
-    """A snapshot is of other environments; its message is where."""
+    """Snapshot of different environments; the message is the path of the mismatch."""
 
 
 def take(thing: Any) -> dict[str, Any]:
-    """The state of environments, or of any object made of Python's and numpy's parts.
+    """Captures the state of environments, or of any object built of Python and numpy values.
 
     Raises:
-        OpaqueError: part of it cannot be had.
+        OpaqueError: part of the state cannot be captured.
     """
     if isinstance(thing, ProcessVectorEnv):
-        raise OpaqueError("environments live in processes of their own")
-    return _Taking().part(thing, type(thing).__name__)
+        raise OpaqueError("environments run in separate processes")
+    return _Capture().part(thing, type(thing).__name__)
 
 
 def give(thing: Any, snapshot: dict[str, Any]) -> None:
-    """Puts an object that was made alike into the state of a snapshot.
+    """Restores a snapshot into an object that was created in the same way.
 
     Raises:
-        MisfitError: it was made otherwise; it may be half way between the two states.
+        MisfitError: the object does not match; it may be partly restored.
     """
     if isinstance(thing, ProcessVectorEnv):
         raise MisfitError(type(thing).__name__)
-    _Giving().part(thing, snapshot, type(thing).__name__)
+    _Restore().part(thing, snapshot, type(thing).__name__)
 
 
-class _Taking:
+class _Capture:
     def __init__(self) -> None:
-        self._numbers: dict[int, int] = {}  # of the objects met so far, by their identity
-        self._kept: list[Any] = []  # or another could be given the same identity meanwhile
+        self._numbers: dict[int, int] = {}  # index of each visited object, by id()
+        self._kept: list[Any] = []  # keeps ids unique: a freed object's id is reused
 
     def part(self, thing: Any, path: str) -> dict[str, Any]:
         if type(thing) in _PLAIN:
@@ -101,16 +100,16 @@ class _Taking:
             return {"is": "dict", "pairs": pairs}
         if not hasattr(thing, "__dict__") or type(thing).__basicsize__ > _Bare.__basicsize__:
             raise OpaqueError(f"{path} is of {type(thing)}")
-        held = {name: self.part(item, f"{path}.{name}") for name, item in vars(thing).items()}
-        return {"is": "object", "parts": held}
+        attributes = {name: self.part(item, f"{path}.{name}") for name, item in vars(thing).items()}
+        return {"is": "object", "parts": attributes}
 
 
-class _Giving:
+class _Restore:
     def __init__(self) -> None:
         self._met: list[Any] = []
 
     def part(self, now: Any, state: dict[str, Any], path: str) -> Any:
-        """What takes the place of `now`: itself, changed, where it is an object or fits."""
+        """Returns the restored value: `now`, changed in place, if it is an object or fits."""
         kind = state["is"]
         if kind == "plain":
             if type(state["value"]) not in _PLAIN:
@@ -121,7 +120,7 @@ class _Giving:
         if kind == "met":
             return self._met[state["number"]]
         number = len(self._met)
-        self._met.append(now)  # parts of it may refer to it
+        self._met.append(now)  # its parts may refer to it
         self._met[number] = self._new(now, state, path)
         return self._met[number]
 
@@ -137,9 +136,9 @@ class _Giving:
             return self._sequence(now, state, path)
         if kind == "dict":
             keys = [self.part(None, key, path) for key, _ in state["pairs"]]
-            there = now if isinstance(now, dict) else {}
+            current = now if isinstance(now, dict) else {}
             return {
-                key: self.part(there.get(key), item, f"{path}[{key!r}]")
+                key: self.part(current.get(key), item, f"{path}[{key!r}]")
                 for key, (_, item) in zip(keys, state["pairs"], strict=True)
             }
         if kind != "object" or isinstance(now, _AS_MADE) or not hasattr(now, "__dict__"):
@@ -150,9 +149,9 @@ class _Giving:
 
     def _sequence(self, now: Any, state: dict[str, Any], path: str) -> Any:
         parts, kind = state["parts"], _SEQUENCES[state["is"]]
-        there = list(now) if isinstance(now, kind) else []
-        there += [None] * (len(parts) - len(there))
-        new = [self.part(there[i], part, f"{path}[{i}]") for i, part in enumerate(parts)]
+        current = list(now) if isinstance(now, kind) else []
+        current += [None] * (len(parts) - len(current))
+        new = [self.part(current[i], part, f"{path}[{i}]") for i, part in enumerate(parts)]
         return deque(new, state["room"]) if kind is deque else kind(new)
 
     def _generator(self, now: Any, state: dict[str, Any], path: str) -> Any:
@@ -171,9 +170,9 @@ def _array(now: Any, state: dict[str, Any]) -> Any:
     if state["shape"] is None:
         return values[0]
     values = values.reshape(state["shape"])
-    # In place where it fits: others may hold views of it.
-    alike = isinstance(now, np.ndarray) and now.shape == values.shape and now.dtype == values.dtype
-    if alike and now.flags.writeable:
+    # In place if it fits: other objects may hold views of it.
+    fits = isinstance(now, np.ndarray) and now.shape == values.shape and now.dtype == values.dtype
+    if fits and now.flags.writeable:
         now[...] = values
         return now
     return values.copy()

@@ -1,4 +1,4 @@
-"""Starts the workers of a run, in processes or in this process, and watches them."""
+"""Starts and supervises the workers of a run, in processes or in this process."""
 
 import contextlib
 import dataclasses
@@ -29,9 +29,9 @@ def in_processes(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
     Workers that crash or hang are reported and restarted.
 
     Args:
-        run: opened.
-        function: at the top level of a module.
-        task: of the run.
+        run: open run.
+        function: worker function at the top level of a module.
+        task: task of the run.
 
     Raises:
         RunFailedError: workers failed too often, or all at once; a checkpoint was written.
@@ -41,7 +41,7 @@ def in_processes(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
     cores = base.usable_cores()
     if len(counters) > cores:
         run.info(f"{len(counters)} workers share {cores} cores")
-    # With several workers no two runs are equal: no state is worth waiting for.
+    # With several workers runs are not reproducible: an exact state is not worth waiting for.
     safe_point = SafePoint(run.folder) if len(counters) == 1 else None
     arguments = (function, dataclasses.replace(task, safe_point=safe_point))
     workers = Workers(_run_worker, arguments, len(counters), config.seed, run.before.sessions)
@@ -88,11 +88,10 @@ def _started(workers: Workers) -> Iterator[None]:
 
 
 def in_this_process(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
-    """Runs ``function(worker, task)`` here, as the only worker or as one rank of several.
+    """Runs ``function(worker, task)`` in this process, as the only worker or one rank of several.
 
     Raises:
-        RunFailedError: processes of environments failed too often, or all at once; a checkpoint
-            was written.
+        RunFailedError: environments failed too often, or all at once; a checkpoint was written.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
     ranks, counters = task.ranks, task.state.counters
@@ -100,7 +99,7 @@ def in_this_process(run: Run, function: WorkerFunction, task: Task[Any]) -> Agen
     ranks.wants_to_stop = lambda: run.ending
     worker = Worker(ranks.index, run.before.sessions, task.config.seed, lambda: ranks.stopping)
     if task.backend.name == "async":
-        processes.preload("hogwild_rl.training.launch")  # or every process would import torch
+        processes.preload("hogwild_rl.training.launch")  # otherwise every process imports torch
     count = task.groups * task.group_size
     numbers = range(ranks.index * count, (ranks.index + 1) * count)
     with contextlib.ExitStack() as resources, run.interruptible():
@@ -120,40 +119,41 @@ def in_this_process(run: Run, function: WorkerFunction, task: Task[Any]) -> Agen
 
 
 class _Observer:
-    """The safe point of a worker in this process: the run is logged, and saved when due."""
+    """Safe point of a worker in this process: logs the run and saves it when due."""
 
     def __init__(self, run: Run) -> None:
         self._run, self._observed_s = run, 0.0
         self.state: Any = None
 
     def enter(self, worker: Worker, task: Task[Any]) -> bool:
-        """True: this process is the only one of its run, or its rank decides by itself."""
+        """Returns True: the safe point needs no other process."""
         del worker
         self._counters = task.state.counters
         return True
 
     def reach(self, worker: Worker, capture: Callable[[], Any]) -> None:
-        """Logs the run from time to time."""
+        """Logs the run every 0.05 s."""
         del worker
         if time.monotonic() - self._observed_s >= _OBSERVE_EVERY_S:
             self._observed_s = time.monotonic()
             self._run.observe(self._counters, capture)
 
     def leave(self, capture: Callable[[], Any]) -> None:
-        """Keeps the state for the last checkpoint."""
+        """Stores the state for the last checkpoint."""
         self.state = capture()
 
 
 def _restart_policy(
     run: Run, environments: Sequence[int], config: Any
 ) -> Callable[[EnvironmentFailedError], float]:
-    """Returns `ProcessVectorEnv`'s `failed`: it reports a failure and returns a pause in seconds.
+    """Returns the `failed` callback of `ProcessVectorEnv`.
 
-    It raises RunFailedError if environments fail too often, or all at once.
+    It logs the failure and returns the pause before the restart in seconds. It raises
+    RunFailedError if environments fail too often, or all at once.
 
     Args:
-        run: opened.
-        environments: numbers of all environments of this process.
+        run: open run.
+        environments: indices of all environments of this process.
         config: settings with `max_restarts` and `n_steps`, the steps that count as progress.
     """
     progress = getattr(config, "n_steps", 1)

@@ -1,4 +1,4 @@
-"""The learner of on-policy algorithms: pull the shared parameters, step them with a gradient."""
+"""On-policy learner: pulls the shared parameters and updates them with a gradient."""
 
 import math
 import time
@@ -31,14 +31,14 @@ class Learner:
     Args:
         worker: this worker.
         task: the run.
-        loss: loss of a model and a rollout under the settings.
-        replica: compute with a local copy θ', to be pulled, instead of with θ.
+        loss: loss function of model, rollout and settings.
+        replica: compute with a local copy θ', updated by `pull`, instead of θ.
 
     Attributes:
-        model: network to act and learn with.
-        device: of its parameters.
-        counters: this worker's row.
-        collector: source of the rollouts; it sets this attribute itself.
+        model: network that acts and is trained.
+        device: device of its parameters.
+        counters: counters of this worker.
+        collector: source of the rollouts, set by `Collector`.
     """
 
     collector: Any
@@ -52,7 +52,7 @@ class Learner:
         self._source = state.model.replica() if replica else state.model
         self.model: ActorCritic = self._source.module
         self.device = state.model.flat.device
-        # A rank has counters of its own, with one row.
+        # Each rank has its own counters, with one row.
         self.counters = state.counters.writer(worker.index if len(state.counters) > 1 else 0)
         self._outcomes = Outcomes(self.counters, self.device)
         self._updates_at_pull: int | None = None
@@ -62,7 +62,7 @@ class Learner:
         self._device_step: Callable[[], Tensor] = self._step_if_finite
 
     def pull(self) -> None:
-        """Copies the shared parameters; other workers may be writing them."""
+        """Copies the shared parameters; other workers may write them at the same time."""
         self._updates_at_pull = self.counters.total_updates()
         self._source.pull()
 
@@ -72,13 +72,15 @@ class Learner:
         gradient → average over ranks → clip → check finite → learning rate → apply → count
 
         Args:
-            rollout: the same buffers in every call, if the gradient is captured.
+            rollout: rollout, [T, B]; in the same buffers in every call if the gradient is captured.
             progress: fraction of the run in [0, 1), for the learning rate.
         """
         gradient = self._compute(rollout)
         collector = self.collector
         collector.update_moments()  # on the host, while a GPU computes the gradient
-        steps, episodes = self._ranks.combine(gradient, collector.steps, collector.episodes)
+        steps, episodes = collector.steps, collector.episodes
+        if self._ranks.count > 1:
+            steps, episodes = self._ranks.combine(gradient, steps, episodes)
         self.counters.add_rollout(steps, episodes)
         self.counters.add_nonfinite(collector.nonfinite_envs)
         self._optimizer.learning_rate = learning_rate = self._config.learning_rate_at(progress)
@@ -98,7 +100,7 @@ class Learner:
             self.counters.set_gauges([*self._losses.gauges(), norm, learning_rate])
 
     def finish(self) -> None:
-        """Counts the last step of a device, and the episodes of the other ranks."""
+        """Counts the last update of a GPU and the episodes of the other ranks."""
         self._outcomes.finish()
         self.counters.add_rollout(0, self._ranks.gather())
 

@@ -41,11 +41,11 @@ class TargetedModule:
     Args:
         tracked: the module; its parameters become views of one flat tensor.
         learning_rate: η of Adam.
-        device: of that tensor.
-        alone: no other worker updates it; see SharedAdam.
+        device: device of that tensor.
+        alone: True if no other worker updates it; see SharedAdam.
 
     Attributes:
-        optimizer: of the trained parameters.
+        optimizer: Adam of the trained parameters.
         loss: last loss, a scalar; NaN before the first.
     """
 
@@ -79,7 +79,7 @@ class TargetedModule:
         """Takes a gradient step if the gradient is finite.
 
         Returns:
-            Norm of the gradient, not finite if no step was taken; on a device a tensor [] there.
+            Gradient norm, non-finite if no step was taken; on a GPU a tensor [] on that device.
         """
         self.loss = loss.detach()
         gradient = self._shared.gradient(loss)
@@ -96,18 +96,18 @@ class TargetedModule:
 
 
 class ActorAndCritics:
-    """The model and the optimizers of all workers.
+    """Networks and optimizers, shared by all workers.
 
     Args:
         module: actor and critics.
         learning_rate: η of Adam.
-        device: of the parameters.
-        alone: a single worker updates them.
+        device: device of the parameters.
+        alone: True if a single worker updates them.
 
     Attributes:
         module: the networks.
         actor: μ with its target network.
-        critics: the Q_i with theirs.
+        critics: Q_i with their target networks.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ActorAndCritics:
         return {name: part.optimizer.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a `state_dict`, but for the learning rate, which is a setting."""
+        """Loads a `state_dict`, except the learning rate, which is a setting."""
         for name, part in {"actor": self.actor, "critics": self.critics}.items():
             learning_rate = part.optimizer.learning_rate
             part.optimizer.load_state_dict(state_dict[name])
@@ -140,19 +140,19 @@ class ActorAndCritics:
 class OffPolicyLearner:
     """One worker's access to actor, critics and target networks, which all workers share.
 
-    On a device, a minibatch is one copy, and a captured update one launch.
+    On a GPU a minibatch is one copy, and a captured update is one launch.
 
     Args:
         worker: this worker.
         task: the run.
-        update: one update of the algorithm with a minibatch.
+        update: function that does one update with a minibatch.
         policy_delay: critic updates per policy update.
 
     Attributes:
         actor: μ.
-        critics: the Q_i.
-        generator: source of an update's random numbers.
-        updates: updates of this worker.
+        critics: Q_i.
+        generator: random generator of the updates.
+        updates: number of updates of this worker.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class OffPolicyLearner:
         self._logged_s = 0.0
 
     def step(self, replay: ReplayBuffer) -> None:
-        """Samples a minibatch and updates with it."""
+        """Samples a minibatch and does one update."""
         size, on_cpu = self._config.batch_size, self.device.type == "cpu"
         if self._buffers is None:
             self._buffers = replay.empty(size, pinned=self.device.type == "cuda")
@@ -210,21 +210,21 @@ class OffPolicyLearner:
             return cuda_graphs.Captured(update, self.device, self.generator, changes)
 
     def finish(self) -> None:
-        """Counts the last update of a device."""
+        """Counts the last update of a GPU."""
         self._outcomes.finish()
 
 
 Update: TypeAlias = Callable[[OffPolicyLearner, Transitions, Any], float | Tensor]
-"""One update with a minibatch; returns the sum of the gradient norms, not finite if one is not."""
+"""One update with a minibatch; returns the sum of the gradient norms, non-finite if one is."""
 
 
 class ReplayCollector:
-    """Steps environments with exploration noise, into a replay buffer.
+    """Collects transitions with exploration noise into a replay buffer.
 
     Args:
         worker: this worker.
         task: the run.
-        learner: its actor acts.
+        learner: learner whose actor selects the actions.
 
     Attributes:
         replay: this worker's buffer.
@@ -233,12 +233,8 @@ class ReplayCollector:
     def __init__(self, worker: Worker, task: Task[Any], learner: OffPolicyLearner) -> None:
         config, counters = task.config, learner.counters
         env_seed, exploration, _, _ = worker.random_seeds(4)
-        self._config, self._worker, self._learner, self._counters = (
-            config,
-            worker,
-            learner,
-            counters,
-        )
+        self._config, self._worker = config, worker
+        self._learner, self._counters = learner, counters
         self._exploration = torch.Generator().manual_seed(exploration)
         codec = config.env_codec(task.env)
         self.replay = config.replay(codec)
@@ -256,7 +252,7 @@ class ReplayCollector:
         self._collected, self._new = len(self.replay), 0  # transitions
 
     def collect(self) -> None:
-        """One step of every environment: a = clip(μ(s) + ε, −1, 1), at first uniformly random."""
+        """Steps every environment: a = clip(μ(s) + ε, −1, 1), at first uniformly random."""
         source, counters = self._source, self._counters
         source.step(self._actions())
         self._noise.reset(source.ended)
@@ -289,7 +285,7 @@ class ReplayCollector:
         self._file.save_when_due()
 
     def state(self) -> None:
-        """None: random streams and environments are not kept."""
+        """Returns None: random streams and environments are not saved."""
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Does nothing; see `state`."""
@@ -301,7 +297,7 @@ class ReplayCollector:
 
 
 class _ReplayFile:
-    """A worker's replay buffer as a file in the run's folder, if `save_replay` is set."""
+    """File of a worker's replay buffer in the run's folder, if `save_replay` is set."""
 
     def __init__(self, path: pathlib.Path, replay: ReplayBuffer, config: OffPolicyConfig) -> None:
         self._path, self._replay, self._on = path, replay, config.save_replay
@@ -309,15 +305,16 @@ class _ReplayFile:
         self._writes = files.BestEffortWrites()
 
     def restore(self) -> None:
-        """Loads the file, if it fits."""
+        """Loads the file if its settings match."""
         if not (self._on and self._path.exists()):
             return
-        saved = torch.load(self._path, weights_only=True, mmap=True)  # there is memory for one
+        saved = torch.load(self._path, weights_only=True, mmap=True)  # memory holds one buffer
         if not self._replay.restore(saved):
-            print(f"{self._path} is of other settings: the replay starts empty", file=sys.stderr)
+            line = f"{self._path} has other settings: the replay buffer starts empty"
+            print(line, file=sys.stderr)
 
     def save_when_due(self) -> None:
-        """Saves as often as checkpoints are written."""
+        """Saves every `checkpoint_every` seconds."""
         if time.monotonic() - self._saved_s >= self._every_s:
             self.save()
 
@@ -333,20 +330,20 @@ def _check_replay_files(config: OffPolicyConfig) -> int:
     """Number of workers whose replay buffer was saved.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is invalid.
     """
     if config.resume is None or not config.save_replay:
         return 0
     paths = [pathlib.Path(config.resume, _REPLAY_FILE.format(i)) for i in range(config.workers)]
     saved = [path for path in paths if path.exists()]
     for path in saved:
-        damaged = f"{path} is not a replay, or it is damaged: remove it to begin with an empty one"
+        message = f"{path} is not a valid replay buffer: remove it to start with an empty one"
         try:
             state = torch.load(path, weights_only=True, mmap=True)  # without reading all of it
         except Exception as error:  # the unpickler can raise anything
-            raise UserError(damaged) from error
+            raise UserError(message) from error
         if not isinstance(state, dict):
-            raise UserError(damaged)
+            raise UserError(message)
     return len(saved)
 
 
@@ -356,17 +353,17 @@ def train(
     """Trains for `total_timesteps`: one worker in this process, several in processes.
 
     Args:
-        algorithm: name of its module.
+        algorithm: module name.
         config: settings.
         critics: number N of critics.
-        function: the algorithm's worker function, at the top level of a module.
+        function: worker function of the algorithm, at the top level of a module.
 
     Raises:
         UserError: invalid setting, environment or folder; nothing was changed.
         RunFailedError: workers kept failing; a checkpoint was written.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
-    torch.set_flush_denormal(True)  # before torch has started threads, which inherit it
+    torch.set_flush_denormal(True)  # before torch starts threads, which inherit it
     shared_memory.retain_freed_memory()
     run = Run(algorithm, config)
     backend = vectorize.choose(run.env.source, "auto", config.envs_per_worker, cores=1)
@@ -384,7 +381,7 @@ def train(
     run.info(f"{memory}; device {chosen.device}: {chosen.reason}")
     if run.before.steps and saved < config.workers:
         which = "it starts" if saved == 0 else f"that of {config.workers - saved} workers starts"
-        run.info(f"the replay was not kept (--save-replay): {which} empty")
+        run.info(f"the replay buffer was not saved (--save-replay): {which} empty")
     task = Task.of(run, backend, state, group_size=config.envs_per_worker, compiled=compiled)
     if not alone:
         config.check_sendable(network)

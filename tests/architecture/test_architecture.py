@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,15 @@ def test_public_names_are_documented() -> None:
             ours = getattr(member, "__module__", None) == name
             if ours and not label.startswith("_") and callable(member):
                 assert inspect.getdoc(member), f"{name}.{label}"
+
+
+def test_docstrings_start_with_the_name_of_the_thing() -> None:
+    riddle = re.compile(r"(What|Whether|Who|How|Where|Whose|Which)\b")
+    for name in MODULES:
+        for node in ast.walk(source(name)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                docstring = ast.get_docstring(node) or ""
+                assert not riddle.match(docstring), f"{name}: {docstring.splitlines()[0]}"
 
 
 def test_files_and_functions_are_short() -> None:

@@ -240,7 +240,7 @@ def test_a_damaged_replay_gets_one_line(
         (run / "replay_0.pt").write_bytes(content)
     before = everything_in(run)
     said = refused("td3", "--resume", str(run), "--total-timesteps", "500")
-    assert "replay_0.pt is not a replay, or it is damaged: remove it to begin" in said
+    assert "replay_0.pt is not a valid replay buffer: remove it to start" in said
     assert everything_in(run) == before
 
 

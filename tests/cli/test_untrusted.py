@@ -260,7 +260,7 @@ def test_a_replay_cannot_run_code(
     state = torch.load(run / "replay_0.pt", weights_only=True)
     pickled({**state, "_row": Payload(mark)}, run / "replay_0.pt")
     said = refused("td3", "--resume", str(run), "--total-timesteps", "500")
-    assert "replay_0.pt is not a replay" in said
+    assert "replay_0.pt is not a valid replay buffer" in said
     assert not mark.exists()
 
 

@@ -111,7 +111,8 @@ def test_nothing_valid_is_no_loss() -> None:
     """Without a valid entry loss and gradient are 0, not NaN."""
     batch = random_batch()
     batch["valid"] = torch.zeros_like(batch["valid"])
-    assert [part.item() for part in vars(loss_of(batch)).values()] == [0, 0, 0, 0]
+    loss = loss_of(batch)
+    assert [each.item() for each in (loss.total, loss.policy, loss.value, loss.entropy)] == [0] * 4
     assert all(bool((gradient == 0).all()) for gradient in gradients_of(batch).values())
 
 

@@ -124,15 +124,13 @@ def test_a_resumed_run_begins_new_episodes_in_new_processes(before, tmp_path, ca
     again = a2c.Config(resume=str(run), total_timesteps=128, vectorization="async")
     assert a2c.train(again).checkpoint.counters.steps >= 128
     printed = capsys.readouterr().out
-    why = "episodes begin anew: environments live in processes of their own, which no checkpoint"
+    why = "episodes restart: environments run in separate processes: not in checkpoints"
     assert (why in printed) == (before == "async")
 
 
 def test_a_rank_without_the_run_s_folder_tells_of_its_environments_too(capsys) -> None:
     session = Run("a2c", a2c.Config(), reports=False)
-    failed = launch.restart_policy(
-        session, range(4, 8), a2c.Config(max_restarts=1), useful_steps=16
-    )
+    failed = launch._restart_policy(session, range(4, 8), a2c.Config(max_restarts=1, n_steps=16))
     killed = EnvironmentFailedError(5, -9, "", silent_s=0.0, steps=16)
     assert failed(killed) == 0
     assert capsys.readouterr().err == "environment 5 was killed by SIGKILL\n"

@@ -161,7 +161,7 @@ def test_a_run_that_goes_on_on_another_device_says_that_episodes_begin_anew(tmp_
     saved.worker_state["generator"] = torch.zeros(16, dtype=torch.uint8)
     saved.save(path)
     a2c.train(a2c.Config(resume=str(run), total_timesteps=900, quiet=False))
-    assert "episodes begin anew: the checkpoint's random stream is of another device" in (
+    assert "episodes restart: the checkpoint's random stream is of another device" in (
         capsys.readouterr().out
     )
     assert end_of(run).counters.steps >= 900
@@ -176,7 +176,7 @@ def test_environments_outside_python_are_named_and_begun_anew(tmp_path, capsys) 
     capsys.readouterr()
     a2c.train(a2c.Config(resume=str(run), total_timesteps=128))
     printed = capsys.readouterr().out
-    assert "episodes begin anew: " in printed
+    assert "episodes restart: " in printed
     assert "Swig" in printed
 
 

@@ -110,7 +110,10 @@ def test_a_replay_that_was_not_kept_is_told(start, tmp_path: pathlib.Path, capsy
     trained("ddpg", tmp_path / "run")
     resumed = {"resume": str(tmp_path / "run"), "allow_import": True, "quiet": False}
     ddpg.train(ddpg.Config(total_timesteps=1_500, **resumed))
-    assert "the replay was not kept (--save-replay): it starts empty" in capsys.readouterr().out
+    assert (
+        "the replay buffer was not saved (--save-replay): it starts empty"
+        in capsys.readouterr().out
+    )
     counters = hogwild_rl.load(tmp_path / "run").checkpoint.counters
     assert counters.steps == 1_500
     assert counters.updates == 901 + 401  # the new replay has to fill first
@@ -120,7 +123,9 @@ def test_a_replay_that_does_not_fit_is_told(start, tmp_path: pathlib.Path, capsy
     trained("ddpg", tmp_path / "run", save_replay=True)
     resumed = {"resume": str(tmp_path / "run"), "allow_import": True, "buffer_size": 3_000}
     ddpg.train(ddpg.Config(total_timesteps=1_100, **resumed))
-    assert "replay_0.pt is of other settings: the replay starts empty" in capsys.readouterr().err
+    assert (
+        "replay_0.pt has other settings: the replay buffer starts empty" in capsys.readouterr().err
+    )
 
 
 def test_the_learning_rate_of_a_resumed_run_can_be_changed(tmp_path: pathlib.Path) -> None:
@@ -165,7 +170,7 @@ def test_what_is_not_finite_is_not_kept_and_told(fault: str, start) -> None:
     assert code == 0, err
     saved = hogwild_rl.load(run.folder).checkpoint
     assert saved.counters.dropped == 3  # every thousandth step
-    assert "worker 0, environment 0 and 0 times before it: a reward or observation" in err
+    assert "worker 0, environment 0 (0 earlier cases): a reward or observation" in err
     kept = torch.load(run.folder / "replay_0.pt", weights_only=True)
     assert all(bool(kept[name].isfinite().all()) for name in ("_observations", "_actions"))
     assert kept["_kept"] == saved.counters.steps - 3

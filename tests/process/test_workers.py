@@ -45,8 +45,8 @@ def test_updates_of_many_workers_all_reach_the_shared_parameters() -> None:
     nn.init.zeros_(module.weight)
     shared = SharedModel(module)
     assert run(jobs.step_by_one, (shared, SharedSGD(shared, lr=1.0), 500), 4) == []
-    # Each element is written by one worker alone, yet every step rewrites the whole vector.
-    assert shared.flat.max() <= 0
+    # Each worker steps an element of its own, and rewrites the whole vector: few steps are lost.
+    assert shared.flat.max() <= -250
     assert shared.flat.min() >= -500
     assert run(jobs.step_by_one, (shared, SharedSGD(shared, lr=0.0), 5), 1) == []
 

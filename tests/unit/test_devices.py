@@ -89,7 +89,7 @@ def test_bfloat16_keeps_parameters_and_losses_float32_and_comes_close() -> None:
 @pytest.mark.parametrize(
     ("env", "declined"),
     [
-        ("CartPole-v1", "on the CPU it only pays for images"),
+        ("CartPole-v1", "on the CPU bfloat16 is faster for images only"),
         ("tests.envs:Pictures-v0", "this processor has no bfloat16"),
     ],
 )
@@ -133,7 +133,7 @@ def test_bfloat16_on_the_cpu_is_for_images_and_on_a_gpu_that_has_it_for_all(
 @pytest.mark.parametrize(
     ("found", "local", "hidden", "reason"),
     [
-        (0, 0, 1024, "there is no GPU"),
+        (0, 0, 1024, "no GPU found"),
         (1, 0, 1024, ""),
         (1, 1, 1024, "not every rank has a GPU of its own"),
         (2, 1, 1024, ""),
@@ -161,7 +161,7 @@ def test_target_networks_do_not_make_a_model_large(monkeypatch: Any) -> None:
 
 
 def test_memory_of_a_gpu_that_is_full_is_one_line() -> None:
-    printed = "num_envs 64 and n_steps 5 need more memory than the GPU has: give less"
+    printed = "num_envs 64 and n_steps 5 need more memory than the GPU has: reduce them"
     with (
         pytest.raises(UserError, match=printed),
         devices.enough_memory("num_envs 64 and n_steps 5"),

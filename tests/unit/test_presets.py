@@ -34,12 +34,15 @@ def test_a_step_size_by_hand_stays_as_given() -> None:
 
 
 @pytest.mark.parametrize("env", [*presets.ENVIRONMENTS, "Unheard-v0"])
-def test_every_preset_is_a_valid_config(env: str) -> None:
-    config = a3c.Config(env=env)
-    assert config.total_timesteps >= 1
-    assert config.envs_per_worker >= 1
-    assert a2c.Config(env=env).num_envs >= 1
-    assert reinforce.Config(env=env).episodes >= 1
+@pytest.mark.parametrize("program", [a3c, a2c])
+def test_settings_that_are_not_given_are_those_of_the_preset(program: Any, env: str) -> None:
+    algorithm = program.__name__.rpartition(".")[2]
+    given = {"workers": 2} if program is a3c else {"device": "cpu"}
+    preset = presets.settings(algorithm, env, given)
+    config = program.Config(env=env, **given)
+    assert len(preset) == 1 if env == "Unheard-v0" else len(preset) > 5
+    for name, value in preset.items():
+        assert getattr(config, name) == value, name
 
 
 @pytest.mark.parametrize("program", [ddpg, td3])

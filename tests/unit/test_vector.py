@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import importlib.util
 import threading
 from typing import Any
 
@@ -284,29 +283,6 @@ def test_an_id_near_to_none_is_refused() -> None:
 def test_a_module_that_is_missing_is_named() -> None:
     """In module:Id the module is what cannot be imported."""
     assert "flux_capacitor" in refusal("flux_capacitor:DeLorean-v0")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mujoco") is not None, reason="mujoco is installed")
-@pytest.mark.parametrize("env", ["HalfCheetah-v5", "Ant-v5"])
-def test_mujoco_names_its_extra(env: str) -> None:
-    """The message is the command that helps."""
-    message = refusal(env)
-    assert env in message
-    assert 'pip install "gymnasium[mujoco]"' in message
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ale_py") is not None, reason="ale_py is installed")
-def test_atari_names_its_extra() -> None:
-    """The namespace alone tells what is missing."""
-    message = refusal("ALE/Pong-v5")
-    assert "ALE/Pong-v5" in message
-    assert 'pip install "gymnasium[atari]"' in message
-
-
-@pytest.mark.skipif(importlib.util.find_spec("Box2D") is not None, reason="Box2D is installed")
-def test_box2d_names_its_extra() -> None:
-    """The entry point tells what is missing."""
-    assert 'pip install "gymnasium[box2d]"' in refusal("LunarLander-v3")
 
 
 def test_a_callable_whose_package_is_missing_is_refused() -> None:
