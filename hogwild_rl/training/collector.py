@@ -62,7 +62,9 @@ class Collector:
                 self._act = cuda_graphs.captured_act(
                     self._act, self._source.rollout, task.group_size, generator
                 )
-        self.steps, self.episodes, self.nonfinite_envs = 0, [], []
+        self.steps = 0
+        self.episodes: list[tuple[float, int]] = []
+        self.nonfinite_envs: list[int] = []
         learner.collector = self
 
     def collect(self) -> Rollout:
