@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import dataclasses
 from typing import Literal
 
-from hogwild_rl.config import base, cli, resources, validation
+from hogwild_rl.config import base, cli, resources
 from hogwild_rl.config.policy import ActorCriticConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.hogwild.optimizers import SharedRMSprop
@@ -39,20 +39,11 @@ from hogwild_rl.training.worker import iterations
 
 @base.with_presets("a3c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ActorCriticConfig, base.FaultToleranceConfig):
+class Config(ActorCriticConfig, base.HogwildConfig):
     """A3C settings; unset fields come from the environment's preset."""
 
-    workers: int = dataclasses.field(default_factory=base.usable_cores)
-    """Actor-learner processes; default: one per usable core."""
-    envs_per_worker: int = 1
-    """Environments each worker steps as a batch; 1 is the paper's A3C."""
     vectorization: Literal["auto", "native", "sync", "envpool"] = "auto"
     """Backend of the environments: native, sync or envpool."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("workers", "envs_per_worker"):
-            validation.at_least(name, getattr(self, name), 1)
 
 
 def actor_learner(worker: Worker, task: Task[Config]) -> None:

@@ -58,6 +58,13 @@ _NOT_SAVED = {"run_dir", "resume", "allow_import"}
 _Config = TypeVar("_Config", bound="RunConfig")
 
 
+def usable_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Settings of every run."""
@@ -116,6 +123,21 @@ class FaultToleranceConfig(RunConfig):
         super().__post_init__()
         at_least("max_restarts", self.max_restarts, 0)
         above("step_timeout", self.step_timeout, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HogwildConfig(FaultToleranceConfig):
+    """Settings of learners whose workers share one model without locks."""
+
+    workers: int = dataclasses.field(default_factory=usable_cores)
+    """Actor-learner processes; default: one per usable core."""
+    envs_per_worker: int = 1
+    """Environments each worker steps as a batch; 1 is the paper's A3C."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("workers", "envs_per_worker"):
+            at_least(name, getattr(self, name), 1)
 
 
 def with_presets(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
@@ -184,13 +206,6 @@ def read_settings(run: pathlib.Path) -> tuple[str, dict[str, Any]]:
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns settings of an older version under their current names."""
     return {_RENAMED.get(name, name): value for name, value in settings.items()}
-
-
-def usable_cores() -> int:
-    """Number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]

@@ -23,15 +23,13 @@ _ALL = -1  # gradient_steps: one update per new transition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig(NetworkConfig, base.DeviceConfig):
+class OffPolicyConfig(NetworkConfig, base.DeviceConfig, base.HogwildConfig):
     """Settings of a deterministic policy trained from a replay buffer."""
 
     env: Annotated[make.EnvSource, base.ENV_FLAG] = "Pendulum-v1"
     """Environment: a registered id or module:Id; from Python also a picklable callable."""
     workers: int = 1
     """Actor-learners on one shared model, each with its own replay buffer; 1: as published."""
-    envs_per_worker: int = 1
-    """Environments that each worker steps together."""
     hidden: tuple[int, ...] = (256, 256)
     """Sizes of the MLP's hidden layers."""
     activation: Literal["tanh", "relu"] = "relu"
@@ -61,7 +59,7 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("workers", "envs_per_worker", "batch_size", "train_every"):
+        for name in ("batch_size", "train_every"):
             validation.at_least(name, getattr(self, name), 1)
         validation.at_least("buffer_size", self.buffer_size, self.batch_size * self.workers)
         validation.at_least("learning_starts", self.learning_starts, 0)
