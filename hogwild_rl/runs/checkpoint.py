@@ -161,6 +161,13 @@ def _check_format(path: pathlib.Path, found: Any, invalid: str) -> None:
     raise UserError(invalid)
 
 
+def _with_groups_of(current: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """Saved statistics with the current hyperparameters: those are settings of this session."""
+    if "param_groups" in saved:
+        return {**saved, "param_groups": current["param_groups"]}
+    return {name: _with_groups_of(current[name], part) for name, part in saved.items()}
+
+
 def load_newest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path]:
     """Loads the newest undamaged checkpoint in a run folder, and returns it with its path.
 
@@ -248,7 +255,9 @@ class Checkpointer:
         """
         with saved.fitting():
             self._model.load_state_dict(saved.parameters)
-            self._optimizer.load_state_dict(saved.optimizer)
+            self._optimizer.load_state_dict(
+                _with_groups_of(self._optimizer.state_dict(), saved.optimizer)
+            )
             self._normalization.restore(saved.normalization)
 
     def checkpoint(

@@ -130,11 +130,9 @@ class ActorAndCritics:
         return {name: part.optimizer.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a `state_dict`, except the learning rate, which is a setting."""
+        """Loads a `state_dict`."""
         for name, part in {"actor": self.actor, "critics": self.critics}.items():
-            learning_rate = part.optimizer.learning_rate
             part.optimizer.load_state_dict(state_dict[name])
-            part.optimizer.learning_rate = learning_rate
 
 
 class OffPolicyLearner:
