@@ -15,12 +15,12 @@ from hogwild_rl import a2c
 from hogwild_rl.collect.rollout import Collector
 from hogwild_rl.envs import make, vectorize
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
-from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.hogwild.optimizers import SharedRMSprop
 from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn.normalization import Normalization
 from hogwild_rl.runs.checkpoint import Checkpointer
 from hogwild_rl.runs.run import Run
+from hogwild_rl.runs.state import TrainState
 from tests import envs
 
 pytestmark = pytest.mark.long
@@ -113,10 +113,11 @@ def test_a_run_goes_on_with_parameters_that_were_put_back(tmp_path: pathlib.Path
     settings: dict[str, Any] = {"total_timesteps": 1_000, "hidden": (8,), "checkpoint_every": 1e-3}
     config = a2c.Config(num_envs=2, run_dir=str(tmp_path / "run"), **settings)
     session = Run("a2c", config)
-    shared = SharedModel(config.model(session.env_info))
-    none = config.normalization(session.env_info, workers=2)
-    session.open(shared.module, SharedRMSprop(shared), none)
-    good, counters = shared.flat.clone(), Counters(2)
+    shared = SharedModel(config.model(session.env))
+    none = config.normalization(session.env, workers=2)
+    state = TrainState(shared, SharedRMSprop(shared), none, workers=2)
+    session.open(state)
+    good, counters = shared.flat.clone(), state.counters
     writers = [counters.writer(0), counters.writer(1)]
     writers[0].add_nonfinite([1, 1])
     for _ in range(200):
