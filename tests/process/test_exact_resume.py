@@ -126,7 +126,9 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(start, program, tmp
         "--learning-rate",
         "1e-3",
     )
-    flags += ("--workers", "1") if program == "a3c" else ("--num-envs", "4")
+    # Not auto: on a busy machine it chooses processes, whose environments cannot be saved.
+    a2c_flags = ("--num-envs", "4", "--vectorization", "sync")
+    flags += ("--workers", "1") if program == "a3c" else a2c_flags
     whole, parts = start(program, *flags), start(program, *flags)
     parts.until(parts.trains, 60)
     os.killpg(parts.process.pid, signal.SIGINT)
