@@ -448,8 +448,8 @@ class Check:
 
     def part_a3c(self) -> None:
         """A3C, with one environment per worker and with many, by number of workers."""
-        workers = (1, 2) if self.dry else (1, 2, 4, 8, 16)
-        for envs in (1,) if self.dry else (1, 16):
+        cells = {1: (1, 2)} if self.dry else {1: (1, 2, 4, 8, 16), 16: (1, 4, 16)}
+        for envs, workers in cells.items():
             config = throughput.Config(seconds=self.seconds / 2, n_steps=5 if envs == 1 else 20)
             alone = 0.0
             for count in workers:
