@@ -44,6 +44,7 @@ from hogwild_rl.hogwild.optimizers import SharedRMSprop
 from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn import cuda_graphs, losses
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+from hogwild_rl.training import off_policy
 
 PONG = "PongNoFrameskip-v4"
 SPACE, ACTIONS = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(6)
@@ -62,7 +63,7 @@ class Config:
     """What to check."""
 
     parts: tuple[str, ...] = (
-        *("machine", "gradients", "kernels", "ale", "pictures", "profile"),
+        *("machine", "gradients", "kernels", "ale", "profile", "pictures"),
         *("resume", "cartpole", "td3", "a3c"),
     )
     """Parts, in this order."""
@@ -339,7 +340,6 @@ class Check:
         for num_envs, groups, tried in (
             (N, 2, names[-1:]),
             (N, 1, names),
-            (2 * N, 2, names[-1:]),
             (small, 1, names[-1:]),
         ):
             for name in tried:
@@ -348,11 +348,11 @@ class Check:
 
     def part_pictures(self) -> None:
         """Environments that cost nothing: what acting, learning and copying cost by themselves."""
-        for num_envs, groups in ((4, 1),) if self.dry else ((256, 1), (256, 2), (512, 2)):
+        env = "pictures:Pictures-v0"
+        for num_envs in (4,) if self.dry else (256, 512):
             for name, compiled in (("eager", False), ("captured", True))[: 1 if self.dry else 2]:
                 flags = {"compile": compiled, "precision": "bfloat16"}
-                env = "pictures:Pictures-v0"
-                self._trained("pictures", env, num_envs, groups, f"{name}, bfloat16", flags)
+                self._trained("pictures", env, num_envs, 1, f"{name}, bfloat16", flags)
         throughput.close_environments()
 
     def _trained(
@@ -384,30 +384,30 @@ class Check:
         )
 
     def part_td3(self) -> None:
-        """TD3 on both devices; on a GPU with its update captured and without."""
-        steps, warm = (250, 100) if self.dry else (3_000, 500)
-        cells = {"cpu": ("cpu", "auto"), "gpu": ("cuda", "auto"), "gpu, eager": ("cuda", False)}
-        for name, (device, compiled) in list(cells.items())[: 1 if self.dry else 3]:
+        """TD3 on both devices: by number of threads; with its update captured and without."""
+        threads = (1, 2) if self.dry else (1, 2, 4, 8, 16)
+        cells = {f"cpu, {n} thread{'s' * (n > 1)}": ("cpu", "auto", n) for n in threads}
+        if not self.dry:
+            cells |= {"gpu": ("cuda", "auto", 1), "gpu, eager": ("cuda", False, 1)}
+        steps, warm = (250, 100) if self.dry else (1_200, 200)
+        for name, (device, compiled, count) in cells.items():
+            torch.set_num_threads(count)
+            off_policy._MOST_THREADS = count
             with tempfile.TemporaryDirectory() as folder:
-                counters = td3.train(
-                    td3.Config(
-                        env="Pendulum-v1",
-                        device=device,
-                        compile=compiled,
-                        total_timesteps=steps,
-                        learning_starts=warm,
-                        batch_size=32 if self.dry else 256,
-                        buffer_size=10_000,
-                        run_dir=f"{folder}/run",
-                        quiet=True,
-                    )
-                ).checkpoint.counters
-            self.row(
-                "td3",
-                name,
-                updates_per_s=counters.updates / counters.elapsed_s,
-                dropped=counters.dropped,
-            )
+                config = td3.Config(
+                    env="Pendulum-v1",
+                    device=device,
+                    compile=compiled,
+                    total_timesteps=steps,
+                    learning_starts=warm,
+                    batch_size=32 if self.dry else 256,
+                    buffer_size=10_000,
+                    run_dir=f"{folder}/run",
+                    quiet=True,
+                )
+                counters = td3.train(config).checkpoint.counters
+            rate = counters.updates / counters.elapsed_s
+            self.row("td3", name, updates_per_s=rate, dropped=counters.dropped)
 
     def part_profile(self) -> None:
         """Kernel times of two iterations, as tables in profile_*.txt."""

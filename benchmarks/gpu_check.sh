@@ -25,7 +25,7 @@ part() {
     timeout 70 python3 -m pytest tests/unit/test_devices.py -q -m gpu -W default -p no:cacheprovider
     part 45 kernels
     part 170 ale
-    part 45 pictures profile
+    part 70 profile pictures
     part 60 resume cartpole td3
     part 90 a3c
     python3 "$here/gpu_check.py" --table "$OUT/gpu_check.csv"

@@ -107,7 +107,7 @@ def train(config: Config) -> Agent:
         resources.check_environments(share)
     with (
         devices.enough_memory(f"num_envs {config.num_envs} and n_steps {config.n_steps}"),
-        devices.limit_threads(network, config.num_envs),
+        devices.limit_threads(network, config.num_envs, on_gpu=device.is_gpu),
         ranks.joined(device.device),
     ):
         model = SharedModel(network, device.device)

@@ -103,11 +103,26 @@ def enough_memory(settings: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def limit_threads(model: torch.nn.Module, rows: int) -> Iterator[None]:
-    """Limits torch to one thread inside if a step is small; restores the number afterwards."""
+def limit_threads(
+    model: torch.nn.Module, rows: int, *, on_gpu: bool = False, most: int | None = None
+) -> Iterator[None]:
+    """Limits torch's CPU threads inside; restores the number afterwards.
+
+    One thread if a step is small, or if a GPU computes: idle threads spin after each parallel copy,
+    and delay the threads of the environments.
+
+    Args:
+        model: network to train.
+        rows: rows of a batch, or number of environments.
+        on_gpu: the network is on a GPU.
+        most: maximum number of threads.
+    """
     before = torch.get_num_threads()
-    if sum(parameter.numel() for parameter in model.parameters()) * rows < _THREADS_FROM:
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if on_gpu or size * rows < _THREADS_FROM:
         torch.set_num_threads(1)
+    elif most is not None:
+        torch.set_num_threads(min(most, before))
     try:
         yield
     finally:

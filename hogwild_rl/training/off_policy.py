@@ -17,7 +17,6 @@ from hogwild_rl.config.network import name_of
 from hogwild_rl.config.off_policy import OffPolicyConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild import shared_memory
 from hogwild_rl.hogwild.optimizers import SharedAdam
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel
@@ -33,6 +32,10 @@ from hogwild_rl.training.task import Task
 
 _REPLAY_FILE = "replay_{}.pt"
 _LOG_EVERY_S = 0.1
+
+# Small matrix products: on 16 cores, TD3 with minibatches of 256 takes 129, 200, 279, 258 and 171
+# updates/s with 1, 2, 4, 8 and 16 threads (benchmarks/gpu_check.py).
+_MOST_THREADS = 4
 
 
 class TargetedModule:
@@ -361,8 +364,7 @@ def train(
         RunFailedError: workers kept failing; a checkpoint was written.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
-    torch.set_flush_denormal(True)  # before torch starts threads, which inherit it
-    shared_memory.retain_freed_memory()
+    devices.prepare_process()  # before torch starts threads, which inherit the flushing
     run = Run(algorithm, config)
     backend = vectorize.choose(run.env.source, "auto", config.envs_per_worker, cores=1)
     memory = config.check_memory(config.env_codec(run.env))
@@ -384,6 +386,8 @@ def train(
     if not alone:
         config.check_sendable(network)
         return launch.in_processes(run, function, task)
-    batch = f"batch_size {config.batch_size}"
-    with devices.enough_memory(batch), devices.limit_threads(network, config.batch_size):
+    with (
+        devices.enough_memory(f"batch_size {config.batch_size}"),
+        devices.limit_threads(network, config.batch_size, on_gpu=chosen.is_gpu, most=_MOST_THREADS),
+    ):
         return launch.in_this_process(run, function, task)

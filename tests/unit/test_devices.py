@@ -67,6 +67,13 @@ def test_little_work_takes_one_thread_and_gives_the_others_back() -> None:
     for hidden, num_envs in ((1024, 16), (64, 1024)):
         with devices.limit_threads(model_of(hidden), num_envs):
             assert torch.get_num_threads() == before
+        with devices.limit_threads(model_of(hidden), num_envs, on_gpu=True):
+            assert torch.get_num_threads() == 1
+        torch.set_num_threads(6)
+        with devices.limit_threads(model_of(hidden), num_envs, most=4):
+            assert torch.get_num_threads() == 4
+        assert torch.get_num_threads() == 6
+        torch.set_num_threads(before)
 
 
 def test_bfloat16_keeps_parameters_and_losses_float32_and_comes_close() -> None:
