@@ -1,4 +1,4 @@
-"""Environment steps per second of training, where the time goes, and how stale gradients are.
+"""Throughput of training: steps per second, time per phase, and staleness of the gradients.
 
     python benchmarks/throughput.py
     python benchmarks/throughput.py --workers 1 2 4 8 16 --envs-per-worker 1 16 64 --seconds 5
@@ -6,11 +6,11 @@
     python benchmarks/throughput.py --env PongNoFrameskip-v4 --workers 2 --envs-per-worker 8 \\
         --n-steps 5 --precision bfloat16 --seconds 15
 
-Every cell trains for some seconds, CartPole-v1 with a 2×64 tanh network by default; the time until
-the run's log has its first row, and one second after it, are not counted. The raw rate is that of
-the same environments in as many processes with random actions and no network. Cells are visited in
-turn, `repeats` times, the two sides alternating; medians are reported, and written after every
-visit. A2C's environments are made once for each cell.
+Every configuration trains for some seconds, by default on CartPole-v1 with a 2×64 tanh network. The
+time until one second after the first row of the run's log is not counted. The raw rate is that of
+the same environments in as many processes with random actions and no network. All configurations
+are measured in turn, `repeats` times, each training followed by its raw rate. Medians are reported,
+and written after every measurement. A2C's environments are created once per configuration.
 """
 
 import contextlib
@@ -42,33 +42,33 @@ from hogwild_rl.training import collector
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Settings of the measurement."""
 
     env: str = "CartPole-v1"
     """Environment id."""
     algorithm: Literal["a3c", "a2c"] = "a3c"
-    """What trains."""
+    """Algorithm."""
     workers: tuple[int, ...] = (1, 2, 4, 8, 16)
     """A3C: numbers of workers."""
     envs_per_worker: tuple[int, ...] = (1, 16, 64)
-    """A3C: numbers of environments each worker steps together."""
+    """A3C: numbers of environments per worker."""
     num_envs: tuple[int, ...] = (16, 64, 256, 1024)
     """A2C: numbers of environments."""
     vectorization: vectorize.Vectorization = "auto"
-    """A2C: what steps them."""
+    """A2C: backend of the environments."""
     n_steps: int = 20
-    """Steps between updates."""
+    """Rollout length."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's body."""
+    """Number format of the network's body."""
     seconds: float = 4.0
-    """Length of one measurement, about."""
+    """Approximate duration of one measurement."""
     repeats: int = 3
-    """How often each cell is visited."""
+    """Measurements of each configuration."""
     write: bool = True
     """Write benchmarks/results/throughput*.csv."""
 
     def cells(self) -> list[dict[str, Any]]:
-        """The settings that differ from measurement to measurement."""
+        """Settings that differ between the measured configurations."""
         if self.algorithm == "a2c":
             return [{"num_envs": n, "vectorization": self.vectorization} for n in self.num_envs]
         pairs = itertools.product(self.workers, self.envs_per_worker)
@@ -76,10 +76,10 @@ class Config:
 
 
 def measure(config: Config, cell: Mapping[str, Any]) -> dict[str, float]:
-    """The rates of a cell, trained for some seconds, and those of its environments alone."""
+    """Rates of training with one configuration, and of its environments alone."""
     program = {"a3c": a3c, "a2c": a2c}[config.algorithm]
     settings = {"env": config.env, "n_steps": config.n_steps, "precision": config.precision}
-    rates = trained(program, config.seconds, **settings, **cell)
+    rates = training_rates(program, config.seconds, **settings, **cell)
     if "workers" in cell:
         raw = raw_rate_of_workers(config, cell)
     else:
@@ -87,15 +87,15 @@ def measure(config: Config, cell: Mapping[str, Any]) -> dict[str, float]:
     return {"steps_per_s": rates.pop("steps_per_s"), "raw_steps_per_s": raw, **rates}
 
 
-def trained(program: Any, seconds: float, **settings: Any) -> dict[str, float]:
-    """Trains for some seconds after the first row of the run's log, and reads the rates off it."""
-    with tempfile.TemporaryDirectory() as folder, environments_made_once():
+def training_rates(program: Any, seconds: float, **settings: Any) -> dict[str, float]:
+    """Trains for some seconds after the first row of the log, and computes rates from the log."""
+    with tempfile.TemporaryDirectory() as folder, reuse_environments():
         log = pathlib.Path(folder, "run", "progress.csv")
         ended = threading.Event()
         args = (log, seconds + 1, ended)
         threading.Thread(target=_interrupt_after, args=args, daemon=True).start()
         try:
-            with contextlib.suppress(KeyboardInterrupt):  # what the thread asks for
+            with contextlib.suppress(KeyboardInterrupt):  # sent by the thread
                 program.train(
                     program.Config(
                         total_timesteps=10**12, run_dir=str(log.parent), quiet=True, **settings
@@ -107,7 +107,7 @@ def trained(program: Any, seconds: float, **settings: Any) -> dict[str, float]:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     first, last = next(row for row in rows if row["time_s"] >= rows[0]["time_s"] + 1), rows[-1]
     if first is last:
-        raise SystemExit(f"{seconds:g} seconds are too few to see a rate here: give more")
+        raise SystemExit(f"{seconds:g} seconds are too short to measure a rate: give more")
     spent_s = {p: last[f"{p}_s"] - first[f"{p}_s"] for p in ("env", "act", "learn", "share")}
     elapsed_s = last["time_s"] - first["time_s"]
     return {
@@ -120,7 +120,7 @@ def trained(program: Any, seconds: float, **settings: Any) -> dict[str, float]:
 
 
 def _interrupt_after(log: pathlib.Path, seconds: float, ended: threading.Event) -> None:
-    """Ends the run as Ctrl-C would, so many seconds after its log has a row."""
+    """Ends the run as Ctrl-C does, some seconds after its log has a row."""
     while not ended.wait(0.05):
         if log.exists() and log.read_text().count("\n") > 1:
             break
@@ -128,93 +128,91 @@ def _interrupt_after(log: pathlib.Path, seconds: float, ended: threading.Event) 
         os.kill(os.getpid(), signal.SIGINT)
 
 
-# A2C's groups of environments by what they were made from, the last used at the end.
+# A2C's groups of environments by their settings, in order of last use.
 _made: dict[tuple[Any, ...], list[VectorEnv[Any, Any, Any]]] = {}
 _open = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
-def environments_made_once() -> Iterator[None]:
-    """Inside, A2C's runs with the same environments share them: games take 75 ms each to make."""
-    make = collector.environments
+def reuse_environments() -> Iterator[None]:
+    """A2C runs in this context reuse environments: creating a game takes 75 ms."""
+    make = collector.open_environments
 
-    @contextlib.contextmanager
-    def environments(task: Any) -> Iterator[Any]:
+    def open_environments(task: Any) -> Any:
         key = (task.env.name, task.backend.name, task.group_size, task.groups)
-        if key not in _made:
-            _made[key] = _open.enter_context(make(task))
-        _made[key] = _made.pop(key)
-        yield _made[key]
+        groups = _made.pop(key, None) or make(dataclasses.replace(task, resources=_open))
+        _made[key] = groups
+        return groups
 
-    collector.environments = environments
+    collector.open_environments = open_environments
     try:
         yield
     finally:
-        collector.environments = make
+        collector.open_environments = make
 
 
 def last_used_environments() -> list[VectorEnv[Any, Any, Any]]:
-    """The groups of the last run."""
+    """Groups of environments of the last run."""
     return next(reversed(_made.values()))
 
 
 def close_environments() -> None:
-    """Closes those that were made once."""
+    """Closes the reused environments."""
     _open.close()
     _made.clear()
 
 
 def raw_rate(groups: Sequence[VectorEnv[Any, Any, Any]], seconds: float) -> float:
-    """Valid steps per second of environments by themselves, with random actions."""
-    play = random_play(groups)
-    before, start_s = next(play), time.perf_counter()
-    for steps in play:
+    """Valid steps per second of environments alone, with random actions."""
+    counts = random_steps(groups)
+    before, start_s = next(counts), time.perf_counter()
+    for steps in counts:
         elapsed_s = time.perf_counter() - start_s
         if elapsed_s > seconds:
             return (steps - before) / elapsed_s
-    raise AssertionError("random play does not end")
+    raise AssertionError("random_steps does not end")
 
 
 def raw_rate_of_workers(config: Config, cell: Mapping[str, Any]) -> float:
-    """Valid steps per second of A3C's environments by themselves, in as many processes."""
+    """Valid steps per second of A3C's environments alone, in as many processes."""
     counters = Counters(cell["workers"])
     arguments = (make.spec(config.env), cell["envs_per_worker"], counters)
-    with processes.Workers(play_at_random, arguments, cell["workers"], seed=0) as crew:
+    with processes.Workers(step_randomly, arguments, cell["workers"], seed=0) as workers:
         while (counters.rows["steps"] == 0).any():
-            crew.wait(0.01)
+            workers.wait(0.01)
         before, start_s = counters.total("steps"), time.perf_counter()
-        crew.wait(config.seconds / 2)
+        workers.wait(config.seconds / 2)
         rate = (counters.total("steps") - before) / (time.perf_counter() - start_s)
-        crew.stop(10.0)
+        workers.stop(10.0)
     return rate
 
 
-def play_at_random(worker: Worker, spec: EnvSpec, num_envs: int, counters: Counters) -> None:
-    """What a worker does that only steps its environments."""
-    counts, counted = counters.writer(worker.index), 0
+def step_randomly(worker: Worker, spec: EnvSpec, num_envs: int, counters: Counters) -> None:
+    """Worker function that only steps environments with random actions."""
+    writer, counted = counters.writer(worker.index), 0
     backend = vectorize.choose(spec, "auto", num_envs, cores=1)
-    for steps in random_play([vectorize.make_envs(spec, backend, num_envs, cores=1)]):
-        counts.add_rollout(steps - counted, [])
+    for steps in random_steps([vectorize.make_envs(spec, backend, num_envs, cores=1)]):
+        writer.add_rollout(steps - counted, [])
         counted = steps
         if worker.stopping:
             break
 
 
-def random_play(groups: Sequence[VectorEnv[Any, Any, Any]]) -> Iterator[int]:
-    """Steps for ever with random actions; yields how many valid steps were taken.
+def random_steps(groups: Sequence[VectorEnv[Any, Any, Any]]) -> Iterator[int]:
+    """Steps environments without end, with random actions; yields the number of valid steps.
 
-    A group that steps by itself does so while the others are received.
+    Asynchronous groups step while the outcomes of the others are received.
     """
-    halves, actions, resetting, steps = [], [], [0] * len(groups), 0
+    callables, actions, resetting, steps = [], [], [0] * len(groups), 0
     for envs in groups:
         envs.reset(seed=0)
         envs.action_space.seed(0)
-        halves.append(vectorize.async_step(envs))
+        callables.append(vectorize.async_step(envs))
         actions.append([envs.action_space.sample() for _ in range(64)])
-    for (send, _), each in zip(halves, actions, strict=True):
+    for (send, _), each in zip(callables, actions, strict=True):
         send(each[0])
     for number in itertools.count(1):
-        for g, (send, receive) in enumerate(halves):
+        for g, (send, receive) in enumerate(callables):
             _, _, terminated, truncated, _ = receive()
             send(actions[g][number % 64])
             steps += groups[g].num_envs - resetting[g]
@@ -222,13 +220,13 @@ def random_play(groups: Sequence[VectorEnv[Any, Any, Any]]) -> Iterator[int]:
         try:
             yield steps
         except GeneratorExit:
-            for _, receive in halves:
+            for _, receive in callables:
                 receive()  # the environments are used again
             raise
 
 
 def table(config: Config, measured: Sequence[tuple[Any, list[Any]]]) -> list[dict[str, Any]]:
-    """Medians, and the spread of the rates, of the cells that were measured."""
+    """Medians, and minimum and maximum rates, of the measured configurations."""
     rows = []
     for cell, runs in measured:
         medians = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
@@ -247,7 +245,7 @@ def table(config: Config, measured: Sequence[tuple[Any, list[Any]]]) -> list[dic
 
 
 def main() -> None:
-    """Visits all cells in turn, prints and writes the medians."""
+    """Measures all configurations in turn; prints and writes the medians."""
     config = tyro.cli(Config, description=__doc__)
     print(machine.describe())
     name = "throughput" if config.algorithm == "a3c" else f"throughput_{config.algorithm}"
@@ -272,7 +270,9 @@ def main() -> None:
             f"learn {row['learn_share']:.0%}, pull and step {row['share_share']:.0%}; "
             f"staleness {row['staleness_mean']:.1f}, at most {row['staleness_max']:.0f}"
         )
-    print(f"{config.repeats} visits of {config.seconds:g} s, {time.monotonic() - start_s:.0f} s")
+    print(
+        f"{config.repeats} measurements of {config.seconds:g} s, {time.monotonic() - start_s:.0f} s"
+    )
     if config.write:
         print(f"written: {machine.RESULTS / name}.csv")
 

@@ -4,16 +4,15 @@ python -m hogwild_rl.evaluate runs/a3c_CartPole-v1_20260101-120000 --episodes 20
 python -m hogwild_rl.evaluate cartpole.pt --video videos
 """
 
-import signal
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C exits silently
+    from hogwild_rl.training import startup
+
+    startup.prepare()
 
 import contextlib
 import dataclasses
 import importlib.util
 import pathlib
-import signal
 import sys
 import warnings
 from collections.abc import Iterator

@@ -4,15 +4,14 @@ python -m hogwild_rl.plot runs/first
 python -m hogwild_rl.plot runs/* --output curves.png --x seconds
 """
 
-import signal
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C exits silently
+    from hogwild_rl.training import startup
+
+    startup.prepare()
 
 import csv
 import dataclasses
 import pathlib
-import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias

@@ -14,6 +14,7 @@ from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import ObservationCodec
 from hogwild_rl.errors import UserError
 from hogwild_rl.models import encoders, layers
+from hogwild_rl.models.actor_critic import Architecture
 
 _NETWORKS = ("auto", "mlp", *encoders.CNNS)
 
@@ -24,7 +25,7 @@ _NETWORK_FLAG = tyro.constructors.PrimitiveConstructorSpec[str | layers.BodyMake
     metavar="{" + ",".join(_NETWORKS) + "}",
     instance_from_str=lambda words: words[0],
     is_instance=lambda value: isinstance(value, str) or callable(value),
-    str_from_instance=lambda network: [name_of(network)],
+    str_from_instance=lambda network: [make.name_of(network)],
     choices=_NETWORKS,
 )
 
@@ -58,7 +59,7 @@ class NetworkConfig(base.RunConfig):
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a callable network by its name."""
-        return {**super().to_json(), "network": name_of(self.network)}
+        return {**super().to_json(), "network": make.name_of(self.network)}
 
     def check_size(self, env_info: make.EnvInfo) -> None:
         """Checks that the parameters of an MLP or LSTM of these sizes fit into memory.
@@ -92,25 +93,35 @@ class NetworkConfig(base.RunConfig):
             pickle.dumps((self.network, model))
         except Exception as error:  # user code: any exception type
             raise UserError(
-                f"network {name_of(self.network)} cannot be sent to workers ({error}): "
+                f"network {make.name_of(self.network)} cannot be sent to workers ({error}): "
                 "define the function and its module classes at the top level of a module"
             ) from error
 
 
-def name_of(network: str | layers.BodyMaker) -> str:
-    """Name of a network, or of the function that makes it."""
-    if isinstance(network, str):
-        return network
-    return f"{network.__module__}.{getattr(network, '__qualname__', type(network).__qualname__)}"
+def architecture(
+    values: Mapping[str, Any], network: layers.BodyMaker | None = None, bfloat16: bool = False
+) -> Architecture:
+    """Architecture of the settings of any algorithm, current or saved.
 
-
-def body(values: Mapping[str, Any], network: layers.BodyMaker | None) -> str | layers.BodyMaker:
-    """Returns the body of saved settings: its name, or the user's function.
+    Args:
+        values: settings by name.
+        network: the user's function, if saved settings have its name only.
+        bfloat16: True to compute the bodies in bfloat16.
 
     Raises:
         UserError: the settings name a function, which is not given.
     """
-    chosen = network or values["network"]
-    if isinstance(chosen, str) and chosen not in _NETWORKS:
-        raise UserError(f"network {chosen} is a function: pass it to load as network")
-    return chosen
+    body = network or values["network"]
+    if isinstance(body, str) and body not in _NETWORKS:
+        raise UserError(f"network {body} is a function: pass it to load as network")
+    return Architecture(
+        network=body,
+        hidden=tuple(values["hidden"]),
+        activation=values["activation"],
+        shared_trunk=values.get("shared_trunk", False),
+        lstm=values.get("lstm", 0),
+        standardize=values.get("normalize_observations", False),
+        state_dependent_std=values.get("state_dependent_std", False),
+        log_std_init=values.get("log_std_init", 0.0),
+        bfloat16=bfloat16,
+    )

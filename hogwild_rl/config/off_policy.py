@@ -1,22 +1,18 @@
 """Settings of off-policy algorithms (DDPG, TD3)."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-from gymnasium import Space
 
 from hogwild_rl.collect import replay
 from hogwild_rl.collect.noise import Gaussian, Noise, OrnsteinUhlenbeck
 from hogwild_rl.config import base, resources, validation
-from hogwild_rl.config.network import NetworkConfig, body
+from hogwild_rl.config.network import NetworkConfig, architecture
 from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.errors import UserError
 from hogwild_rl.learn.normalization import Normalization
-from hogwild_rl.models import layers
-from hogwild_rl.models.actor_critic import Architecture
 from hogwild_rl.models.deterministic import DeterministicActorCritic
 
 _ALL = -1  # gradient_steps: one update per new transition
@@ -90,7 +86,7 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig, base.HogwildConfig):
         return DeterministicActorCritic(
             env_info.observation_space,
             env_info.action_space,
-            _architecture(vars(self)),
+            architecture(vars(self)),
             critics,
             torch.Generator().manual_seed(self.seed),
         )
@@ -132,29 +128,3 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig, base.HogwildConfig):
         free = resources.check_memory(what, needed, "give a smaller buffer_size")
         message = f"{what} takes {needed / 1e9:.2f} GB"
         return message if free is None else f"{message} of {free / 1e9:.1f} GB left"
-
-
-def rebuilt(
-    observation_space: Space[Any],
-    action_space: Space[Any],
-    values: Mapping[str, Any],
-    network: layers.BodyMaker | None = None,
-) -> DeterministicActorCritic:
-    """Rebuilds the networks of saved settings; the caller loads their parameters.
-
-    Raises:
-        UserError: the settings name a network function, which is not given.
-    """
-    critics = values.get("critics", 1)
-    architecture = _architecture(values, network)
-    return DeterministicActorCritic(observation_space, action_space, architecture, critics)
-
-
-def _architecture(
-    values: Mapping[str, Any], network: layers.BodyMaker | None = None
-) -> Architecture:
-    return Architecture(
-        network=body(values, network),
-        hidden=tuple(values["hidden"]),
-        activation=values["activation"],
-    )

@@ -2,21 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from gymnasium import Space
 
 from hogwild_rl.config import resources, validation
-from hogwild_rl.config.network import NetworkConfig, body
+from hogwild_rl.config.network import NetworkConfig, architecture
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.envs.make import EnvInfo
 from hogwild_rl.learn import normalization
 from hogwild_rl.learn.normalization import Normalization, Normalizer
-from hogwild_rl.models import layers
-from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+from hogwild_rl.models.actor_critic import ActorCritic
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class PolicyConfig(NetworkConfig):
         return ActorCritic(
             env_info.observation_space,
             env_info.action_space,
-            dataclasses.replace(_architecture(vars(self)), bfloat16=bfloat16),
+            architecture(vars(self), bfloat16=bfloat16),
             torch.Generator().manual_seed(self.seed),
         )
 
@@ -97,35 +94,6 @@ class PolicyConfig(NetworkConfig):
             ActionCodec.of(env_info.action_space, self.rescale_actions),
             rewards=normalizer.transform_rewards if normalizer.transforms_rewards else None,
         )
-
-
-def rebuilt(
-    observation_space: Space[Any],
-    action_space: Space[Any],
-    values: Mapping[str, Any],
-    network: layers.BodyMaker | None = None,
-) -> ActorCritic:
-    """Rebuilds the network of saved settings; the caller loads its parameters.
-
-    Raises:
-        UserError: the settings name a network function, which is not given.
-    """
-    return ActorCritic(observation_space, action_space, _architecture(values, network))
-
-
-def _architecture(
-    values: Mapping[str, Any], network: layers.BodyMaker | None = None
-) -> Architecture:
-    return Architecture(
-        network=body(values, network),
-        hidden=tuple(values["hidden"]),
-        activation=values["activation"],
-        shared_trunk=values["shared_trunk"],
-        lstm=values.get("lstm", 0),
-        standardize=values["normalize_observations"],
-        state_dependent_std=values["state_dependent_std"],
-        log_std_init=values["log_std_init"],
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

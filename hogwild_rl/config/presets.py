@@ -12,119 +12,66 @@ import torch
 
 _WORKERS_TUNED_FOR = 2
 
-# Tuned on HalfCheetah-v5: short rollouts and a small initial standard deviation matter most.
-_LOCOMOTION: dict[str, Any] = {
-    "num_envs": 16,
-    "n_steps": 8,
-    "learning_rate": 1e-3,
-    "gamma": 0.99,
-    "gae_lambda": 0.95,
-    "ent_coef": 0.0,
+_Preset = dict[str, Any]
+
+# Columns of the presets of A2C and A3C, which divides num_envs by its workers.
+_COLUMNS = (
+    *("num_envs", "total_timesteps", "n_steps", "learning_rate"),
+    *("gamma", "gae_lambda", "ent_coef"),
+)
+
+
+def _actor_critic(*values: float, **others: Any) -> _Preset:
+    return dict(zip(_COLUMNS, values, strict=True)) | others
+
+
+_NORMALIZED = {"normalize_observations": True, "normalize_rewards": True, "rms_eps": 1e-10}
+# Mean-subtracted images and a small vf_coef matter most: the gradient of the value loss is much
+# larger than the policy's.
+_ATARI: _Preset = {
+    "vf_coef": 0.25,
     "rms_eps": 1e-10,
-    "log_std_init": -0.5,
+    "clip_rewards": "sign",
     "normalize_observations": True,
-    "normalize_rewards": True,
+    "precision": "bfloat16",
 }
-# num_envs is the total number of environments; A3C divides it by its workers.
-_ACTOR_CRITIC: dict[str, dict[str, Any]] = {
-    "CartPole-v1": {
-        "num_envs": 128,
-        "total_timesteps": 1_000_000,
-        "n_steps": 16,
-        "learning_rate": 5e-3,
-        "gamma": 0.98,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.0,
-    },
-    "Acrobot-v1": {
-        "num_envs": 16,
-        "total_timesteps": 600_000,
-        "n_steps": 16,
-        "learning_rate": 7e-3,
-        "gamma": 0.98,
-        "gae_lambda": 1.0,
-        "ent_coef": 0.01,
-    },
+
+
+def _locomotion(total_timesteps: int) -> _Preset:
+    """Tuned on HalfCheetah-v5: short rollouts and a small initial σ matter most."""
+    others = {"log_std_init": -0.5, **_NORMALIZED}
+    return _actor_critic(16, total_timesteps, 8, 1e-3, 0.99, 0.95, 0.0, **others)
+
+
+_ACTOR_CRITIC = {
+    "CartPole-v1": _actor_critic(128, 1_000_000, 16, 5e-3, 0.98, 0.95, 0.0),
+    "Acrobot-v1": _actor_critic(16, 600_000, 16, 7e-3, 0.98, 1.0, 0.01),
     # Needs long rollouts and a small ε: with n_steps 5 to 32 the policy learns to hover.
-    "LunarLander-v3": {
-        "num_envs": 16,
-        "total_timesteps": 3_000_000,
-        "n_steps": 128,
-        "learning_rate": 5e-3,
-        "gamma": 0.999,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.001,
-        "reward_scale": 0.03,
-        "rms_eps": 1e-10,
-    },
+    "LunarLander-v3": _actor_critic(
+        16, 3_000_000, 128, 5e-3, 0.999, 0.95, 0.001, reward_scale=0.03, rms_eps=1e-10
+    ),
     # Without normalized observations no episode reaches the goal: all returns are -200.
-    "MountainCar-v0": {
-        "num_envs": 64,
-        "total_timesteps": 1_500_000,
-        "n_steps": 32,
-        "learning_rate": 8e-3,
-        "gamma": 0.999,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.0,
-        "rms_eps": 1e-10,
-        "normalize_observations": True,
-        "normalize_rewards": True,
-    },
-    "Pendulum-v1": {
-        "num_envs": 32,
-        "total_timesteps": 1_000_000,
-        "n_steps": 32,
-        "learning_rate": 2e-3,
-        "gamma": 0.95,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.0,
-        "rms_eps": 1e-10,
-        "log_std_init": -1.0,
-        "activation": "relu",
-        "normalize_observations": True,
-        "normalize_rewards": True,
-    },
-    "MountainCarContinuous-v0": {
-        "num_envs": 16,
-        "total_timesteps": 400_000,
-        "n_steps": 64,
-        "learning_rate": 4e-3,
-        "gamma": 0.99,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.003,
-        "rms_eps": 1e-10,
-        "normalize_observations": True,
-        "normalize_rewards": True,
-    },
-    "HalfCheetah-v5": {"total_timesteps": 1_000_000, **_LOCOMOTION},
-    "Hopper-v5": {"total_timesteps": 1_000_000, **_LOCOMOTION},
-    "Walker2d-v5": {"total_timesteps": 1_000_000, **_LOCOMOTION},
-    "Ant-v5": {"total_timesteps": 1_000_000, **_LOCOMOTION},
-    "BipedalWalker-v3": {"total_timesteps": 4_000_000, **_LOCOMOTION},
-    # Any Atari game, by the name of its family. Mean-subtracted images and a small vf_coef matter
-    # most: the gradient of the value loss is much larger than the policy's.
-    "ALE": {
-        "num_envs": 16,
-        "total_timesteps": 10_000_000,
-        "n_steps": 20,
-        "learning_rate": 3e-4,
-        "gamma": 0.99,
-        "gae_lambda": 0.95,
-        "ent_coef": 0.005,
-        "vf_coef": 0.25,
-        "rms_eps": 1e-10,
-        "clip_rewards": "sign",
-        "normalize_observations": True,
-        "precision": "bfloat16",
-    },
+    "MountainCar-v0": _actor_critic(64, 1_500_000, 32, 8e-3, 0.999, 0.95, 0.0, **_NORMALIZED),
+    "Pendulum-v1": _actor_critic(
+        *(32, 1_000_000, 32, 2e-3, 0.95, 0.95, 0.0),
+        log_std_init=-1.0,
+        activation="relu",
+        **_NORMALIZED,
+    ),
+    "MountainCarContinuous-v0": _actor_critic(
+        16, 400_000, 64, 4e-3, 0.99, 0.95, 0.003, **_NORMALIZED
+    ),
+    **dict.fromkeys(("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"), _locomotion(1_000_000)),
+    "Ant-v5": _locomotion(1_000_000),
+    "BipedalWalker-v3": _locomotion(4_000_000),
+    # Any Atari game, by the name of its family.
+    "ALE": _actor_critic(16, 10_000_000, 20, 3e-4, 0.99, 0.95, 0.005, **_ATARI),
+    # A2C on a GPU: batches that fill it; short rollouts, for more updates in the same steps.
+    "ALE on a GPU": _actor_critic(256, 10_000_000, 5, 6e-4, 0.99, 0.95, 0.005, **_ATARI),
 }
-# A2C on a GPU: batches that fill it; short rollouts, for more updates in the same steps.
-_ACTOR_CRITIC["ALE on a GPU"] = _ACTOR_CRITIC["ALE"] | {
-    "num_envs": 256,
-    "n_steps": 5,
-    "learning_rate": 6e-4,
-}
-_REINFORCE: dict[str, dict[str, Any]] = {
+
+
+_REINFORCE: dict[str, _Preset] = {
     "CartPole-v1": {
         "total_timesteps": 1_000_000,
         "episodes": 16,
@@ -143,43 +90,27 @@ _REINFORCE: dict[str, dict[str, Any]] = {
         "ent_coef": 0.01,
     },
 }
-_OFF_POLICY: dict[str, dict[str, Any]] = {
-    "Pendulum-v1": {
-        "total_timesteps": 20_000,
-        "learning_rate": 1e-3,
-        "gamma": 0.98,
-        "buffer_size": 200_000,
-    },
+
+
+def _off_policy(total_timesteps: int, **others: Any) -> _Preset:
+    return {"total_timesteps": total_timesteps, "learning_rate": 1e-3, **others}
+
+
+_OFF_POLICY = {
+    "Pendulum-v1": _off_policy(20_000, gamma=0.98, buffer_size=200_000),
     # Without correlated noise it never reaches the flag and learns to avoid the action cost.
-    "MountainCarContinuous-v0": {
-        "total_timesteps": 100_000,
-        "learning_rate": 1e-3,
-        "batch_size": 100,
-        "noise": "ou",
-        "noise_std": 0.5,
-        "buffer_size": 200_000,
-    },
-    "LunarLanderContinuous-v3": {
-        "total_timesteps": 300_000,
-        "learning_rate": 1e-3,
-        "gamma": 0.98,
-        "batch_size": 100,
-        "buffer_size": 200_000,
-        "learning_starts": 10_000,
-    },
-    "HalfCheetah-v5": {
-        "total_timesteps": 1_000_000,
-        "learning_rate": 1e-3,
-        "batch_size": 100,
-        "learning_starts": 10_000,
-    },
+    "MountainCarContinuous-v0": _off_policy(
+        100_000, batch_size=100, noise="ou", noise_std=0.5, buffer_size=200_000
+    ),
+    "LunarLanderContinuous-v3": _off_policy(
+        300_000, gamma=0.98, batch_size=100, buffer_size=200_000, learning_starts=10_000
+    ),
+    "HalfCheetah-v5": _off_policy(1_000_000, batch_size=100, learning_starts=10_000),
 }
 # With γ = 0.98 TD3, which underestimates, hovers until truncation: landing is too far in the
 # future. More noise makes it land earlier. DDPG, which overestimates, gains nothing.
-_TD3 = _OFF_POLICY | {
-    "LunarLanderContinuous-v3": _OFF_POLICY["LunarLanderContinuous-v3"]
-    | {"gamma": 0.99, "noise_std": 0.2},
-}
+_LANDER = {**_OFF_POLICY["LunarLanderContinuous-v3"], "gamma": 0.99, "noise_std": 0.2}
+_TD3 = {**_OFF_POLICY, "LunarLanderContinuous-v3": _LANDER}
 _PRESETS = {"a3c": _ACTOR_CRITIC, "a2c": _ACTOR_CRITIC}
 _UNSCALED = {"reinforce": _REINFORCE, "ddpg": _OFF_POLICY, "td3": _TD3}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)

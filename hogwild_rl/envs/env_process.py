@@ -1,17 +1,9 @@
 """Environment in a child process, with observations in shared memory."""
 
-import contextlib
 import ctypes
-import faulthandler
 import math
-import multiprocessing
-import os
 import select
-import signal
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
 from multiprocessing import sharedctypes
 from multiprocessing.connection import Connection
@@ -22,6 +14,8 @@ from gymnasium import Space
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
 from hogwild_rl.envs import make
+from hogwild_rl.hogwild import child
+from hogwild_rl.hogwild.child import Child, Failure
 
 
 class SharedObservations:
@@ -83,37 +77,27 @@ def _put(arrays: Any, b: int, observation: Any) -> None:
 Outcome: TypeAlias = tuple[SupportsFloat, bool, bool, dict[str, Any]]
 """Reward, terminated, truncated and info; sent after the observation is in shared memory."""
 
-_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-_ENDING_TIMEOUT_S = 5.0  # for a process that has closed its pipe
-_ANSWER_WITHIN_S = 0.5
 _LONGEST_TIMEOUT_S = 1e6  # in milliseconds it fits a C int
-_TEXT_BYTES = 32_768  # well below a pipe's buffer: writing a traceback never blocks
 
 
 class EnvironmentFailedError(RuntimeError):
     """Crash, exception or hang of an environment's process.
 
     Attributes:
-        environment: index of the environment.
-        exit_code: exit code of the process; −n if signal n killed it.
-        traceback: traceback of the exception, crash or hang; empty if unknown.
-        silent_s: seconds without an outcome before the process was killed as hung; 0 otherwise.
+        failure: the process's failure.
         steps: number of steps of this process.
     """
 
-    def __init__(
-        self, environment: int, exit_code: int, traceback: str, silent_s: float, steps: int
-    ) -> None:
-        super().__init__(f"environment {environment}, exit code {exit_code}: {traceback}")
-        self.environment, self.exit_code, self.traceback = environment, exit_code, traceback
-        self.silent_s, self.steps = silent_s, steps
+    def __init__(self, failure: Failure, steps: int) -> None:
+        super().__init__(str(failure))
+        self.failure, self.steps = failure, steps
 
 
 class EnvProcess:
     """Parent's handle of a child process that makes, resets and steps one environment.
 
     Args:
-        number: index of the environment, for messages.
+        index: index of the environment, for messages.
         make: makes the environment; picklable.
         observations: shared observations of all environments.
         b: row of this environment in `observations`.
@@ -125,25 +109,16 @@ class EnvProcess:
 
     def __init__(
         self,
-        number: int,
+        index: int,
         make: Callable[[], make.Env],
         observations: SharedObservations,
         b: int,
         timeout_s: float,
     ) -> None:
-        context: Any = multiprocessing.get_context(_METHOD)
-        self.pipe, pipe = context.Pipe()
-        self._texts, texts = context.Pipe(duplex=False)
-        self._process = context.Process(
-            target=child_main,
-            args=(make, observations, b, pipe, texts),
-            name=f"environment {number}",
-            daemon=True,
-        )
-        self._process.start()
-        pipe.close()
-        texts.close()
-        self._number, self._timeout_s = number, min(timeout_s, _LONGEST_TIMEOUT_S)
+        self.pipe, commands = child.CONTEXT.Pipe()
+        self._child = Child("environment", index, _serve, make, observations, b, commands)
+        commands.close()
+        self._timeout_s = min(timeout_s, _LONGEST_TIMEOUT_S)
         self._poll = _waiter(self.pipe)
         self._sent_s, self._stepping, self._steps = time.monotonic(), False, 0
 
@@ -157,70 +132,41 @@ class EnvProcess:
         try:
             self.pipe.send((resets, argument))
         except OSError as error:
-            raise self._exited() from error
+            raise self._failed(self._child.failure()) from error
 
-    def receive(self, patiently: bool = True) -> Outcome | None:
+    def receive(self, wait: bool = True) -> Outcome | None:
         """Receives the outcome of the last `ask`.
 
         Args:
-            patiently: True to wait for the outcome, False to return None if it is not available.
+            wait: True to wait for the outcome, False to return None if it is not available.
 
         Raises:
             EnvironmentFailedError: the process has exited, or hung and was killed.
         """
         left_s = max(self._sent_s + self._timeout_s - time.monotonic(), 0.0)
         try:
-            if self._poll(left_s if patiently else 0.0):
+            if self._poll(left_s if wait else 0.0):
                 outcome: Outcome = self.pipe.recv()
                 self._steps += self._stepping
                 return outcome
         except (EOFError, OSError) as error:
-            raise self._exited() from error
-        if patiently or left_s == 0:
-            raise self._kill_hung()
+            raise self._failed(self._child.failure()) from error
+        if wait or left_s == 0:
+            raise self._failed(self._child.kill_hung(time.monotonic() - self._sent_s))
         return None
 
     def kill(self) -> None:
         """Kills the process; it has no state to save."""
-        self._process.kill()
+        self._child.process.kill()
 
     def close(self) -> None:
         """Joins the killed process and closes its pipes."""
-        self._process.join()
-        self._process.close()
+        self._child.close()
         self.pipe.close()
-        self._texts.close()
 
-    def _exited(self) -> EnvironmentFailedError:
-        self._process.join(_ENDING_TIMEOUT_S)
-        return self._failure(self._read_traceback(0.0), 0.0)
-
-    def _kill_hung(self) -> EnvironmentFailedError:
-        silent_s = time.monotonic() - self._sent_s
-        where = ""
-        if hasattr(signal, "SIGUSR1"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGUSR1)
-            where = self._read_traceback(_ANSWER_WITHIN_S)  # empty for a process in SIGSTOP
-        return self._failure(where, silent_s)
-
-    def _failure(self, text: str, silent_s: float) -> EnvironmentFailedError:
-        self.kill()
-        self._process.join()
-        exit_code = self._process.exitcode
-        self.close()
-        return EnvironmentFailedError(self._number, exit_code, text, silent_s, self._steps)
-
-    def _read_traceback(self, within_s: float) -> str:
-        """Reads the process's traceback, waiting at most `within_s` for each chunk."""
-        text = b""
-        with contextlib.suppress(OSError):
-            while len(text) < _TEXT_BYTES and self._texts.poll(within_s):
-                chunk = os.read(self._texts.fileno(), _TEXT_BYTES)
-                if not chunk:
-                    break
-                text += chunk
-        return text.decode(errors="replace").strip()
+    def _failed(self, failure: Failure) -> EnvironmentFailedError:
+        self.pipe.close()
+        return EnvironmentFailedError(failure, self._steps)
 
 
 def _waiter(pipe: Connection) -> Callable[[float], bool]:
@@ -232,33 +178,11 @@ def _waiter(pipe: Connection) -> Callable[[float], bool]:
     return lambda timeout_s: bool(poll.poll(1e3 * timeout_s))
 
 
-def child_main(
-    make: Callable[[], make.Env],
-    observations: SharedObservations,
-    b: int,
-    commands: Connection,
-    texts: Connection,
+def _serve(
+    make: Callable[[], make.Env], observations: SharedObservations, b: int, commands: Connection
 ) -> None:
-    """Main function of an environment's process.
-
-    It ignores Ctrl-C, which the parent handles, and exits when the parent has exited.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    if hasattr(faulthandler, "register"):
-        faulthandler.enable(texts.fileno())
-        faulthandler.register(signal.SIGUSR1, texts.fileno())  # prints the traceback of a hang
-    try:
-        _serve(make(), observations, b, commands)
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # the parent has exited
-            text = traceback.format_exc().encode(errors="replace")
-            os.write(texts.fileno(), text[-_TEXT_BYTES:])
-        # Every early exit is a failure, also sys.exit(0).
-        sys.exit((isinstance(error, SystemExit) and error.code) or 1)
-
-
-def _serve(env: make.Env, observations: SharedObservations, b: int, commands: Connection) -> None:
+    """Makes an environment, and resets and steps it until the parent has exited."""
+    env = make()
     while True:
         try:
             resets, argument = commands.recv()
@@ -272,10 +196,3 @@ def _serve(env: make.Env, observations: SharedObservations, b: int, commands: Co
             outcome = reward, terminated, truncated, info
         observations.write(b, observation)
         commands.send(outcome)
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

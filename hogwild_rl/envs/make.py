@@ -73,15 +73,15 @@ def inspect_env(env: EnvSource) -> EnvInfo:
     return env_info
 
 
-def name_of(env: EnvSource) -> str:
-    """Id of an environment, or dotted name of a callable."""
-    if isinstance(env, str):
-        return env
-    if isinstance(env, EnvSpec):
-        return env.id
-    if isinstance(env, functools.partial):
-        env = env.func
-    return f"{env.__module__}.{getattr(env, '__qualname__', type(env).__qualname__)}"
+def name_of(source: str | EnvSpec | Callable[..., Any]) -> str:
+    """Name of a setting that may be a function: a string, an id, or the function's dotted name."""
+    if isinstance(source, str):
+        return source
+    if isinstance(source, EnvSpec):
+        return source.id
+    if isinstance(source, functools.partial):
+        source = source.func
+    return f"{source.__module__}.{getattr(source, '__qualname__', type(source).__qualname__)}"
 
 
 def make_env(env: EnvSource, render_mode: str | None = None) -> Env:

@@ -16,6 +16,7 @@ from hogwild_rl.envs.env_process import (
     Outcome,
     SharedObservations,
 )
+from hogwild_rl.hogwild.child import Failure
 
 _LOOK_EVERY_S = 0.05
 
@@ -123,12 +124,13 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         self._processes.clear()
 
     def _start(self, b: int, reset: dict[str, Any]) -> None:
-        number, timeout_s = self._first + b, self._step_timeout_s
+        index, timeout_s = self._first + b, self._step_timeout_s
         try:
-            self._processes[b] = EnvProcess(number, self._make, self._observations, b, timeout_s)
+            self._processes[b] = EnvProcess(index, self._make, self._observations, b, timeout_s)
         except (OSError, EOFError) as error:  # out of file handles or processes; server failure
             text = f"its process cannot be started ({error})"
-            self._record_failure(b, EnvironmentFailedError(number, 1, text, silent_s=0.0, steps=0))
+            failure = Failure(index, 1, text, "environment")
+            self._record_failure(b, EnvironmentFailedError(failure, steps=0))
         else:
             self._send(b, True, reset)
 
@@ -162,7 +164,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _outcome(self, b: int) -> Outcome | None:
         try:
-            outcome = self._processes[b].receive(patiently=b not in self._starting)
+            outcome = self._processes[b].receive(wait=b not in self._starting)
         except EnvironmentFailedError as failure:
             self._record_failure(b, failure)
             return None

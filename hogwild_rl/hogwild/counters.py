@@ -4,7 +4,6 @@ Each worker writes only its own row; readers sum the rows. A worker killed at an
 leaves its own row readable and all other rows unchanged.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -24,56 +23,18 @@ _PHASE = {name: index for index, name in enumerate(PHASES)}
 
 _EPISODE = np.dtype([("time_s", "f8"), ("step", "i8"), ("return", "f8"), ("length", "i8")])
 _ROW = np.dtype(
-    {
-        "names": [
-            "steps",
-            "updates",
-            "dropped",
-            "dropped_in_a_row",
-            "nonfinite",
-            "nonfinite_source",
-            "heartbeat_s",
-            "seconds",
-            "staleness_sum",
-            "staleness_max",
-            "staleness",
-            "episode_count",
-            "gauges",
-            "episodes",
-        ],
-        "formats": [
-            "i8",
-            "i8",
-            "i8",
-            "i8",
-            "i8",
-            "i8",
-            "f8",
-            ("f8", len(PHASES)),
-            "i8",
-            "i8",
-            ("i8", STALENESS_BINS),
-            "i8",
-            ("f8", GAUGES),
-            (_EPISODE, EPISODES_KEPT),
-        ],
-    }
+    [
+        *[(name, "i8") for name in ("steps", "updates", "dropped", "dropped_in_a_row")],
+        *[(name, "i8") for name in ("nonfinite", "nonfinite_source", "episode_count")],
+        *[(name, "i8") for name in ("staleness_sum", "staleness_max")],
+        ("staleness", "i8", STALENESS_BINS),
+        ("heartbeat_s", "f8"),
+        ("seconds", "f8", len(PHASES)),
+        ("gauges", "f8", GAUGES),
+        ("episodes", _EPISODE, EPISODES_KEPT),
+    ]
 )
 _CACHE_LINE = 64  # bytes; rows are aligned to it to avoid false sharing
-
-
-@dataclasses.dataclass(frozen=True)
-class Episode:
-    """Finished episode: undiscounted return, length in steps, and end time.
-
-    `time_s` is the time of `time.monotonic`, which all processes share; `step` is the number of
-    steps that its worker had taken.
-    """
-
-    time_s: float
-    step: int
-    episode_return: float
-    length: int
 
 
 class Counters:
@@ -125,22 +86,17 @@ class Counters:
         histogram: np.ndarray[Any, np.dtype[np.int64]] = self.rows["staleness"].sum(axis=0)
         return histogram
 
-    def recent_episodes(self, count: int) -> list[Episode]:
+    def recent_episodes(self, count: int) -> "np.ndarray[Any, Any]":
         """Newest finished episodes of all workers, at most `count`, oldest first.
+
+        Each has the fields return (undiscounted), length in steps, time_s, the end on the clock of
+        `time.monotonic`, which all processes share, and step, the steps that its worker had taken.
 
         Raises:
             ValueError: `count` is below 1 or above EPISODES_READABLE.
         """
         if not 1 <= count <= EPISODES_READABLE:
             raise ValueError(f"count must lie between 1 and {EPISODES_READABLE}, got {count}")
-        return [Episode(*episode) for episode in self._recent(count).tolist()]
-
-    def recent_returns(self, count: int) -> tuple[list[float], list[int]]:
-        """Returns and lengths of `recent_episodes`; faster for frequent calls."""
-        recent = self._recent(count)
-        return recent["return"].tolist(), recent["length"].tolist()
-
-    def _recent(self, count: int) -> "np.ndarray[Any, Any]":
         episodes = np.concatenate([_newest(row, count) for row in self.rows])
         newest: np.ndarray[Any, Any] = episodes[np.argsort(episodes["time_s"], kind="stable")]
         return newest[-count:]
@@ -170,18 +126,20 @@ class CounterWriter:
         self._gauges = row["gauges"][0]
         self._own["heartbeat_s"][0] = self._lap_s = time.monotonic()
 
-    def add_update(self, updates_at_pull: int) -> None:
+    def add_update(self, updates_at_pull: int | None = None) -> None:
         """Counts an applied gradient and its staleness.
 
         Args:
-            updates_at_pull: `total_updates()` when the parameters of the gradient were pulled.
+            updates_at_pull: `total_updates()` when the parameters of the gradient were pulled; if
+                None, the staleness is 0.
         """
-        staleness = self.total_updates() - updates_at_pull
+        own = self._own
+        staleness = 0 if updates_at_pull is None else self.total_updates() - updates_at_pull
         self._staleness[min(staleness, STALENESS_BINS - 1)] += 1
-        self._own["staleness_sum"][0] += staleness
-        self._own["staleness_max"][0] = max(int(self._own["staleness_max"][0]), staleness)
-        self._own["updates"][0] += 1
-        self._own["dropped_in_a_row"][0] = 0
+        own["staleness_sum"][0] += staleness
+        own["staleness_max"][0] = max(int(own["staleness_max"][0]), staleness)
+        own["updates"][0] += 1
+        own["dropped_in_a_row"][0] = 0
 
     def add_dropped(self) -> None:
         """Counts a gradient that was dropped because it was not finite."""
@@ -197,13 +155,10 @@ class CounterWriter:
     def add_rollout(self, steps: int, episodes: Sequence[tuple[float, int]]) -> None:
         """Counts steps and the episodes that ended in them, each as (return, length)."""
         self._own["steps"][0] += steps
-        for episode_return, length in episodes:
-            self._add_episode(episode_return, length)
-
-    def _add_episode(self, episode_return: float, length: int) -> None:
-        count, steps = int(self._own["episode_count"][0]), int(self._own["steps"][0])
-        self._episodes[count % EPISODES_KEPT] = (time.monotonic(), steps, episode_return, length)
-        self._own["episode_count"][0] = count + 1  # last: readers see complete episodes only
+        for episode in episodes:
+            count, taken = int(self._own["episode_count"][0]), int(self._own["steps"][0])
+            self._episodes[count % EPISODES_KEPT] = (time.monotonic(), taken, *episode)
+            self._own["episode_count"][0] = count + 1  # last: readers see complete episodes only
 
     def lap(self, phase: str) -> None:
         """Adds the time since the last lap to a phase and updates the heartbeat."""

@@ -4,81 +4,75 @@ import collections
 import time
 from collections.abc import Sequence
 
+from hogwild_rl.hogwild.child import Failure
 from hogwild_rl.hogwild.counters import Counters
-from hogwild_rl.hogwild.processes import Failure, Workers
+from hogwild_rl.hogwild.processes import Workers
 
 _HOUR_S = 3600.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 60.0
-_HOPELESS = 2  # failures in a row of every process without useful work: the run is given up
+_HOPELESS = 2  # failures in a row of every process without progress: the run is given up
 
 
 class Restarts:
     """Restart rules for numbered processes that crash or hang.
 
-    A process that fails without useful work is restarted after a pause, which doubles each time.
-    If every process fails so repeatedly, the run is given up.
+    A process that fails before it has made progress is restarted after a pause, which doubles each
+    time. If every process fails so repeatedly, the run is given up.
 
     Args:
-        numbers: indices of the processes.
+        indices: indices of the processes.
         max_restarts: restarts per process and hour; 0 gives up at the first failure.
-        use: useful work in messages, as a participle: "counted a step".
+        progress: progress of a process in messages, as a participle: "counted a step".
 
     Attributes:
         give_up_reason: reason to give up the run; empty while it should continue.
     """
 
     def __init__(
-        self, numbers: Sequence[int], max_restarts: int, use: str = "counted a step"
+        self, indices: Sequence[int], max_restarts: int, progress: str = "counted a step"
     ) -> None:
-        self._max_restarts, self._use = max_restarts, use
-        self._failures = dict.fromkeys(numbers, 0)  # failures in a row without useful work
-        self._restart_times_s = {number: collections.deque[float]() for number in numbers}
+        self._max_restarts, self._progress = max_restarts, progress
+        self._failures = dict.fromkeys(indices, 0)  # failures in a row without progress
+        self._restart_times_s = {index: collections.deque[float]() for index in indices}
         self.give_up_reason = ""
 
-    def pause_s(self, failure: Failure, useful: bool) -> float:
-        """Records a failure and returns the pause before the restart.
+    def pause_s(self, failure: Failure, progressed: bool) -> float:
+        """Records a failure of one of the processes and returns the seconds until its restart.
 
         Args:
             failure: failure of one of the processes.
-            useful: True if the process has done useful work since its start.
-
-        Returns:
-            Seconds until the restart, unless there is a `give_up_reason`.
+            progressed: True if the process has made progress since its start.
         """
-        number, now_s = failure.worker, time.monotonic()
-        restart_times_s = self._restart_times_s[number]
+        index, now_s = failure.index, time.monotonic()
+        restart_times_s = self._restart_times_s[index]
         while restart_times_s and now_s - restart_times_s[0] > _HOUR_S:
             restart_times_s.popleft()
-        failures_in_a_row = 0 if useful else self._failures[number] + 1
-        self._failures[number] = failures_in_a_row
+        failures = self._failures[index] = 0 if progressed else self._failures[index] + 1
         if self._max_restarts == 0:
             self.give_up_reason = str(failure)
         elif len(restart_times_s) >= self._max_restarts:
             self.give_up_reason = (
-                f"{failure}\n{failure.kind} {number} was restarted {len(restart_times_s)} times "
+                f"{failure}\n{failure.role} {index} was restarted {len(restart_times_s)} times "
                 "within an hour, the limit set by max_restarts"
             )
         elif min(self._failures.values()) >= _HOPELESS:
             self.give_up_reason = (
-                f"{failure}\nevery {failure.kind} failed {_HOPELESS} times in a row before it had "
-                f"{self._use}: giving up"
+                f"{failure}\nevery {failure.role} failed {_HOPELESS} times in a row before it had "
+                f"{self._progress}: giving up"
             )
         restart_times_s.append(now_s)
         # The longest pause is reached within 10 doublings; larger powers of two would overflow.
-        return (
-            min(_FIRST_PAUSE_S * 2 ** min(failures_in_a_row - 1, 10), _LONGEST_PAUSE_S)
-            if failures_in_a_row
-            else 0.0
-        )
+        doubled_s = _FIRST_PAUSE_S * 2 ** min(failures - 1, 10)
+        return min(doubled_s, _LONGEST_PAUSE_S) if failures else 0.0
 
 
 class Supervisor:
     """Watches workers and restarts those that crash or hang.
 
-    Useful work, in the sense of `Restarts`, is to count a step.
+    A worker makes progress, in the sense of `Restarts`, when it counts a step.
 
     Args:
-        crew: workers, already started.
+        workers: workers, already started.
         counters: counters that the workers write.
         max_restarts: restarts per worker and hour; 0 gives up at the first failure.
         step_timeout_s: seconds without heartbeat after which a worker counts as hung.
@@ -88,14 +82,14 @@ class Supervisor:
     """
 
     def __init__(
-        self, crew: Workers, counters: Counters, max_restarts: int, step_timeout_s: float
+        self, workers: Workers, counters: Counters, max_restarts: int, step_timeout_s: float
     ) -> None:
-        self._workers, self._counters = crew, counters
+        self._workers, self._counters = workers, counters
         self._step_timeout_s = step_timeout_s
-        workers, now_s = range(len(counters)), time.monotonic()
-        self._started_s = [now_s for _ in workers]
-        self._steps = [self._counted(worker) for worker in workers]  # at its start
-        self._restarts = Restarts(workers, max_restarts)
+        indices = range(len(counters))
+        self._started_s = [time.monotonic()] * len(counters)
+        self._steps = [self._counted(worker) for worker in indices]  # at its start
+        self._restarts = Restarts(indices, max_restarts)
         self._due_s: dict[int, float] = {}
         self.replaced = 0
 
@@ -118,14 +112,14 @@ class Supervisor:
         """
         failures = self._workers.wait(timeout_s)
         now_s = time.monotonic()
-        for worker in self._workers.alive:
+        for worker in self._workers.running:
             heartbeat_s = float(self._counters.rows["heartbeat_s"][worker])
             alive_s = max(heartbeat_s, self._started_s[worker])
             if now_s - alive_s > self._step_timeout_s:
                 failures.append(self._workers.kill_hung(worker, now_s - alive_s))
         for failure in failures:
-            moved = self._counted(failure.worker) > self._steps[failure.worker]
-            self._due_s[failure.worker] = now_s + self._restarts.pause_s(failure, moved)
+            moved = self._counted(failure.index) > self._steps[failure.index]
+            self._due_s[failure.index] = now_s + self._restarts.pause_s(failure, moved)
         for worker, due_s in list(self._due_s.items()):
             if due_s <= now_s and not self.give_up_reason:
                 del self._due_s[worker]

@@ -1,13 +1,14 @@
 """Loss functions. Means are over valid transitions only."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hogwild_rl.collect.rollout import Rollout
 from hogwild_rl.learn import returns
+from hogwild_rl.models.actor_critic import ActorCritic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,35 +121,14 @@ def td_loss(values: Tensor, targets: Tensor) -> Tensor:
     return (values - targets).square().mean(1).sum()
 
 
-class ActorCritic(Protocol):
-    """Model with a policy and a value function."""
+def actor_critic_loss(model: ActorCritic, rollout: Rollout, config: Any) -> PolicyLoss:
+    """Actor-critic loss of one rollout, with one batched forward pass over all rows.
 
-    def __call__(self, observations: Tensor, state: Tensor, valid: Tensor) -> tuple[Any, Tensor]:
-        """Returns the policy over [T, B] and the values [T+1, B] of a rollout."""
-
-
-class Objective(Protocol):
-    """Coefficients of the actor-critic loss; any config with these attributes."""
-
-    @property
-    def gamma(self) -> float:
-        """Discount γ."""
-
-    @property
-    def gae_lambda(self) -> float:
-        """λ of generalized advantage estimation."""
-
-    @property
-    def vf_coef(self) -> float:
-        """Value loss coefficient c_v."""
-
-    @property
-    def ent_coef(self) -> float:
-        """Entropy coefficient β."""
-
-
-def actor_critic_loss(model: ActorCritic, rollout: Rollout, objective: Objective) -> PolicyLoss:
-    """Actor-critic loss of one rollout, with one batched forward pass over all rows."""
+    Args:
+        model: network of policy and value function.
+        rollout: rollout of T steps, [T, B].
+        config: settings with gamma, gae_lambda, vf_coef and ent_coef.
+    """
     policy, values = model(rollout.observations, rollout.state, rollout.valid)
     advantages = returns.generalized_advantages(
         rollout.rewards,
@@ -156,8 +136,8 @@ def actor_critic_loss(model: ActorCritic, rollout: Rollout, objective: Objective
         rollout.terminated,
         rollout.truncated,
         rollout.valid,
-        gamma=objective.gamma,
-        gae_lambda=objective.gae_lambda,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
     )
     return a2c_loss(
         policy.log_prob(rollout.actions),
@@ -166,6 +146,6 @@ def actor_critic_loss(model: ActorCritic, rollout: Rollout, objective: Objective
         advantages,
         advantages + values[:-1].detach(),
         rollout.valid,
-        vf_coef=objective.vf_coef,
-        ent_coef=objective.ent_coef,
+        vf_coef=config.vf_coef,
+        ent_coef=config.ent_coef,
     )

@@ -9,11 +9,14 @@ import gymnasium
 import numpy as np
 import torch
 
-from hogwild_rl.config import base, off_policy, policy
+from hogwild_rl.config import base
+from hogwild_rl.config.network import architecture
 from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import ActionCodec, ObservationCodec, one_line
 from hogwild_rl.errors import UserError
 from hogwild_rl.models import layers
+from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.models.deterministic import DeterministicActorCritic
 from hogwild_rl.runs.checkpoint import Checkpoint, load_newest
 
 _DETERMINISTIC = ("ddpg", "td3")  # algorithms with a deterministic policy
@@ -61,9 +64,13 @@ class Agent:
         deterministic = checkpoint.algorithm in _DETERMINISTIC
         rescale = deterministic or settings["rescale_actions"]
         self._actions = ActionCodec.of(checkpoint.action_space, rescale)
-        rebuild = off_policy.rebuilt if deterministic else policy.rebuilt
         spaces = (checkpoint.observation_space, checkpoint.action_space)
-        self.model = rebuild(*spaces, settings, network)
+        shape = architecture(settings, network)
+        self.model: ActorCritic | DeterministicActorCritic
+        if deterministic:
+            self.model = DeterministicActorCritic(*spaces, shape, settings.get("critics", 1))
+        else:
+            self.model = ActorCritic(*spaces, shape)
         self.model.load_state_dict(checkpoint.parameters)
         self._generator = torch.Generator().manual_seed(settings["seed"])
 

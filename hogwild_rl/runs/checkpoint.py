@@ -7,7 +7,7 @@ import math
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol, get_type_hints
+from typing import Any, get_type_hints
 
 import gymnasium
 import torch
@@ -17,13 +17,12 @@ from hogwild_rl.config import base, validation
 from hogwild_rl.envs import checks
 from hogwild_rl.envs.make import EnvInfo
 from hogwild_rl.errors import UserError
-from hogwild_rl.learn.normalization import Normalization
-from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.models.deterministic import DeterministicActorCritic
 from hogwild_rl.runs import files, space_dicts
 from hogwild_rl.runs.logger import Progress, Recent, Snapshot
+from hogwild_rl.runs.state import TrainState
 
 FORMAT, _OLDER_FORMAT = "hogwild_rl-6", "hogwild_rl-5"
+_SPACES = ("observation_space", "action_space")
 CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
 
 
@@ -62,18 +61,10 @@ class Checkpoint:
         Raises:
             OSError: the file cannot be written.
         """
-        document = {
-            "format": FORMAT,
-            "algorithm": self.algorithm,
-            "settings": self.settings,
-            "observation_space": space_dicts.space_to_dict(self.observation_space),
-            "action_space": space_dicts.space_to_dict(self.action_space),
-            "parameters": self.parameters,
-            "optimizer": self.optimizer,
-            "normalization": self.normalization,
-            "counters": dataclasses.asdict(self.counters),
-            "worker_state": self.worker_state,
-        }
+        document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        document |= {"format": FORMAT, "counters": dataclasses.asdict(self.counters)}
+        for name in _SPACES:
+            document[name] = space_dicts.space_to_dict(document[name])
         stream = io.BytesIO()
         torch.save(document, stream)
         files.write_with_digest(path, stream.getbuffer(), previous)
@@ -101,17 +92,11 @@ class Checkpoint:
         try:
             if document["format"] == _OLDER_FORMAT:
                 _upgrade(document)
-            loaded = cls(
-                algorithm=document["algorithm"],
-                settings=document["settings"],
-                observation_space=space_dicts.space_from_dict(document["observation_space"]),
-                action_space=space_dicts.space_from_dict(document["action_space"]),
-                parameters=document["parameters"],
-                optimizer=document["optimizer"],
-                normalization=document["normalization"],
-                counters=Progress(**document["counters"]),
-                worker_state=document["worker_state"],
-            )
+            values = {field.name: document[field.name] for field in dataclasses.fields(cls)}
+            values["counters"] = Progress(**values["counters"])
+            for name in _SPACES:
+                values[name] = space_dicts.space_from_dict(values[name])
+            loaded = cls(**values)
             loaded._check_types()
             return loaded
         except Exception as error:  # a valid digest does not mean valid content
@@ -205,16 +190,6 @@ def copied(value: Any) -> Any:
     return [copied(item) for item in value] if isinstance(value, list) else value
 
 
-class Stateful(Protocol):
-    """Object with a state_dict."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns plain values and tensors."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the state that `state_dict` returned."""
-
-
 class Checkpointer:
     """Writes the checkpoints of a run and restores its state from them.
 
@@ -222,7 +197,7 @@ class Checkpointer:
         algorithm: module name of the algorithm.
         settings: settings of the run, plain values.
         env_info: description of the environment.
-        model, optimizer, normalization: live training objects of the run.
+        state: live training state of the run.
         session: number of this session of the run, from 1.
 
     Attributes:
@@ -234,17 +209,15 @@ class Checkpointer:
         algorithm: str,
         settings: dict[str, Any],
         env_info: EnvInfo,
-        model: ActorCritic | DeterministicActorCritic,
-        optimizer: Stateful,
-        normalization: Normalization,
+        state: TrainState,
         session: int,
     ) -> None:
         self._algorithm, self._settings, self._env_info = algorithm, settings, env_info
-        self._model, self._optimizer, self._normalization = model, optimizer, normalization
-        self._session = session
+        self._model, self._optimizer = state.model.module, state.optimizer
+        self._normalization, self._session = state.normalization, session
         self.best: float | None = None
         self._good: tuple[dict[str, Any], dict[str, Any]] | None = None
-        self._attempts = files.BestEffortWrites()
+        self._writes = files.BestEffortWrites()
         self._saved_s = time.monotonic()
 
     def restore(self, saved: Checkpoint) -> None:
@@ -309,11 +282,11 @@ class Checkpointer:
         best = -math.inf if self.best is None else self.best
         if best < snapshot.return_mean < math.inf:
             self.best = snapshot.return_mean
-            with self._attempts.at(folder / BEST_FILE):
+            with self._writes.at(folder / BEST_FILE):
                 self.checkpoint(snapshot, episodes).save(folder / BEST_FILE)
 
     @property
-    def silent_s(self) -> float:
+    def age_s(self) -> float:
         """Seconds since the newest checkpoint was saved."""
         return time.monotonic() - self._saved_s
 
@@ -327,5 +300,5 @@ class Checkpointer:
         """Saves the newest checkpoint and keeps the one before."""
         self._saved_s = time.monotonic()
         newest, previous = folder / CHECKPOINT_FILE, folder / PREVIOUS_FILE
-        with self._attempts.at(newest):
+        with self._writes.at(newest):
             self.checkpoint(snapshot, episodes, worker_state).save(newest, previous)

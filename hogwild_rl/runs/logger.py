@@ -122,10 +122,10 @@ class Recent(NamedTuple):
 
 def recent_episodes(counters: Counters, before: Progress) -> Recent:
     """Last 100 episodes: those of this session, preceded by earlier ones while it has too few."""
-    returns, lengths = counters.recent_returns(EPISODES_AVERAGED)
+    recent = counters.recent_episodes(EPISODES_AVERAGED)
     return Recent(
-        (*before.recent_returns, *returns)[-EPISODES_AVERAGED:],
-        (*before.recent_lengths, *lengths)[-EPISODES_AVERAGED:],
+        (*before.recent_returns, *recent["return"].tolist())[-EPISODES_AVERAGED:],
+        (*before.recent_lengths, *recent["length"].tolist())[-EPISODES_AVERAGED:],
     )
 
 
@@ -164,6 +164,12 @@ def take_snapshot(
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
+
+
+def print_line(line: str, file: TextIO | None = None) -> None:
+    """Prints a line, to stdout by default; does nothing if the stream is closed."""
+    with contextlib.suppress(OSError):
+        print(line, file=file, flush=True)
 
 
 class Reporter:
@@ -225,12 +231,8 @@ class Reporter:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(min(snapshot.steps, self._total) - self._bar.n)
         elif not self._quiet:
-            with contextlib.suppress(OSError):  # stderr is closed: continue training
-                print(
-                    f"{snapshot.time_s:.1f} s: {snapshot.steps:,} of {self._total:,} steps, {text}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            done = f"{snapshot.steps:,} of {self._total:,} steps"
+            print_line(f"{snapshot.time_s:.1f} s: {done}, {text}", sys.stderr)
 
     def close(self) -> None:
         """Closes the progress bar and the files."""

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -36,7 +36,7 @@ class Run:
     Attributes:
         config: settings.
         env: facts about the environment.
-        folder: folder of the run, set by `open`.
+        folder: folder of the run, set by `open` if this process writes it.
         before: progress of the run's earlier sessions.
         resumed_state: state of the only worker in the resumed checkpoint, or None.
 
@@ -50,6 +50,7 @@ class Run:
         self._resumed = resume.checkpoint_to_resume(config, self.env)
         self.before = self._resumed.counters if self._resumed else Progress()
         self.resumed_state = resume.state_to_resume(self._resumed, config)
+        self.folder = pathlib.Path()
         self._solved_at: logger.Snapshot | None = None
         self._signal: int | None = None
         self._failures, self._nonfinite = 0, np.zeros(1, dtype=np.int64)  # [workers]
@@ -65,8 +66,7 @@ class Run:
     def open(self, state: TrainState) -> None:
         """Creates or reopens the folder, and restores a resumed run's parameters and statistics."""
         plain, session = self.config.to_json(), self.before.sessions + 1
-        parts = (state.model.module, state.optimizer, state.normalization)
-        self._checkpointer = Checkpointer(self._algorithm, plain, self.env, *parts, session)
+        self._checkpointer = Checkpointer(self._algorithm, plain, self.env, state, session)
         if self._resumed is not None:
             self._checkpointer.restore(self._resumed)
             unsaved_reason = (self.resumed_state or {}).get("unsaved_reason")
@@ -77,15 +77,16 @@ class Run:
         if self._reports:
             self.folder = resume.prepare_folder(self._algorithm, self.config, self.env.name)
             self._checkpointer.best = resume.best_return(self.folder, self.before)
-            write_settings(self.folder, self._algorithm, plain)
+            document = {"algorithm": self._algorithm, "settings": plain}
+            text = json.dumps(document, indent=2) + "\n"
+            files.write_text(self.folder / base.SETTINGS_FILE, text)
             self._reporter = logger.Reporter(self.folder, self.config, self.before)
         self._began_s = time.monotonic()
 
     def info(self, line: str) -> None:
         """Prints a line unless quiet."""
         if self._reports and not self.config.quiet:
-            with contextlib.suppress(OSError):  # stdout is closed: continue training
-                print(line, flush=True)
+            logger.print_line(line)
 
     def log_failure(self, failure: str, printed: bool = False) -> None:
         """Logs a failure in the run's folder, and prints it unless it is `printed` elsewhere."""
@@ -95,8 +96,7 @@ class Run:
             with contextlib.suppress(OSError):
                 files.append_text(self.folder / FAILURES_FILE, line)
         if not (printed or self.config.quiet):
-            with contextlib.suppress(OSError):
-                print(failure, file=sys.stderr, flush=True)
+            logger.print_line(failure, sys.stderr)
 
     def observe(
         self,
@@ -114,11 +114,7 @@ class Run:
         """
         if not self._reports:
             return
-        now_s = time.monotonic()
-        episodes = logger.recent_episodes(counters, self.before)
-        elapsed_s, last = now_s - self._began_s, self._reporter.last
-        snapshot = logger.take_snapshot(counters, episodes, self.before, elapsed_s, last)
-        self._snapshot, self._episodes = snapshot, episodes
+        snapshot, episodes = self._take_snapshot(counters, self._reporter.last)
         full = len(episodes.returns) == logger.EPISODES_AVERAGED
         target = self._target
         if full and target is not None and snapshot.return_mean >= target and not self.solved:
@@ -132,10 +128,20 @@ class Run:
             state = worker_state() if worker_state else None
             self._checkpointer.keep_newest(self.folder, snapshot, episodes, state)
 
+    def _take_snapshot(
+        self, counters: Counters, last: logger.Snapshot | None
+    ) -> tuple[logger.Snapshot, logger.Recent]:
+        elapsed_s = time.monotonic() - self._began_s
+        self._episodes = logger.recent_episodes(counters, self.before)
+        self._snapshot = logger.take_snapshot(
+            counters, self._episodes, self.before, elapsed_s, last
+        )
+        return self._snapshot, self._episodes
+
     @property
     def checkpoint_due(self) -> bool:
         """True if the next `observe` saves a checkpoint."""
-        return self._reports and self._checkpointer.silent_s >= self.config.checkpoint_every
+        return self._reports and self._checkpointer.age_s >= self.config.checkpoint_every
 
     def _check_finite(self, counters: Counters, final: bool) -> None:
         """Logs non-finite values; raises RunFailedError after `max_bad_updates` in a row."""
@@ -165,11 +171,7 @@ class Run:
     ) -> Agent:
         """Writes the last report and checkpoint, prints the next command, and returns the agent."""
         if not self._reports:
-            elapsed_s = time.monotonic() - self._began_s
-            self._episodes = logger.recent_episodes(counters, self.before)
-            self._snapshot = logger.take_snapshot(
-                counters, self._episodes, self.before, elapsed_s, None
-            )
+            self._take_snapshot(counters, None)
             return self._agent(None)
         self.observe(counters, worker_state, final=True)
         self._reporter.close()
@@ -237,9 +239,3 @@ class Run:
 
 FAILURES_FILE = "failures.log"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def write_settings(folder: pathlib.Path, algorithm: str, settings: Mapping[str, Any]) -> None:
-    """Writes settings.json, which --resume reads."""
-    document = {"algorithm": algorithm, "settings": settings}
-    files.write_text(folder / base.SETTINGS_FILE, json.dumps(document, indent=2) + "\n")

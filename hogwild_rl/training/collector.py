@@ -1,8 +1,6 @@
 """Rollout collection by a worker: environments, acting, running moments and counts."""
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,8 +8,7 @@ from gymnasium.vector import VectorEnv
 
 from hogwild_rl.collect import episodes, rollout
 from hogwild_rl.collect.rollout import Rollout
-from hogwild_rl.config.network import name_of
-from hogwild_rl.envs import atari, vectorize
+from hogwild_rl.envs import atari, make, vectorize
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.learn import cuda_graphs
 from hogwild_rl.training.exact_resume import WorkerState
@@ -58,7 +55,7 @@ class Collector:
             self._source = rollout.Collector(groups, codec, config.n_steps, seed, lap, staged_on)
             self._worker_state = WorkerState(generator, groups, self._source, self._normalizer)
         if task.compiled:
-            with cuda_graphs.recording(name_of(config.network)):
+            with cuda_graphs.recording(make.name_of(config.network)):
                 self._act = cuda_graphs.captured_act(
                     self._act, self._source.rollout, task.group_size, generator
                 )
@@ -102,29 +99,24 @@ class Collector:
 
 
 def open_environments(task: Task[Any]) -> list[VectorEnv[Any, Any, Any]]:
-    """Opens the worker's groups of environments; closed with the task's resources."""
+    """Makes the worker's groups of environments, numbered across ranks.
+
+    They are closed with the task's resources.
+    """
     assert task.resources is not None, "set by launch"
-    return task.resources.enter_context(environments(task))
-
-
-@contextlib.contextmanager
-def environments(task: Task[Any]) -> Iterator[list[VectorEnv[Any, Any, Any]]]:
-    """Groups of environments, numbered across ranks; closed on leaving."""
-    first = task.ranks.index * task.groups * task.group_size
-    with contextlib.ExitStack() as opened:
-        groups = []
-        for group in range(task.groups):
-            if task.group_size >= _SLOW_FROM and atari.is_game(task.env.source):
-                task.info(f"creating {task.group_size} Atari environments one by one")
-            envs = vectorize.make_envs(
-                task.env.source,
-                task.backend,
-                task.group_size,
-                task.cores,
-                first + group * task.group_size,
-                task.on_env_failure,
-                task.config.step_timeout if hasattr(task.config, "step_timeout") else 60.0,
-            )
-            opened.callback(envs.close)
-            groups.append(envs)
-        yield groups
+    groups = []
+    for group in range(task.ranks.index * task.groups, (task.ranks.index + 1) * task.groups):
+        if task.group_size >= _SLOW_FROM and atari.is_game(task.env.source):
+            task.info(f"creating {task.group_size} Atari environments one by one")
+        envs = vectorize.make_envs(
+            task.env.source,
+            task.backend,
+            task.group_size,
+            task.cores,
+            group * task.group_size,
+            task.on_env_failure,
+            getattr(task.config, "step_timeout", 60.0),
+        )
+        task.resources.callback(envs.close)
+        groups.append(envs)
+    return groups

@@ -14,8 +14,10 @@ from hogwild_rl.hogwild import shared_memory
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.learn.normalization import Normalizer
 from hogwild_rl.runs import files
+from hogwild_rl.runs.run import Run
 from hogwild_rl.training import env_snapshot
 
+OBSERVE_EVERY_S = 0.05  # reports of a run
 _POLL_S = 0.001
 _WAIT_AT_MOST_S = 10.0  # after that a checkpoint is written without the state
 _FILE = ".safe_point.{}"  # by the parent's process id; a resumed run removes what is left over
@@ -87,6 +89,38 @@ class SafePoint:
     def remove(self) -> None:
         """Removes the file, after the worker has ended."""
         self._path.unlink(missing_ok=True)
+
+
+class LocalSafePoint:
+    """Safe point of a worker in the parent's process: logs the run, and saves it when due.
+
+    Args:
+        run: the run.
+
+    Attributes:
+        state: the worker's state after its last update, or None.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._observed_s = run, 0.0
+        self.state: Any = None
+
+    def enter(self, worker: Worker, task: Any) -> bool:
+        """Returns True: the worker is never replaced."""
+        del worker
+        self._counters = task.state.counters
+        return True
+
+    def reach(self, worker: Worker, capture: Callable[[], Any]) -> None:
+        """Logs the run every 0.05 s."""
+        del worker
+        if time.monotonic() - self._observed_s >= OBSERVE_EVERY_S:
+            self._observed_s = time.monotonic()
+            self._run.observe(self._counters, capture)
+
+    def leave(self, capture: Callable[[], Any]) -> None:
+        """Stores the state for the last checkpoint."""
+        self.state = capture()
 
 
 class WorkerState:

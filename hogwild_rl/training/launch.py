@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -10,16 +9,15 @@ from hogwild_rl.config import base
 from hogwild_rl.envs.env_process import EnvironmentFailedError
 from hogwild_rl.errors import RunFailedError
 from hogwild_rl.hogwild import processes
-from hogwild_rl.hogwild.processes import Failure, Worker, Workers
+from hogwild_rl.hogwild.processes import Worker, Workers
 from hogwild_rl.hogwild.supervisor import Restarts, Supervisor
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.run import Run
-from hogwild_rl.training.exact_resume import SafePoint
+from hogwild_rl.training.exact_resume import OBSERVE_EVERY_S, LocalSafePoint, SafePoint
 from hogwild_rl.training.task import Task
 
 WorkerFunction: TypeAlias = Callable[[Worker, Task[Any]], None]
 
-_OBSERVE_EVERY_S = 0.05
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -52,7 +50,7 @@ def in_processes(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
                 restarts = (config.max_restarts, config.step_timeout)
                 supervisor = Supervisor(workers, counters, *restarts)
                 while supervisor.running and not supervisor.give_up_reason and not run.ending:
-                    for failure in supervisor.watch(_OBSERVE_EVERY_S):
+                    for failure in supervisor.watch(OBSERVE_EVERY_S):
                         run.log_failure(str(failure), printed=bool(supervisor.give_up_reason))
                     if safe_point is None or not run.checkpoint_due:
                         run.observe(counters)
@@ -95,7 +93,7 @@ def in_this_process(run: Run, function: WorkerFunction, task: Task[Any]) -> Agen
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
     ranks, counters = task.ranks, task.state.counters
-    point, finished = _Observer(run), False
+    point, finished = LocalSafePoint(run), False
     ranks.wants_to_stop = lambda: run.ending
     worker = Worker(ranks.index, run.before.sessions, task.config.seed, lambda: ranks.stopping)
     if task.backend.name == "async":
@@ -118,54 +116,24 @@ def in_this_process(run: Run, function: WorkerFunction, task: Task[Any]) -> Agen
     return agent
 
 
-class _Observer:
-    """Safe point of a worker in this process: logs the run and saves it when due."""
-
-    def __init__(self, run: Run) -> None:
-        self._run, self._observed_s = run, 0.0
-        self.state: Any = None
-
-    def enter(self, worker: Worker, task: Task[Any]) -> bool:
-        """Returns True: the safe point needs no other process."""
-        del worker
-        self._counters = task.state.counters
-        return True
-
-    def reach(self, worker: Worker, capture: Callable[[], Any]) -> None:
-        """Logs the run every 0.05 s."""
-        del worker
-        if time.monotonic() - self._observed_s >= _OBSERVE_EVERY_S:
-            self._observed_s = time.monotonic()
-            self._run.observe(self._counters, capture)
-
-    def leave(self, capture: Callable[[], Any]) -> None:
-        """Stores the state for the last checkpoint."""
-        self.state = capture()
-
-
 def _restart_policy(
     run: Run, environments: Sequence[int], config: Any
 ) -> Callable[[EnvironmentFailedError], float]:
-    """Returns the `failed` callback of `ProcessVectorEnv`.
+    """Returns a `failed` callback for `ProcessVectorEnv`, which logs and restarts.
 
-    It logs the failure and returns the pause before the restart in seconds. It raises
-    RunFailedError if environments fail too often, or all at once.
+    The callback raises RunFailedError if environments fail too often, or all at once.
 
     Args:
         run: open run.
         environments: indices of all environments of this process.
         config: settings with `max_restarts` and `n_steps`, the steps that count as progress.
     """
-    progress = getattr(config, "n_steps", 1)
-    most = getattr(config, "max_restarts", 0)
-    restarts = Restarts(environments, most, f"taken {progress} steps")
+    progress, max_restarts = (getattr(config, name, 1) for name in ("n_steps", "max_restarts"))
+    restarts = Restarts(environments, max_restarts, f"taken {progress} steps")
 
     def failed(error: EnvironmentFailedError) -> float:
-        failure = Failure(
-            error.environment, error.exit_code, error.traceback, "environment", error.silent_s
-        )
-        pause_s = restarts.pause_s(failure, error.steps >= progress)
-        run.log_failure(str(failure), printed=bool(restarts.give_up_reason))
+        pause_s = restarts.pause_s(error.failure, error.steps >= progress)
+        run.log_failure(str(error), printed=bool(restarts.give_up_reason))
         if restarts.give_up_reason:
             raise RunFailedError(restarts.give_up_reason)
         return pause_s

@@ -1,14 +1,13 @@
 """On-policy learner: pulls the shared parameters and updates them with a gradient."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from hogwild_rl.collect.rollout import Rollout
-from hogwild_rl.config.network import name_of
+from hogwild_rl.envs import make
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import clip_by_global_norm_
 from hogwild_rl.learn import cuda_graphs
@@ -18,8 +17,6 @@ from hogwild_rl.training.outcomes import Outcomes
 from hogwild_rl.training.task import Task
 
 Loss: TypeAlias = Callable[[ActorCritic, Rollout, Any], PolicyLoss]
-
-_LOG_EVERY_S = 0.1
 
 
 class Learner:
@@ -48,7 +45,7 @@ class Learner:
     ) -> None:
         state = task.state
         self._config, self._optimizer, self._loss = task.config, state.optimizer, loss
-        self._ranks, self._compiled = task.ranks, task.compiled
+        self._ranks, self._to_capture = task.ranks, task.compiled
         self._source = state.model.replica() if replica else state.model
         self.model: ActorCritic = self._source.module
         self.device = state.model.flat.device
@@ -56,9 +53,8 @@ class Learner:
         self.counters = state.counters.writer(worker.index if len(state.counters) > 1 else 0)
         self._outcomes = Outcomes(self.counters, self.device)
         self._updates_at_pull: int | None = None
-        self._losses: PolicyLoss | None = None
-        self._logged_s = 0.0
-        self._gradient: Callable[[], Tensor] | None = None
+        # On a GPU both are replaced by CUDA graphs at the first update.
+        self._gradient: Callable[[], Tensor] = self._compute_gradient
         self._device_step: Callable[[], Tensor] = self._step_if_finite
 
     def pull(self) -> None:
@@ -75,53 +71,48 @@ class Learner:
             rollout: rollout, [T, B]; in the same buffers in every call if the gradient is captured.
             progress: fraction of the run in [0, 1), for the learning rate.
         """
-        gradient = self._compute(rollout)
-        collector = self.collector
+        self._rollout, collector = rollout, self.collector
+        if self._to_capture:
+            self._capture()
+        gradient = self._gradient()
         collector.update_moments()  # on the host, while a GPU computes the gradient
         steps, episodes = collector.steps, collector.episodes
         if self._ranks.count > 1:
             steps, episodes = self._ranks.combine(gradient, steps, episodes)
         self.counters.add_rollout(steps, episodes)
-        self.counters.add_nonfinite(collector.nonfinite_envs)
+        if collector.nonfinite_envs:
+            self.counters.add_nonfinite(collector.nonfinite_envs)
         self._optimizer.learning_rate = learning_rate = self._config.learning_rate_at(progress)
         self.counters.lap("learn")
+        norm: float | Tensor
         if self.device.type != "cpu":
-            self._outcomes.add(self._device_step())
-            norm = self._outcomes.norm
+            norm = self._device_step()
         elif math.isfinite(norm := clip_by_global_norm_(gradient, self._config.max_grad_norm)):
             self._optimizer.apply(gradient)
-            pulled = self._updates_at_pull
-            self.counters.add_update(self.counters.total_updates() if pulled is None else pulled)
-        else:
-            self.counters.add_dropped()
+        self._outcomes.add(norm, self._updates_at_pull)
         self.counters.lap("share")
-        if time.monotonic() - self._logged_s >= _LOG_EVERY_S and self._losses is not None:
-            self._logged_s = time.monotonic()
-            self.counters.set_gauges([*self._losses.gauges(), norm, learning_rate])
+        self._outcomes.log(self._losses.gauges, learning_rate)
 
     def finish(self) -> None:
         """Counts the last update of a GPU and the episodes of the other ranks."""
         self._outcomes.finish()
         self.counters.add_rollout(0, self._ranks.gather())
 
-    def _compute(self, rollout: Rollout) -> Tensor:
-        def gradient() -> Tensor:
-            self._losses = self._loss(self.model, rollout, self._config)
-            flat: Tensor = self._source.gradient(self._losses.total)
-            return flat
-
-        if not self._compiled:
-            return gradient()
-        if self._gradient is None:
-            changed = self._optimizer.tensors
-            with cuda_graphs.recording(name_of(self._config.network)):
-                self._gradient = cuda_graphs.Captured(gradient, self.device)
-                step = cuda_graphs.Captured(self._step_if_finite, self.device, changes=changed)
-            self._device_step = step
-        return self._gradient()
+    def _compute_gradient(self) -> Tensor:
+        self._losses = self._loss(self.model, self._rollout, self._config)
+        gradient: Tensor = self._source.gradient(self._losses.total)
+        return gradient
 
     def _step_if_finite(self) -> Tensor:
         taken: Tensor = self._optimizer.apply_if_finite(
             self._source.gradient.flat, self._config.max_grad_norm
         )
         return taken
+
+    def _capture(self) -> None:
+        self._to_capture, device = False, self.device
+        with cuda_graphs.recording(make.name_of(self._config.network)):
+            self._gradient = cuda_graphs.Captured(self._compute_gradient, device)
+            self._device_step = cuda_graphs.Captured(
+                self._step_if_finite, device, changes=self._optimizer.tensors
+            )

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from hogwild_rl.collect.replay import ReplayBuffer, Transitions
 from hogwild_rl.collect.transitions import TransitionCollector
 from hogwild_rl.config import resources
-from hogwild_rl.config.network import name_of
 from hogwild_rl.config.off_policy import OffPolicyConfig
-from hogwild_rl.envs import vectorize
+from hogwild_rl.envs import make, vectorize
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild.optimizers import SharedAdam
 from hogwild_rl.hogwild.processes import Worker
@@ -31,7 +30,6 @@ from hogwild_rl.training.outcomes import Outcomes
 from hogwild_rl.training.task import Task
 
 _REPLAY_FILE = "replay_{}.pt"
-_LOG_EVERY_S = 0.1
 
 # Small matrix products: on 16 cores, TD3 with minibatches of 256 takes 129, 200, 279, 258 and 171
 # updates/s with 1, 2, 4, 8 and 16 threads (benchmarks/gpu_check.py).
@@ -171,7 +169,6 @@ class OffPolicyLearner:
         self._outcomes, self._compiled = Outcomes(self.counters, self.device), task.compiled
         self._captured: dict[bool, Callable[[], Tensor]] = {}  # by whether the policy is updated
         self._buffers: Any = None
-        self._logged_s = 0.0
 
     def step(self, replay: ReplayBuffer) -> None:
         """Samples a minibatch and does one update."""
@@ -182,23 +179,22 @@ class OffPolicyLearner:
         updates_before = self.counters.total_updates()
         self.updates += 1
         minibatch = replay.sample(size, self._sampling, self._buffers[1])
-        if not on_cpu:
+        norm: float | Tensor
+        if on_cpu:
+            norm = float(self._update(self, minibatch, self._config))
+        else:
             self._copy[0].copy_(self._buffers[0])  # waits for the previous update
             policy_too = self.updates % self._policy_delay == 0
             if policy_too not in self._captured:
                 self._captured[policy_too] = self._capture()
-            self._outcomes.add(self._captured[policy_too]())
-            norm = self._outcomes.norm
-        elif math.isfinite(norm := float(self._update(self, minibatch, self._config))):
-            self.counters.add_update(updates_before)
-        else:
-            self.counters.add_dropped()
+            norm = self._captured[policy_too]()
+        self._outcomes.add(norm, updates_before)
         self.counters.lap("learn")
-        if time.monotonic() - self._logged_s >= _LOG_EVERY_S:
-            self._logged_s = time.monotonic()
-            losses = float(self.actor.loss), float(self.critics.loss)
-            undefined = (math.nan, math.nan)  # entropy, explained variance
-            self.counters.set_gauges([*losses, *undefined, norm, self._config.learning_rate])
+        self._outcomes.log(self._gauges, self._config.learning_rate)
+
+    def _gauges(self) -> tuple[float, ...]:
+        """Losses of actor and critics; entropy and explained variance are undefined."""
+        return float(self.actor.loss), float(self.critics.loss), math.nan, math.nan
 
     def _capture(self) -> Callable[[], Tensor]:
         def update() -> Tensor:
@@ -206,7 +202,7 @@ class OffPolicyLearner:
 
         if not self._compiled:
             return update
-        with cuda_graphs.recording(name_of(self._config.network)):
+        with cuda_graphs.recording(make.name_of(self._config.network)):
             changes = [*self.actor.tensors, *self.critics.tensors]
             return cuda_graphs.Captured(update, self.device, self.generator, changes)
 

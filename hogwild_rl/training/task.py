@@ -2,18 +2,22 @@
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from hogwild_rl.config.base import RunConfig
 from hogwild_rl.envs import subproc
 from hogwild_rl.envs.env_process import EnvironmentFailedError
 from hogwild_rl.envs.make import EnvInfo
 from hogwild_rl.envs.vectorize import Backend
+from hogwild_rl.runs import logger
 from hogwild_rl.runs.run import Run
 from hogwild_rl.runs.state import TrainState
 from hogwild_rl.training.distributed import Ranks
+from hogwild_rl.training.exact_resume import LocalSafePoint, SafePoint
 
-C = TypeVar("C")
+C = TypeVar("C", bound=RunConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +53,29 @@ class Task(Generic[C]):
     ranks: Ranks = dataclasses.field(default_factory=Ranks)
     steps_before: int = 0
     updates_before: int = 0
-    folder: Any = None
+    folder: pathlib.Path = pathlib.Path()
     resumed: dict[str, Any] | None = None
-    safe_point: Any = None
+    safe_point: SafePoint | LocalSafePoint | None = None
     resources: contextlib.ExitStack | None = None
     on_env_failure: Callable[[EnvironmentFailedError], float] = subproc.raise_failure
 
     @classmethod
     def of(cls, run: Run, backend: Backend, state: TrainState, **others: Any) -> "Task[Any]":
         """The task of an opened run."""
-        known: dict[str, Any] = {
-            "config": run.config,
-            "env": run.env,
-            "backend": backend,
-            "state": state,
-        }
-        known |= {"steps_before": run.before.steps, "updates_before": run.before.updates}
-        known |= {"resumed": run.resumed_state, "folder": getattr(run, "folder", None)}
-        return cls(**known, **others)
+        config: Any = run.config
+        return cls(
+            config,
+            run.env,
+            backend,
+            state,
+            steps_before=run.before.steps,
+            updates_before=run.before.updates,
+            folder=run.folder,
+            resumed=run.resumed_state,
+            **others,
+        )
 
     def info(self, line: str) -> None:
         """Prints a line, once for all ranks, unless the run is quiet."""
-        config: Any = self.config
-        if self.ranks.index == 0 and not config.quiet:
-            with contextlib.suppress(OSError):  # a closed terminal does not end the training
-                print(line, flush=True)
+        if self.ranks.index == 0 and not self.config.quiet:
+            logger.print_line(line)
