@@ -1,13 +1,12 @@
-"""Python calls of this package in one iteration of A3C on CartPole-v1, and the files they are in.
+"""Function calls in one iteration of A3C on CartPole-v1, by file.
 
     python benchmarks/call_count.py
 
-One worker with one environment and n_steps 5, the textbook's A3C, in this process. The hundredth
-iteration is counted with `sys.setprofile`: calls of functions defined in hogwild_rl, the files that
-define them, and the moves from a file to another.
+One worker with one environment and n_steps 5, as in the A3C paper, trains in this process as in one
+of several worker processes. In iteration 100, `sys.setprofile` records all calls of functions defined in hogwild_rl. Printed are
+the number of calls in each file, and how often the file changes from one call to the next.
 """
 
-import dataclasses
 import itertools
 import pathlib
 import sys
@@ -25,39 +24,41 @@ from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.training import launch
 
 PACKAGE = str(pathlib.Path(hogwild_rl.__file__).parent)
-COUNTED = 100  # iteration
+COUNTED_ITERATION = 100
 
 
 def main() -> None:
-    """Counts, and prints a line and the calls of each file."""
+    """Counts the calls and prints the totals and the calls in each file."""
     print(machine.describe())
     torch.set_num_threads(1)
     calls: list[tuple[str, str]] = []
 
-    def note(frame: FrameType, event: str, _: Any) -> None:
+    def record(frame: FrameType, event: str, _: Any) -> None:
         file = frame.f_code.co_filename
         if event == "call" and file.startswith(PACKAGE):
             calls.append((file[len(PACKAGE) + 1 :], frame.f_code.co_qualname))
 
-    def counted(worker: Worker, task: Any) -> None:
+    def profiled_worker(worker: Worker, task: Any) -> None:
         iterations = a3c.iterations
 
-        def watched(*arguments: Any) -> Any:
+        def profiled_iterations(*arguments: Any) -> Any:
             for number, progress in enumerate(iterations(*arguments)):
-                sys.setprofile(note if number == COUNTED else None)
+                sys.setprofile(record if number == COUNTED_ITERATION else None)
                 yield progress
 
-        a3c.iterations = watched
+        a3c.iterations = profiled_iterations
         try:
             a3c.actor_learner(worker, task)
         finally:
             a3c.iterations = iterations
             sys.setprofile(None)
 
-    def here(run: Any, _: Any, task: Any) -> Any:
-        return launch.in_this_process(run, counted, dataclasses.replace(task))
+    def as_in_a_worker_process(run: Any, _: Any, task: Any) -> Any:
+        stop = torch.zeros(1, dtype=torch.uint8)
+        launch._run_worker(Worker(0, 0, task.config.seed, stop.item), profiled_worker, task)
+        return run.close(task.state.counters, failed=False)
 
-    launch.in_processes = here
+    launch.in_processes = as_in_a_worker_process
     with tempfile.TemporaryDirectory() as folder:
         a3c.train(
             a3c.Config(
@@ -70,10 +71,10 @@ def main() -> None:
             )
         )
     files = [file for file, _ in calls]
-    moves = sum(one != other for one, other in itertools.pairwise(files))
-    print(f"{len(calls)} calls in {len(set(files))} files, {moves} moves between files")
+    switches = sum(one != other for one, other in itertools.pairwise(files))
+    print(f"{len(calls)} calls in {len(set(files))} files, {switches} switches between files")
     for file, count in Counter(files).most_common():
-        names = Counter(name for where, name in calls if where == file)
+        names = Counter(name for path, name in calls if path == file)
         print(f"{count:4} {file}: {', '.join(f'{n} {c}x' for n, c in names.most_common(6))}")
 
 

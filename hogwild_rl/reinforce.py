@@ -101,8 +101,8 @@ def learn(worker: Worker, task: Task[Config]) -> None:
     for progress in iterations(worker, task, collector):
         episodes = collector.collect()  # one whole episode from each environment
         learner.step(episodes, progress)  # θ ← θ + η Adam(clip(∇J))
-        if collector.episodes:
-            R = np.array(collector.episodes)[:, 0]
+        if collector.source.episodes:
+            R = np.array(collector.source.episodes)[:, 0]
             batch = task.updates_before + learner.counters.total_updates()
             task.info(
                 f"batch {batch}: return mean {R.mean():.1f}, std {R.std():.1f}, "

@@ -165,7 +165,8 @@ class Collector:
             tensor.zero_()
         for group in self._groups:
             observation, _ = group.envs.reset(seed=seed + group.columns.start)
-            self._observe(group.columns, -1, observation)
+            rows = observation if self._encode is None else self._encode(observation)
+            self._arrays["observations"][-1, group.columns] = rows
             self._resetting[group.columns] = group.lost
 
     @property
@@ -228,7 +229,11 @@ class Collector:
         outcome = envs.step_wait() if group.asynchronous else envs.step(group.actions)
         observation, reward, terminated, truncated, info = outcome
         columns, arrays = group.columns, self._arrays
-        self._observe(columns, t + 1, observation)
+        rows = observation if self._encode is None else self._encode(observation)
+        arrays["observations"][t + 1, columns] = rows
+        if self._staged:
+            staged = self.host.observations[t + 1, columns]
+            self.rollout.observations[t + 1, columns].copy_(staged, non_blocking=True)
         valid = ~(self._resetting[columns] | group.lost)
         arrays["rewards"][t, columns] = reward * valid
         arrays["terminated"][t, columns] = terminated
@@ -267,13 +272,6 @@ class Collector:
             # The last row becomes row 0 of the next rollout.
             self.host.observations[-1, b] = self.rollout.observations[-1, b] = 0
             self._state[:, b] = 0
-
-    def _observe(self, columns: slice, row: int, observation: Any) -> None:
-        rows = observation if self._encode is None else self._encode(observation)
-        self._arrays["observations"][row, columns] = rows
-        if self._staged:
-            staged = self.host.observations[row, columns]
-            self.rollout.observations[row, columns].copy_(staged, non_blocking=True)
 
 
 class _Group:

@@ -154,7 +154,11 @@ def with_presets(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
         def init(self: _Config, **given: Any) -> None:
             resume = given.get("resume")
             if resume is not None:
-                base = load_settings(pathlib.Path(resume), algorithm)
+                made_by, base = read_settings(pathlib.Path(resume))
+                if made_by != algorithm:
+                    raise UserError(
+                        f"{resume} is a run of {made_by}: resume it with hogwild_rl.{made_by}"
+                    )
                 if "env" not in given:
                     allowed = bool(given.get("allow_import"))
                     require_import_allowed(base.get("env", config.env), f"run {resume}", allowed)
@@ -170,18 +174,6 @@ def with_presets(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
         return config
 
     return decorate
-
-
-def load_settings(run: pathlib.Path, algorithm: str) -> dict[str, Any]:
-    """Returns the settings of a run of this algorithm.
-
-    Raises:
-        UserError: the run does not exist, cannot be read, or is of another algorithm.
-    """
-    made_by, values = read_settings(run)
-    if made_by != algorithm:
-        raise UserError(f"{run} is a run of {made_by}: resume it with hogwild_rl.{made_by}")
-    return values
 
 
 def read_settings(run: pathlib.Path) -> tuple[str, dict[str, Any]]:

@@ -118,7 +118,7 @@ class CounterWriter:
     """Writer of one worker's row. No other process may write that row."""
 
     def __init__(self, counters: Counters, worker: int) -> None:
-        self._counters = counters
+        self._updates = counters.rows["updates"]  # of all workers
         row = counters.rows[worker : worker + 1]
         self._own = {name: row[name] for name in _ROW.names or ()}  # faster than fields of the row
         self._seconds, self._staleness = row["seconds"][0], row["staleness"][0]
@@ -173,4 +173,4 @@ class CounterWriter:
 
     def total_updates(self) -> int:
         """Number of updates of all workers so far."""
-        return self._counters.total("updates")
+        return sum(self._updates.tolist())

@@ -69,8 +69,9 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
         step of a small model.
         """
         self._opt_called = True  # checked by torch's schedulers
+        group = self.param_groups[0]
         with torch.no_grad():
-            self._update_(self.parameter, gradient, self.param_groups[0])
+            self._update_(group["params"][0], gradient, group)
 
     @torch.no_grad()
     def apply_if_finite(self, gradient: Tensor, max_norm: float = math.inf) -> Tensor:

@@ -111,7 +111,7 @@ class FlatGradient:
         The next call overwrites it.
         """
         gradients = torch.autograd.grad(loss, self._trainable, materialize_grads=True)
-        return torch.cat([g.reshape(-1) for g in gradients], out=self.flat)
+        return torch.cat(tuple(map(torch.ravel, gradients)), out=self.flat)
 
 
 def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:

@@ -265,13 +265,11 @@ def head(
         return _Logits(features, sum(sizes), distribution, generator)
     if isinstance(action_space, spaces.MultiBinary):
         return _Logits(features, size, Bernoulli, generator)
-    if not state_dependent_std:
-        return _Gaussian(features, size, log_std_init, generator)
-    if not LOG_STD_MIN < log_std_init < LOG_STD_MAX:
+    if state_dependent_std and not LOG_STD_MIN < log_std_init < LOG_STD_MAX:
         raise UserError(
             f"log_std_init must lie between {LOG_STD_MIN:g} and {LOG_STD_MAX:g}, got {log_std_init}"
         )
-    return _StateDependentGaussian(features, size, log_std_init, generator)
+    return _Gaussian(features, size, state_dependent_std, log_std_init, generator)
 
 
 class _Logits(nn.Module):
@@ -293,30 +291,27 @@ class _Logits(nn.Module):
 
 
 class _Gaussian(nn.Module):
-    """Gaussian head with a linear mean and a state-independent log σ."""
+    """Gaussian head with a linear mean; log σ is a parameter, or linear too."""
 
     def __init__(
-        self, features: int, size: int, log_std_init: float, generator: torch.Generator
+        self,
+        features: int,
+        size: int,
+        state_dependent_std: bool,
+        log_std_init: float,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.mean = layers.linear(features, size, _GAIN, generator)
-        self.log_std = nn.Parameter(torch.full((size,), log_std_init))
+        self.log_std: nn.Linear | nn.Parameter
+        if state_dependent_std:
+            self.log_std = layers.linear(features, size, _GAIN, generator)
+            nn.init.constant_(self.log_std.bias, log_std_init)
+        else:
+            self.log_std = nn.Parameter(torch.full((size,), log_std_init))
 
     def forward(self, features: Tensor) -> StochasticDistribution:
-        return Gaussian(self.mean(features), self.log_std)
-
-
-class _StateDependentGaussian(nn.Module):
-    """Gaussian head with a linear mean and a linear log σ."""
-
-    def __init__(
-        self, features: int, size: int, log_std_init: float, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.mean = layers.linear(features, size, _GAIN, generator)
-        self.log_std = layers.linear(features, size, _GAIN, generator)
-        nn.init.constant_(self.log_std.bias, log_std_init)
-
-    def forward(self, features: Tensor) -> StochasticDistribution:
-        log_std = self.log_std(features).clamp(LOG_STD_MIN, LOG_STD_MAX)
+        log_std = self.log_std
+        if isinstance(log_std, nn.Linear):
+            log_std = log_std(features).clamp(LOG_STD_MIN, LOG_STD_MAX)
         return Gaussian(self.mean(features), log_std)

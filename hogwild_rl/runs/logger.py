@@ -231,8 +231,8 @@ class Reporter:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(min(snapshot.steps, self._total) - self._bar.n)
         elif not self._quiet:
-            done = f"{snapshot.steps:,} of {self._total:,} steps"
-            print_line(f"{snapshot.time_s:.1f} s: {done}, {text}", sys.stderr)
+            taken = f"{snapshot.time_s:.1f} s: {snapshot.steps:,} of {self._total:,} steps"
+            print_line(f"{taken}, {text}", sys.stderr)
 
     def close(self) -> None:
         """Closes the progress bar and the files."""

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 
-from hogwild_rl.collect import episodes, rollout
-from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.collect.episodes import EpisodeCollector
+from hogwild_rl.collect.rollout import Act, Rollout
+from hogwild_rl.collect.rollout import Collector as RolloutCollector
 from hogwild_rl.envs import atari, make, vectorize
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.learn import cuda_graphs
@@ -28,9 +29,7 @@ class Collector:
         whole_episodes: collect one episode from each environment instead of `n_steps` steps.
 
     Attributes:
-        steps: valid transitions of the last rollout.
-        episodes: (undiscounted return, length) of the episodes that ended in it.
-        nonfinite_envs: environments with a non-finite reward or observation in it.
+        source: collects the rollouts; has the steps, episodes and nonfinite_envs of the last one.
     """
 
     def __init__(
@@ -44,24 +43,22 @@ class Collector:
         self._moments = task.state.normalization
         self._normalizer = config.normalizer(self._moments, worker.index)
         codec = config.env_codec(task.env, self._normalizer)
-        self._act: rollout.Act = functools.partial(learner.model.act, generator=generator)
-        self._source: Any
+        self._act: Act = functools.partial(learner.model.act, generator=generator)
         self._worker_state: WorkerState | None = None
+        self.source: EpisodeCollector | RolloutCollector
         lap = learner.counters.lap
         if whole_episodes:
-            self._source = episodes.EpisodeCollector(groups[0], codec, seed, lap)
+            self.source = EpisodeCollector(groups[0], codec, seed, lap)
         else:
-            staged_on = None if device.type == "cpu" else device
-            self._source = rollout.Collector(groups, codec, config.n_steps, seed, lap, staged_on)
-            self._worker_state = WorkerState(generator, groups, self._source, self._normalizer)
-        if task.compiled:
-            with cuda_graphs.recording(make.name_of(config.network)):
-                self._act = cuda_graphs.captured_act(
-                    self._act, self._source.rollout, task.group_size, generator
-                )
-        self.steps = 0
-        self.episodes: list[tuple[float, int]] = []
-        self.nonfinite_envs: list[int] = []
+            on_device = None if device.type == "cpu" else device
+            source = RolloutCollector(groups, codec, config.n_steps, seed, lap, on_device)
+            self._worker_state = WorkerState(generator, groups, source, self._normalizer)
+            self.source = source
+            if task.compiled:
+                with cuda_graphs.recording(make.name_of(config.network)):
+                    self._act = cuda_graphs.captured_act(
+                        self._act, source.rollout, task.group_size, generator
+                    )
         learner.collector = self
 
     def collect(self) -> Rollout:
@@ -69,16 +66,13 @@ class Collector:
         if self._moments.moments:
             self._moments.write_to(self._learner.model)
         self._learner.counters.lap("share")
-        source = self._source
-        rollout: Rollout = source.collect(self._act)
-        self._rollout, self.steps, self.episodes = rollout, source.steps, source.episodes
-        self.nonfinite_envs = source.nonfinite_envs
-        return rollout
+        self._rollout: Rollout = self.source.collect(self._act)
+        return self._rollout
 
     def update_moments(self) -> None:
         """Adds the observations of the last rollout to the running moments."""
         if self._moments.moments:
-            self._normalizer.add(getattr(self._source, "host", self._rollout))
+            self._normalizer.add(getattr(self.source, "host", self._rollout))
             self._task.ranks.exchange(self._moments, self._learner.device)
 
     def state(self) -> dict[str, Any] | None:

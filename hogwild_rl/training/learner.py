@@ -71,17 +71,18 @@ class Learner:
             rollout: rollout, [T, B]; in the same buffers in every call if the gradient is captured.
             progress: fraction of the run in [0, 1), for the learning rate.
         """
-        self._rollout, collector = rollout, self.collector
+        self._rollout = rollout
         if self._to_capture:
             self._capture()
         gradient = self._gradient()
-        collector.update_moments()  # on the host, while a GPU computes the gradient
-        steps, episodes = collector.steps, collector.episodes
+        self.collector.update_moments()  # on the host, while a GPU computes the gradient
+        source = self.collector.source
+        steps, episodes = source.steps, source.episodes
         if self._ranks.count > 1:
             steps, episodes = self._ranks.combine(gradient, steps, episodes)
         self.counters.add_rollout(steps, episodes)
-        if collector.nonfinite_envs:
-            self.counters.add_nonfinite(collector.nonfinite_envs)
+        if source.nonfinite_envs:
+            self.counters.add_nonfinite(source.nonfinite_envs)
         self._optimizer.learning_rate = learning_rate = self._config.learning_rate_at(progress)
         self.counters.lap("learn")
         norm: float | Tensor
