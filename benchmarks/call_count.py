@@ -3,8 +3,8 @@
     python benchmarks/call_count.py
 
 One worker with one environment and n_steps 5, as in the A3C paper, trains in this process as in one
-of several worker processes. In iteration 100, `sys.setprofile` records all calls of functions defined in hogwild_rl. Printed are
-the number of calls in each file, and how often the file changes from one call to the next.
+of several worker processes. In iteration 100, `sys.setprofile` records all calls of functions of
+hogwild_rl. Printed are the calls per file, and how often the file changes between two calls.
 """
 
 import itertools

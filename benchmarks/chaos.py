@@ -1,12 +1,12 @@
-"""Runs that are disturbed all along, beside the same runs left in peace.
+"""Fault injection: training with repeated faults, compared with training without faults.
 
     python benchmarks/chaos.py --env CartPole-v1 --seeds 10
-    python benchmarks/chaos.py --env LunarLander-v3 --seeds 10 --troubles none kill
+    python benchmarks/chaos.py --env LunarLander-v3 --seeds 10 --faults none kill
 
-Troubles: every second a random worker gets SIGKILL (kill) or SIGSTOP (stop); or the environment
-itself raises, pays NaN or never returns now and then, see troubled.py. Reported are the failures
-that were printed, the time until as many workers ran as before, whether the run came to
-its end with every step counted, and the greedy return of its agent over 100 episodes.
+Faults: every second a random worker receives SIGKILL (kill) or SIGSTOP (stop); or the environment
+raises an exception, returns a NaN reward or hangs in random steps, see faulty_envs.py. Reported are
+the number of logged failures, the time until a worker is restarted, whether the run finished with
+every step counted, and the mean greedy return of its agent over 100 episodes.
 """
 
 import contextlib
@@ -31,46 +31,46 @@ from hogwild_rl.config import presets
 
 HERE = pathlib.Path(__file__).parent
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-Trouble = Literal["none", "kill", "stop", "Raise", "Nan", "Sleep"]
+Fault = Literal["none", "kill", "stop", "Raise", "Nan", "Sleep"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to disturb, and how."""
+    """Settings of the fault injection."""
 
     env: Literal["CartPole-v1", "LunarLander-v3"] = "CartPole-v1"
     """Environment id."""
-    troubles: tuple[Trouble, ...] = ("none", "kill", "stop", "Raise", "Nan", "Sleep")
-    """Each seed meets all of them in turn."""
+    faults: tuple[Fault, ...] = ("none", "kill", "stop", "Raise", "Nan", "Sleep")
+    """Faults; every seed is run once with each."""
     workers: int = 4
-    """Worker processes."""
+    """Number of worker processes."""
     total_timesteps: int = 3_000_000
-    """Of each run."""
+    """Steps of each run."""
     seeds: int = 10
-    """How many seeds: 0, 1, 2, ..."""
+    """Number of seeds: 0, 1, 2, ..."""
     every_s: float = 1.0
     """Seconds between signals."""
     step_timeout: float = 2.0
-    """Seconds without a sign of life after which a worker is replaced."""
+    """Seconds without a heartbeat after which a worker is restarted."""
     episodes: int = 100
-    """Played by each agent."""
+    """Evaluation episodes of each agent."""
 
 
 def workers_of(parent: int) -> list[int]:
-    """The worker processes of a run: those that its fork server started."""
+    """Process ids of a run's workers, which are the children of its fork server."""
     children: dict[int, list[int]] = {}
     for each in machine.processes():
         children.setdefault(each.parent, []).append(each.pid)
     return [pid for child in children.get(parent, []) for pid in children.get(child, [])]
 
 
-def disturb(run: subprocess.Popen[bytes], config: Config, number: int) -> list[float]:
-    """Signals a random worker again and again until the run ends.
+def send_signals(run: subprocess.Popen[bytes], config: Config, number: int) -> list[float]:
+    """Sends a signal to a random worker repeatedly, until the run ends.
 
     Returns:
-        Seconds from each signal until there was a new worker in the victim's place.
+        Seconds from each signal until a new worker process was running.
     """
-    draw, seconds = random.Random(0), []
+    rng, seconds = random.Random(0), []
     while run.poll() is None and not workers_of(run.pid):
         time.sleep(0.05)
     while run.poll() is None:
@@ -78,22 +78,22 @@ def disturb(run: subprocess.Popen[bytes], config: Config, number: int) -> list[f
         before = workers_of(run.pid)
         if len(before) < config.workers:
             continue
-        victim, struck_s = draw.choice(before), time.monotonic()
+        target, sent_s = rng.choice(before), time.monotonic()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(victim, number)
+            os.kill(target, number)
         while run.poll() is None and not set(workers_of(run.pid)) - set(before):
             time.sleep(0.01)
         if run.poll() is None:
-            seconds.append(time.monotonic() - struck_s)
+            seconds.append(time.monotonic() - sent_s)
     return seconds
 
 
-def trial(config: Config, trouble: Trouble, seed: int) -> dict[str, Any]:
-    """One run under one kind of trouble."""
-    env = config.env if trouble in ("none", *_SIGNALS) else f"Troubled{trouble}/{config.env}"
+def trial(config: Config, fault: Fault, seed: int) -> dict[str, Any]:
+    """Trains one seed with one fault, evaluates the agent and returns the row of the table."""
+    env = config.env if fault in ("none", *_SIGNALS) else f"Faulty{fault}/{config.env}"
     with tempfile.TemporaryDirectory() as folder:
         flags = {
-            "env": env if env == config.env else f"troubled:{env}",
+            "env": env if env == config.env else f"faulty_envs:{env}",
             "workers": config.workers,
             "total_timesteps": config.total_timesteps,
             "seed": seed,
@@ -107,7 +107,7 @@ def trial(config: Config, trouble: Trouble, seed: int) -> dict[str, Any]:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"},
         )
-        seconds = disturb(run, config, _SIGNALS[trouble]) if trouble in _SIGNALS else []
+        seconds = send_signals(run, config, _SIGNALS[fault]) if fault in _SIGNALS else []
         run.wait()
         agent = hogwild_rl.load(f"{folder}/run")
         with pathlib.Path(folder, "run", "progress.csv").open() as file:
@@ -117,7 +117,7 @@ def trial(config: Config, trouble: Trouble, seed: int) -> dict[str, Any]:
         counters = agent.checkpoint.counters
         return {
             "env": config.env,
-            "trouble": trouble,
+            "fault": fault,
             "seed": seed,
             "exit_code": run.returncode,
             "steps": counters.steps,
@@ -131,25 +131,25 @@ def trial(config: Config, trouble: Trouble, seed: int) -> dict[str, Any]:
 
 
 def _preset(config: Config) -> dict[str, Any]:
-    """The preset's settings by hand: an environment with trouble has a name of its own."""
+    """Settings of the preset, which does not apply to the ids of faulty environments."""
     return presets.settings("a3c", config.env, {"workers": config.workers})
 
 
 def main() -> None:
-    """Runs every seed under every trouble, prints and writes the rows."""
+    """Runs every seed with every fault; prints and writes the rows."""
     config = tyro.cli(Config, description=__doc__)
     print(machine.describe())
     rows = []
     for seed in range(config.seeds):
-        for trouble in config.troubles:
-            rows.append(trial(config, trouble, seed))
+        for fault in config.faults:
+            rows.append(trial(config, fault, seed))
             print(rows[-1], flush=True)
             machine.write_csv(f"chaos_{config.env}", rows)
-    for trouble in config.troubles:
-        scores = [row["score"] for row in rows if row["trouble"] == trouble]
-        failures = sum(row["failures"] for row in rows if row["trouble"] == trouble)
+    for fault in config.faults:
+        scores = [row["score"] for row in rows if row["fault"] == fault]
+        failures = sum(row["failures"] for row in rows if row["fault"] == fault)
         print(
-            f"{trouble}: {failures} failures; score median {statistics.median(scores):.1f}, "
+            f"{fault}: {failures} failures; score median {statistics.median(scores):.1f}, "
             f"{min(scores):.1f} to {max(scores):.1f}"
         )
 

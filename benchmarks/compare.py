@@ -1,13 +1,13 @@
-"""A3C beside A2C: same equations, network, environments and seeds, each side at its best step size.
+"""Comparison of A3C and A2C with equal settings and seeds, each at its best learning rate.
 
     python benchmarks/compare.py --env CartPole-v1 --seeds 10
     python benchmarks/compare.py --env Acrobot-v1 --algorithms a3c --factors 0.5 1 --seeds 3
 
-First a sweep: every side trains with each learning rate, a factor times the preset's, on a few
-seeds until solved. Each side's best goes into the comparison: fresh seeds, over the whole budget.
-The sides alternate run by run. Solved means that the mean return of the last 100 training episodes
-has reached the environment's registered threshold; seconds are those of training, from before the
-first worker starts.
+First, each algorithm trains with every learning rate of a sweep, given as factors of the preset's,
+on a few seeds until solved. Then each trains with its best learning rate on new seeds over the
+whole budget; the runs alternate between the algorithms. Solved means that the mean return of the
+last 100 training episodes has reached the environment's registered threshold. Seconds are training
+time, from before the first worker starts.
 """
 
 import dataclasses
@@ -24,44 +24,44 @@ import tyro
 from hogwild_rl import a3c, plot
 from hogwild_rl.config import base
 
-# A3C's settings that every side is printed alike, whatever its own preset says.
-_ITS_OWN = {"workers", "envs_per_worker", "learning_rate"}
-_OF_ANY_RUN = {field.name for field in dataclasses.fields(base.RunConfig)}
+# Settings of A3C that all algorithms use, whatever their own presets are.
+_NOT_SHARED = {"workers", "envs_per_worker", "learning_rate"}
+_RUN_SETTINGS = {field.name for field in dataclasses.fields(base.RunConfig)}
 SHARED = ["env", "total_timesteps"] + [
     field.name
     for field in dataclasses.fields(a3c.Config)
-    if field.name not in _OF_ANY_RUN | _ITS_OWN
+    if field.name not in _RUN_SETTINGS | _NOT_SHARED
 ]
-_FRESH_SEEDS_FROM = 100
+_FIRST_SEED = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare."""
+    """Settings of the comparison."""
 
     env: str = "CartPole-v1"
     """Environment id."""
     algorithms: tuple[str, ...] = ("a3c", "a2c")
     """Modules of hogwild_rl."""
     workers: int = 2
-    """A3C's worker processes."""
+    """Number of A3C's worker processes."""
     envs_per_worker: int | None = None
-    """A3C's environments in each; others step them all together. The preset's without it."""
+    """A3C's environments per worker, A2C's have the same total; default: the preset's."""
     n_steps: int | None = None
-    """Steps between updates; the preset's without it."""
+    """Rollout length; default: the preset's."""
     total_timesteps: int | None = None
-    """Budget of one run; the preset's without it."""
+    """Steps of one run; default: the preset's."""
     factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
-    """Learning rates of the sweep, times the preset's of A3C; a single one is not swept."""
+    """Learning rates of the sweep as factors of A3C's preset; a single one: no sweep."""
     sweep_seeds: int = 3
-    """Runs of each side with each learning rate: seeds 0, 1, 2, ..."""
+    """Runs of each algorithm with each learning rate: seeds 0, 1, 2, ..."""
     seeds: int = 10
-    """Runs of each side in the comparison: seeds 100, 101, 102, ..."""
+    """Runs of each algorithm in the comparison: seeds 100, 101, 102, ..."""
     device: str = "cpu"
-    """Where sides other than A3C compute."""
+    """Device of algorithms other than A3C."""
 
     def settings(self) -> a3c.Config:
-        """A3C's settings, of which the others take what is `SHARED`."""
+        """Settings of A3C; the other algorithms use those in `SHARED`."""
         given = {
             name: value
             for name in ("envs_per_worker", "n_steps", "total_timesteps")
@@ -71,14 +71,14 @@ class Config:
 
 
 class Comparison:
-    """Runs of all sides, one after another.
+    """Runs of all algorithms, one after another.
 
     Args:
-        config: what to compare.
-        folder: for the runs' folders.
+        config: settings of the comparison.
+        folder: parent of the runs' folders.
 
     Attributes:
-        rows: what came out, one per run, also in benchmarks/results/compare_ENV.csv.
+        rows: results, one row per run, also written to benchmarks/results/compare_ENV.csv.
     """
 
     def __init__(self, config: Config, folder: pathlib.Path) -> None:
@@ -89,7 +89,7 @@ class Comparison:
         self._threshold = plot.threshold(config.env)
 
     def sweep(self) -> dict[str, float]:
-        """Each side's best factor: the most surely solving, in the fewest steps, then by return."""
+        """Best factor of each algorithm: fewest unsolved seeds, then fewest steps, then return."""
         config = self._config
         if len(config.factors) == 1:
             return dict.fromkeys(config.algorithms, config.factors[0])
@@ -102,29 +102,29 @@ class Comparison:
             best[algorithm] = min(config.factors, key=lambda f: self._rank(algorithm, f))
             print(f"{algorithm}: best learning rate {self.learning_rate(best[algorithm]):g}")
             if best[algorithm] in (min(config.factors), max(config.factors)):
-                print("  at the edge of the sweep: widen the factors")
+                print("  this is the edge of the sweep: extend the factors")
         return best
 
     def _rank(self, algorithm: str, factor: float) -> tuple[float, float, float]:
-        side = (algorithm, factor)
-        runs = [row for row in self.rows if (row["algorithm"], row["factor"]) == side]
+        key = (algorithm, factor)
+        runs = [row for row in self.rows if (row["algorithm"], row["factor"]) == key]
         steps = [row["solved_steps"] for row in runs if row["solved"]]
         failed = len(runs) - len(steps)
-        # Steps and not seconds: a side's speed does not depend on its learning rate.
+        # Steps instead of seconds: the learning rate does not change the speed.
         to_threshold = 0 if failed else float(np.median(steps))
         return failed, to_threshold, -float(np.median([row["return_mean"] for row in runs]))
 
     def compare(self, factors: Mapping[str, float]) -> dict[str, list[plot.Curve]]:
-        """Runs every side on fresh seeds over the whole budget, and returns its curves."""
+        """Trains every algorithm on new seeds over the whole budget; returns learning curves."""
         curves: dict[str, list[plot.Curve]] = {algorithm: [] for algorithm in factors}
-        for seed in range(_FRESH_SEEDS_FROM, _FRESH_SEEDS_FROM + self._config.seeds):
+        for seed in range(_FIRST_SEED, _FIRST_SEED + self._config.seeds):
             for algorithm, factor in factors.items():
                 run = self._run("compare", algorithm, factor, seed)
                 curves[algorithm].append(plot.read(run).curve)
         return curves
 
     def learning_rate(self, factor: float) -> float:
-        """A factor times the preset's."""
+        """Learning rate of a factor of the preset's."""
         return factor * self._settings.learning_rate
 
     def _run(self, stage: str, algorithm: str, factor: float, seed: int) -> pathlib.Path:
@@ -134,7 +134,7 @@ class Comparison:
             "seed": seed,
             "stop_when_solved": stage == "sweep" and self._threshold is not None,
         }
-        row = solve.train(algorithm, {**flags, **self._size(algorithm)}, run)
+        row = solve.train(algorithm, {**flags, **self._env_counts(algorithm)}, run)
         self.rows.append(
             {
                 "stage": stage,
@@ -149,7 +149,7 @@ class Comparison:
         machine.write_csv(self.name, self.rows)
         return run
 
-    def _size(self, algorithm: str) -> dict[str, Any]:
+    def _env_counts(self, algorithm: str) -> dict[str, Any]:
         workers, each = self._settings.workers, self._settings.envs_per_worker
         if algorithm == "a3c":
             return {"workers": workers, "envs_per_worker": each}
@@ -157,7 +157,7 @@ class Comparison:
 
 
 def report(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, list[plot.Curve]]) -> None:
-    """Prints rates, steps and seconds to the threshold, and returns along the way."""
+    """Prints rates, steps and seconds to the threshold, and returns during training."""
     for algorithm in curves:
         runs = [r for r in rows if (r["stage"], r["algorithm"]) == ("compare", algorithm)]
         solved = [run for run in runs if run["solved"]]
@@ -169,11 +169,11 @@ def report(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, list[plot.Cur
             print(f"  steps to the threshold: {spread([run['solved_steps'] for run in solved])}")
             print(f"  seconds to the threshold: {spread([run['solved_s'] for run in solved])}")
     for x in plot.AXES:
-        end = min(getattr(curve, x)[-1] for side in curves.values() for curve in side)
+        end = min(getattr(curve, x)[-1] for runs in curves.values() for curve in runs)
         points = np.linspace(0, end, 5)[1:]
-        sides = {name: plot.quartiles(side, x, points) for name, side in curves.items()}
+        quartiles = {name: plot.quartiles(runs, x, points) for name, runs in curves.items()}
         for index, point in enumerate(points):
-            values = {name: quartiles[:, index] for name, quartiles in sides.items()}
+            values = {name: array[:, index] for name, array in quartiles.items()}
             print(f"return after {point:,.{0 if x == 'steps' else 1}f} {x}: ", end="")
             print(
                 ", ".join(
@@ -183,7 +183,7 @@ def report(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, list[plot.Cur
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median, quartiles and ends, in words."""
+    """Median, quartiles, minimum and maximum as text."""
     least, lower, median, upper, most = np.quantile(values, (0, 0.25, 0.5, 0.75, 1))
     digits = 0 if most >= 1000 else 1
     return (
@@ -193,7 +193,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    """Sweeps, compares, prints, writes the runs, their curves and a picture."""
+    """Sweeps and compares; prints and writes the results, learning curves and a plot."""
     config = tyro.cli(Config, description=__doc__)
     print(f"{machine.describe()}\n{config}\n{config.settings()}")
     with tempfile.TemporaryDirectory() as folder:
@@ -201,22 +201,22 @@ def main() -> None:
         factors = comparison.sweep()
         curves = comparison.compare(factors)
     report(comparison.rows, curves)
-    seeds = range(_FRESH_SEEDS_FROM, _FRESH_SEEDS_FROM + config.seeds)
+    seeds = range(_FIRST_SEED, _FIRST_SEED + config.seeds)
     points = [
         {"algorithm": name, "seed": seed, "steps": int(steps), "seconds": seconds, "return": value}
-        for name, side in curves.items()
-        for seed, curve in zip(seeds, side, strict=True)
+        for name, runs in curves.items()
+        for seed, curve in zip(seeds, runs, strict=True)
         for steps, seconds, value in zip(curve.steps, curve.seconds, curve.returns, strict=True)
     ]
     print(f"written: {machine.write_csv(f'{comparison.name}_curves', points)}")
-    labelled = {
-        f"{name}, learning rate {comparison.learning_rate(factors[name]):g}": side
-        for name, side in curves.items()
+    labeled_curves = {
+        f"{name}, learning rate {comparison.learning_rate(factors[name]):g}": runs
+        for name, runs in curves.items()
     }
     threshold = plot.threshold(config.env)
-    picture = machine.RESULTS / f"{comparison.name}.png"
-    plot.draw(labelled, picture, plot.AXES, [] if threshold is None else [threshold])
-    print(f"written: {picture}")
+    path = machine.RESULTS / f"{comparison.name}.png"
+    plot.save(labeled_curves, path, plot.AXES, [] if threshold is None else [threshold])
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Checks and times A2C, DDPG and TD3 on a GPU, part by part, and A3C on the cores beside it.
+"""Correctness checks and timings of A2C and TD3 on a GPU, and of A3C on the CPU cores.
 
-    bash benchmarks/gpu_check.sh                 # everything, about 8 minutes, on a GPU machine
+    bash benchmarks/gpu_check.sh                 # all parts on a GPU, about 8 minutes
     python benchmarks/gpu_check.py --parts gradients ale
-    python benchmarks/gpu_check.py --dry         # everything, tiny, on the CPU
+    python benchmarks/gpu_check.py --dry         # all parts on the CPU, tiny sizes
     python benchmarks/gpu_check.py --table benchmarks/results/gpu_check.csv
 
-Every number becomes a row of gpu_check.csv when it is measured, in $OUT or benchmarks/results:
-what stops later loses nothing. `--table` prints them as the tables of benchmarks/README.md.
+Every number is appended to gpu_check.csv, in $OUT or benchmarks/results, as soon as it is measured,
+so that a later failure loses no results. `--table` prints the rows as Markdown tables.
 """
 
 import contextlib
@@ -60,29 +60,29 @@ FIELDS = ("part", "name", "metric", "value")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to check."""
+    """Settings of the GPU check."""
 
     parts: tuple[str, ...] = (
         *("machine", "gradients", "kernels", "ale", "profile", "pictures"),
         *("resume", "cartpole", "td3", "a3c"),
     )
-    """Parts, in this order."""
+    """Parts to run, in this order."""
     dry: bool = False
-    """Tiny sizes on the CPU, where nothing is captured."""
+    """Use tiny sizes, on the CPU and without CUDA graphs."""
     num_envs: int = 256
-    """ALE environments."""
+    """Number of ALE environments."""
     seconds: float = 6.0
-    """Length of one measurement of training."""
+    """Duration of one training measurement."""
     table: str | None = None
-    """Print the tables of this CSV file, and nothing else."""
+    """Only print the rows of this CSV file as tables."""
 
 
 class Check:
-    """The parts, and the rows they write.
+    """Parts of the check, as methods that write the rows of the CSV file.
 
     Attributes:
-        device: of the learner.
-        seconds: of a measurement.
+        device: device of the learner.
+        seconds: duration of a measurement.
     """
 
     def __init__(self, config: Config, out: pathlib.Path) -> None:
@@ -95,7 +95,7 @@ class Check:
             self._path.write_text(",".join(FIELDS) + "\n")
 
     def row(self, part: str, name: str, **metrics: Any) -> None:
-        """Prints and appends what was measured."""
+        """Prints measurements and appends them to the CSV file."""
         shown = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in metrics.items()}
         words = " ".join(f"{metric}={value}" for metric, value in shown.items())
         print(f"[{time.monotonic() - self._start_s:5.1f} s] {part}: {name}: {words}", flush=True)
@@ -103,21 +103,21 @@ class Check:
             csv.writer(file).writerows((part, name, *each) for each in shown.items())
 
     def run(self, part: str) -> bool:
-        """Runs a part. False where it failed; another part may still say something."""
+        """Runs a part and returns False if it failed, so that the other parts still run."""
         try:
             getattr(self, f"part_{part}")()
-        except Exception:  # whatever a new machine brings
+        except Exception:  # any failure on an unknown machine
             traceback.print_exc()
             return False
         return True
 
     def wait(self) -> None:
-        """Waits for the GPU."""
+        """Waits until the GPU is idle."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def median_ms(self, function: Callable[[], Any], repeats: int = 50) -> float:
-        """Median time of a call, the GPU's work included, in milliseconds."""
+        """Median duration of a call in milliseconds, including the GPU's work."""
         times = []
         for number in range(3 if self.dry else 5 + repeats):
             start_s = time.perf_counter()
@@ -128,7 +128,7 @@ class Check:
         return 1e3 * statistics.median(times)
 
     def model(self, name: str, device: torch.device | None = None) -> SharedModel[ActorCritic]:
-        """An actor-critic for Atari, always with the same parameters."""
+        """Actor-critic for Atari, with the same parameters in every call."""
         generator, architecture = torch.Generator().manual_seed(0), ARCHITECTURES[name]
         module = ActorCritic(SPACE, ACTIONS, Architecture(**architecture), generator)
         shared = SharedModel(module, device or self.device)
@@ -140,7 +140,7 @@ class Check:
     def rollout(
         self, name: str, T: int, B: int, seed: int = 0, device: torch.device | None = None
     ) -> Rollout:
-        """A rollout of random numbers."""
+        """Rollout of random numbers."""
         random, lstm = torch.Generator().manual_seed(seed), ARCHITECTURES[name].get("lstm", 0)
         flags = [torch.rand(T, B, generator=random) < p for p in (0.03, 0.03, 0.95)]
         fields = {
@@ -157,7 +157,7 @@ class Check:
     # ---------------------------------------------------------------------------------- correctness
 
     def part_machine(self) -> None:
-        """Card, processor and versions."""
+        """Records the GPU, the processor and the versions."""
         query = "name,driver_version,memory.total,pcie.link.gen.max,pcie.link.width.max"
         command = ("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
         card = "none"
@@ -169,7 +169,7 @@ class Check:
         self.row("machine", "cudnn", value=torch.backends.cudnn.version(), os=platform.platform())
 
     def part_gradients(self) -> None:
-        """CPU against GPU; captured against eager; random streams of captured acting."""
+        """Compares gradients on CPU and GPU, and gradients and actions captured and eager."""
         T, B = (3, 4) if self.dry else (8, 16)
         cpu, config = torch.device("cpu"), a2c.Config()
         tf32 = torch.backends.cudnn.allow_tf32
@@ -211,8 +211,8 @@ class Check:
         replayed, differ = cuda_graphs.captured_act(act[1], static, B, streams[1]), 0
         with torch.inference_mode():
             for number in range(40):
-                seen = static.observations[number % T]
-                actions = [each(seen, static.state)[0] for each in (act[0], replayed)]
+                observations = static.observations[number % T]
+                actions = [each(observations, static.state)[0] for each in (act[0], replayed)]
                 differ += int((actions[0] != actions[1]).sum())
         equal = bool(torch.equal(streams[0].get_state(), streams[1].get_state()))
         self.row(
@@ -224,7 +224,7 @@ class Check:
         )
 
     def part_resume(self) -> None:
-        """Runs that go on on the other device."""
+        """Resumes runs on the other device."""
         steps = 3_000 if self.dry else 20_000
         cpu = torch.device("cpu")
         with tempfile.TemporaryDirectory() as folder:
@@ -239,7 +239,7 @@ class Check:
                 self.row("resume", name, steps=counters.steps, dropped=counters.dropped)
 
     def part_cartpole(self) -> None:
-        """CartPole-v1 learned on the device."""
+        """Solves CartPole-v1 on the device, eager and captured."""
         steps = 5_000 if self.dry else 600_000
         for compiled in (False,) if self.dry else (False, True):
             with tempfile.TemporaryDirectory() as folder:
@@ -266,7 +266,7 @@ class Check:
     # --------------------------------------------------------------------------------------- speed
 
     def part_kernels(self) -> None:
-        """Copies, acting, gradients and steps, in milliseconds."""
+        """Times copies, acting, gradients and optimizer steps, in milliseconds."""
         for B in (4,) if self.dry else (128, 256, 512):
             self._copies(B)
         for name in ("a3c, normalized", "a3c, bfloat16"):
@@ -281,14 +281,14 @@ class Check:
         source = random.integers(0, 256, (B, *SPACE.shape), dtype=np.uint8)
         shape, on_gpu = (21, B, *SPACE.shape), self.device.type == "cuda"
         pinned = torch.zeros(shape, dtype=torch.uint8, pin_memory=on_gpu)
-        there, array = torch.zeros(shape, dtype=torch.uint8, device=self.device), pinned.numpy()
+        target, array = torch.zeros(shape, dtype=torch.uint8, device=self.device), pinned.numpy()
         self.row(
             "kernels",
             f"copies of {B} observations",
             numpy_ms=self.median_ms(lambda: np.copyto(array[7], source)),
             torch_ms=self.median_ms(lambda: pinned[7].copy_(torch.from_numpy(source))),
-            to_device_ms=self.median_ms(lambda: there[7].copy_(pinned[7], non_blocking=True)),
-            pageable_ms=self.median_ms(lambda: there[7].copy_(torch.from_numpy(source))),
+            to_device_ms=self.median_ms(lambda: target[7].copy_(pinned[7], non_blocking=True)),
+            pageable_ms=self.median_ms(lambda: target[7].copy_(torch.from_numpy(source))),
         )
 
     def _acting(self, name: str, B: int) -> None:
@@ -297,8 +297,8 @@ class Check:
         act = functools.partial(shared.module.act, generator=generator)
         times = {}
 
-        def actions(choose: Act) -> Any:
-            return choose(static.observations[0], static.state)[0].cpu()
+        def actions(policy: Act) -> Any:
+            return policy(static.observations[0], static.state)[0].cpu()
 
         with torch.inference_mode():
             times["eager_ms"] = self.median_ms(functools.partial(actions, act))
@@ -328,7 +328,7 @@ class Check:
         self.row("kernels", f"gradient, {name}, {T} steps of {B}", **times)
 
     def part_ale(self) -> None:
-        """ALE's environments alone, and trained with; each set of environments is made once."""
+        """Times ALE environments alone and in training; each set of them is created once."""
         if not atari.installed():
             return
         N = self.num_envs
@@ -337,29 +337,29 @@ class Check:
         modes["captured, bfloat16"] = {"compile": True, "precision": "bfloat16"}
         names = list(modes)[: 2 if self.dry else 3]
         small = 2 if self.dry else 16
-        for num_envs, groups, tried in (
+        for num_envs, groups, tested in (
             (N, 2, names[-1:]),
             (N, 1, names),
             (small, 1, names[-1:]),
         ):
-            for name in tried:
-                self._trained("ale", PONG, num_envs, groups, name, modes[name])
+            for name in tested:
+                self._time_training("ale", PONG, num_envs, groups, name, modes[name])
             throughput.close_environments()
 
     def part_pictures(self) -> None:
-        """Environments that cost nothing: what acting, learning and copying cost by themselves."""
+        """Times acting, learning and copying alone, with environments of negligible cost."""
         env = "pictures:Pictures-v0"
         for num_envs in (4,) if self.dry else (256, 512):
             for name, compiled in (("eager", False), ("captured", True))[: 1 if self.dry else 2]:
                 flags = {"compile": compiled, "precision": "bfloat16"}
-                self._trained("pictures", env, num_envs, 1, f"{name}, bfloat16", flags)
+                self._time_training("pictures", env, num_envs, 1, f"{name}, bfloat16", flags)
         throughput.close_environments()
 
-    def _trained(
+    def _time_training(
         self, part: str, env: str, num_envs: int, groups: int, mode: str, flags: dict[str, Any]
     ) -> None:
         start_s = time.monotonic()
-        rates = throughput.trained(
+        rates = throughput.training_rates(
             a2c,
             self.seconds,
             env=env,
@@ -384,7 +384,7 @@ class Check:
         )
 
     def part_td3(self) -> None:
-        """TD3 on both devices: by number of threads; with its update captured and without."""
+        """Times TD3 on the CPU by number of threads, and on the GPU captured and eager."""
         threads = (1, 2) if self.dry else (1, 2, 4, 8, 16)
         cells = {f"cpu, {n} thread{'s' * (n > 1)}": ("cpu", "auto", n) for n in threads}
         if not self.dry:
@@ -410,7 +410,7 @@ class Check:
             self.row("td3", name, updates_per_s=rate, dropped=counters.dropped)
 
     def part_profile(self) -> None:
-        """Kernel times of two iterations, as tables in profile_*.txt."""
+        """Profiles two iterations and writes tables of kernel times to profile_*.txt."""
         if self.device.type != "cuda":
             return
         from torch.profiler import ProfilerActivity, profile
@@ -447,27 +447,27 @@ class Check:
             self.row("profile", f"{mode}, {name}", kernels_ms=kernels, host_ms=host)
 
     def part_a3c(self) -> None:
-        """A3C, with one environment per worker and with many, by number of workers."""
+        """Times A3C by number of workers, with one and with 16 environments per worker."""
         cells = {1: (1, 2)} if self.dry else {1: (1, 2, 4, 8, 16), 16: (1, 4, 16)}
         for envs, workers in cells.items():
             config = throughput.Config(seconds=self.seconds / 2, n_steps=5 if envs == 1 else 20)
-            alone = 0.0
+            one_worker = 0.0
             for count in workers:
                 cell = {"workers": count, "envs_per_worker": envs}
                 rates = throughput.measure(config, cell)
-                alone = alone or rates["steps_per_s"]
+                one_worker = one_worker or rates["steps_per_s"]
                 self.row(
                     "a3c",
                     f"{count} workers of {envs}",
                     steps_per_s=round(rates["steps_per_s"]),
                     raw_steps_per_s=round(rates["raw_steps_per_s"]),
-                    times_one=rates["steps_per_s"] / alone,
+                    times_one=rates["steps_per_s"] / one_worker,
                     staleness=rates["staleness_mean"],
                 )
 
 
 def tables(path: pathlib.Path) -> str:
-    """The rows of a CSV file as Markdown, a table for each part."""
+    """Formats the rows of a CSV file as Markdown, one table per part."""
     parts: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -482,12 +482,12 @@ def tables(path: pathlib.Path) -> str:
 
 
 def main() -> None:
-    """Runs the parts; one that fails does not keep the others from running."""
+    """Runs all parts, also after one that failed."""
     config = tyro.cli(Config, description=__doc__)
     if config.table is not None:
         print(tables(pathlib.Path(config.table)))
         return
-    shared_memory.retain_freed_memory()  # as in a run, so that raw rates and runs allocate alike
+    shared_memory.retain_freed_memory()  # as in a run, so that raw rates are comparable
     with contextlib.ExitStack() as stack:
         default = str(machine.RESULTS)
         if config.dry:

@@ -1,4 +1,4 @@
-"""What every benchmark prints first, and the paths it writes to."""
+"""Utilities of the benchmarks: machine description, CSV results, running processes."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def describe() -> str:
-    """The processor, its usable cores and the versions that matter."""
+    """Processor, usable cores and library versions."""
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "gymnasium", "numpy")]
     return (
         f"{_processor()}, {usable_cores()} usable cores; Python {platform.python_version()}, "
@@ -32,7 +32,7 @@ def _processor() -> str:
 
 
 def write_csv(name: str, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Writes benchmarks/results/NAME.csv; the columns are those of the first row."""
+    """Writes benchmarks/results/NAME.csv with the columns of the first row."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     with path.open("w", newline="") as file:
@@ -43,7 +43,7 @@ def write_csv(name: str, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
 
 
 class Process(NamedTuple):
-    """A process that has not ended: its id, its parent's and its session's."""
+    """Ids of a running process, of its parent and of its session."""
 
     pid: int
     parent: int
@@ -51,7 +51,7 @@ class Process(NamedTuple):
 
 
 def processes() -> Iterator[Process]:
-    """All that there are."""
+    """All processes except zombies."""
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()

@@ -1,10 +1,11 @@
-"""How noisy REINFORCE's gradient is: what is credited, and what is taken off.
+"""Variance of REINFORCE's policy gradient, by return and baseline.
 
     python benchmarks/reinforce_variance.py
 
-The trace of its covariance with a fixed policy, γ = 1, and its mean squared (sampled: a product of
-two halves' means). On 28 possible episodes (tests/mdp.py), two to an estimate: over all pairs, and
-sampled. On CartPole-v1 after some training, 16 to each: with the value as learned, then fitted.
+The variance is the trace of the estimate's covariance under a fixed policy, γ = 1. The squared norm
+of the mean is reported too; sampled, it is the product of the means of two halves. In a small MDP
+with 28 possible episodes (tests/mdp.py), an estimate uses two episodes, over all pairs and sampled.
+On CartPole-v1, after a short training, it uses 16, with the value function as trained or fitted.
 """
 
 import dataclasses
@@ -20,6 +21,8 @@ import torch
 import tyro
 from torch import Tensor
 
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+
 from hogwild_rl import reinforce
 from hogwild_rl.collect.episodes import EpisodeCollector
 from hogwild_rl.collect.rollout import Rollout
@@ -29,23 +32,21 @@ from hogwild_rl.learn import losses, returns
 from hogwild_rl.models.actor_critic import ActorCritic
 from tests import mdp
 
-sys.path.append(str(pathlib.Path(__file__).parents[1]))
-
 VARIANTS = list(itertools.product(("total", "to-go"), ("none", "mean", "value")))
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How much to measure."""
+    """Settings of the measurement."""
 
     estimates: int = 500
-    """Of the gradient, sampled in each environment."""
+    """Number of sampled gradient estimates per environment."""
     trained_for: int = 30_000
-    """Steps after which CartPole's policy is fixed."""
+    """Training steps of the policy on CartPole-v1."""
 
 
 def estimates(model: ActorCritic, batches: list[Rollout], credit: Any, baseline: Any) -> Tensor:
-    """The policy's gradient from each batch, [N, P]."""
+    """Policy gradients of all batches, [N, P]."""
     config = reinforce.Config(returns=credit, baseline=baseline, gamma=1, ent_coef=0, vf_coef=0)
     policy = [*model.policy_body.parameters(), *model.policy_head.parameters()]
     objectives = (reinforce.reinforce_objective(model, batch, config).total for batch in batches)
@@ -53,19 +54,20 @@ def estimates(model: ActorCritic, batches: list[Rollout], credit: Any, baseline:
     return -torch.stack([torch.cat([g.double().flatten() for g in parts]) for parts in gradients])
 
 
-def played(env: Any, model: ActorCritic, size: int, count: int, seed: int) -> list[Rollout]:
-    """As many batches of so many episodes."""
-    envs = vectorize.make_vector_env(env, size)
-    seen, chosen = envs.single_observation_space, envs.single_action_space
-    env_codec = EnvCodec(ObservationCodec.of(seen), ActionCodec.of(chosen))
+def sample_batches(env: Any, model: ActorCritic, size: int, count: int, seed: int) -> list[Rollout]:
+    """Samples `count` batches of `size` episodes."""
+    backend = vectorize.choose(env, "auto", size, cores=1)
+    envs = vectorize.make_envs(env, backend, size, cores=1)
+    spaces = envs.single_observation_space, envs.single_action_space
+    env_codec = EnvCodec(ObservationCodec.of(spaces[0]), ActionCodec.of(spaces[1]))
     act = functools.partial(model.act, generator=torch.Generator().manual_seed(seed))
     collector = EpisodeCollector(envs, env_codec, seed, lambda _: None)
     return [collector.collect(act) for _ in range(count)]
 
 
 def fit(model: ActorCritic, batches: list[Rollout], steps: int) -> None:
-    """The value function alone learns the returns to go."""
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)  # the policy's have no gradient
+    """Fits only the value function to the returns-to-go."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)  # the policy gets no gradient
     for batch in itertools.islice(itertools.cycle(batches), steps):
         error = returns.returns_to_go(batch.rewards, 1.0) - model(batch.observations)[1][:-1]
         optimizer.zero_grad()
@@ -74,18 +76,18 @@ def fit(model: ActorCritic, batches: list[Rollout], steps: int) -> None:
 
 
 def exact(variant: tuple[str, str]) -> tuple[float, float]:
-    """Trace and squared length of the small process."""
+    """Exact trace of the covariance and squared norm of the mean, in the small MDP."""
     model, every = mdp.model(), mdp.episodes()
     policy = mdp.policy_of(*mdp.parameters_of(model))
     P = torch.tensor([mdp.probability(each, policy) for each in every], dtype=torch.float64)
     pairs = [mdp.rollout(pair) for pair in itertools.product(every, repeat=2)]
-    weights, found = torch.outer(P, P).flatten(), estimates(model, pairs, *variant)
-    mean = weights @ found
-    return float((weights @ (found - mean).square()).sum()), float(mean.square().sum())
+    weights, gradients = torch.outer(P, P).flatten(), estimates(model, pairs, *variant)
+    mean = weights @ gradients
+    return float((weights @ (gradients - mean).square()).sum()), float(mean.square().sum())
 
 
 def main() -> None:
-    """Measures, prints and writes the table."""
+    """Measures the variances; prints and writes the table."""
     config = tyro.cli(Config, description=__doc__)
     torch.set_num_threads(1)
     print(machine.describe())
@@ -97,11 +99,11 @@ def main() -> None:
         print("".join(f"{word:<13}" for word in row))
 
     def sample(env: str, source: Any, model: ActorCritic, size: int, how: str = "sampled") -> None:
-        batches = played(source, model, size, config.estimates, seed=0)
+        batches = sample_batches(source, model, size, config.estimates, seed=0)
         for variant in VARIANTS if how == "sampled" else [("to-go", "value")]:
-            found = estimates(model, batches, *variant)
-            squared = float(found[::2].mean(0) @ found[1::2].mean(0))
-            record(env, *variant, how, float(found.var(0).sum()), squared)
+            gradients = estimates(model, batches, *variant)
+            squared = float(gradients[::2].mean(0) @ gradients[1::2].mean(0))
+            record(env, *variant, how, float(gradients.var(0).sum()), squared)
 
     for variant in VARIANTS:
         record("small", *variant, "exact", *exact(variant))
@@ -111,7 +113,7 @@ def main() -> None:
         learner = reinforce.Config(**training, baseline="value", gamma=1, quiet=True)
         model = reinforce.train(learner).model
     sample("CartPole-v1", "CartPole-v1", model.requires_grad_(True), 16)
-    fit(model, played("CartPole-v1", model, 16, 30, seed=1), 500)
+    fit(model, sample_batches("CartPole-v1", model, 16, 30, seed=1), 500)
     sample("CartPole-v1", "CartPole-v1", model, 16, "fitted")
     print(f"written: {machine.write_csv('reinforce_variance', rows)}")
 

@@ -1,10 +1,10 @@
-"""What a preset reaches with its whole budget: greedy returns of the agent, over several seeds.
+"""Evaluation of a preset: greedy returns after training for its whole budget, on several seeds.
 
     python benchmarks/score.py --env Pendulum-v1 --seeds 3
     python benchmarks/score.py --env HalfCheetah-v5 --algorithm a2c
 
-Each seed trains in a process of its own; its last parameters then play whole episodes with the
-likeliest actions. The curve of every run goes to benchmarks/results/score_*_curves.csv.
+Each seed trains in its own process. Its final parameters are then evaluated over whole episodes
+with greedy actions. The learning curves are written to benchmarks/results/score_*_curves.csv.
 """
 
 import dataclasses
@@ -22,24 +22,24 @@ import hogwild_rl
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to score."""
+    """Settings of the evaluation."""
 
     env: str
     """Environment id."""
     algorithm: str = "a3c"
     """Module of hogwild_rl."""
     seeds: int = 3
-    """How many seeds: 0, 1, 2, ..."""
+    """Number of seeds: 0, 1, 2, ..."""
     episodes: int = 100
-    """Played by each agent."""
+    """Evaluation episodes of each agent."""
     total_timesteps: int | None = None
-    """Budget of one run; the preset's without it."""
+    """Steps of one run; default: the preset's."""
     write: bool = True
     """Write benchmarks/results/score_*.csv."""
 
 
 def main() -> None:
-    """Trains and plays every seed, prints the scores."""
+    """Trains and evaluates every seed; prints and writes the scores."""
     config = tyro.cli(Config, description=__doc__)
     print(machine.describe())
     rows: list[dict[str, Any]] = []
@@ -53,10 +53,10 @@ def main() -> None:
             trained = train(config.algorithm, flags, run)
             returns = hogwild_rl.load(run).evaluate(config.episodes, seed=1_000 + seed)
             curves += curve(run, seed)
-        kept = ("env", "workers", "envs_per_worker", "seed", "steps", "train_s", "return_mean")
+        columns = ("env", "workers", "envs_per_worker", "seed", "steps", "train_s", "return_mean")
         rows.append(
             {
-                **{name: trained[name] for name in kept},
+                **{name: trained[name] for name in columns},
                 "score": round(float(returns.mean()), 1),
                 "score_std": round(float(returns.std()), 1),
             }

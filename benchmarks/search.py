@@ -1,9 +1,9 @@
-"""Random search for a preset of A3C, ranked by how surely and fast settings solve.
+"""Random search for a preset of A3C, ranked by seeds solved and time to solution.
 
     python benchmarks/search.py --env LunarLander-v3 --trials 30 --seeds 2 --finalists 4
 
-Every trial runs `seeds` seeds; the finalists are run again with `final_seeds` fresh ones, so that a
-lucky draw does not become a preset. All trials are written to benchmarks/results/search_*.csv.
+Every trial trains on `seeds` seeds. The best trials are repeated on `final_seeds` new seeds, so
+that none is selected by chance. All trials are written to benchmarks/results/search_*.csv.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from hogwild_rl import a3c
 
 _WORKERS = 2
 
-# Small, well shaped tasks.
+# Small tasks with dense rewards.
 _GRID: dict[str, list[Any]] = {
     "workers": [_WORKERS],
     "envs_per_worker": [8, 16, 32, 64],
@@ -31,8 +31,8 @@ _GRID: dict[str, list[Any]] = {
     "gae_lambda": [0.9, 0.95, 1.0],
     "ent_coef": [0.0, 0.001, 0.01],
 }
-# Long episodes with rewards of a hundred: long rollouts, scaled rewards, and an ε that does not
-# swallow the policy's share of a clipped gradient.
+# Long episodes with rewards of up to ±100: long rollouts, scaled rewards, and an ε that is small
+# compared with the policy's part of a clipped gradient.
 _LONG_GRID: dict[str, list[Any]] = {
     "workers": [_WORKERS],
     "envs_per_worker": [8, 16, 32],
@@ -45,8 +45,7 @@ _LONG_GRID: dict[str, list[Any]] = {
     "max_grad_norm": [0.5, 2.0],
     "rms_eps": [1e-10, 1e-8],
 }
-# Rewards that say nothing for a long time: only with observations in units of their own deviation
-# does it arrive by chance.
+# Sparse rewards: random exploration reaches the goal only with standardized observations.
 _SPARSE_GRID: dict[str, list[Any]] = {
     "workers": [_WORKERS],
     "envs_per_worker": [8, 16, 32],
@@ -59,7 +58,7 @@ _SPARSE_GRID: dict[str, list[Any]] = {
     "normalize_observations": [True],
     "normalize_rewards": [True],
 }
-# Continuous actions: as above, and how widely they spread at first.
+# Continuous actions: as above, with the initial standard deviation.
 _CONTINUOUS_GRID: dict[str, list[Any]] = {
     "workers": [_WORKERS],
     "envs_per_worker": [4, 8, 16],
@@ -74,13 +73,13 @@ _CONTINUOUS_GRID: dict[str, list[Any]] = {
     "normalize_observations": [True],
     "normalize_rewards": [True],
 }
-_SHORT_SIGHTED = {
+_LOW_GAMMA_GRID = {
     **_CONTINUOUS_GRID,
     "learning_rate": [1e-3, 2e-3, 4e-3],
     "gamma": [0.9, 0.95],
 }
-# The flag is 100 steps away and every push costs: only wide and lasting pushes find it.
-_PUSHING_GRID = {
+# The goal is 100 steps away and actions cost reward: exploration needs a large deviation.
+_EXPLORATION_GRID = {
     **_CONTINUOUS_GRID,
     "n_steps": [32, 64, 128],
     "learning_rate": [1e-3, 2e-3, 4e-3],
@@ -91,8 +90,8 @@ _PUSHING_GRID = {
 GRIDS = {
     "LunarLander-v3": _LONG_GRID,
     "MountainCar-v0": _SPARSE_GRID,
-    "Pendulum-v1": _SHORT_SIGHTED,
-    "MountainCarContinuous-v0": _PUSHING_GRID,
+    "Pendulum-v1": _LOW_GAMMA_GRID,
+    "MountainCarContinuous-v0": _EXPLORATION_GRID,
     **dict.fromkeys(
         ("BipedalWalker-v3", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5"),
         _CONTINUOUS_GRID,
@@ -102,28 +101,28 @@ GRIDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to search."""
+    """Settings of the search."""
 
     env: str
     """Environment id."""
     total_timesteps: int = 2_000_000
-    """Budget of one run."""
+    """Steps of one run."""
     target_return: float | None = None
-    """Mean return that counts as solved; the registered one without it."""
+    """Mean return that counts as solved; default: the registered threshold."""
     trials: int = 30
-    """Settings drawn."""
+    """Number of sampled settings."""
     seeds: int = 1
-    """Runs per trial."""
+    """Seeds per trial."""
     finalists: int = 4
-    """Settings that are run again."""
+    """Number of best trials that are repeated on new seeds."""
     final_seeds: int = 3
-    """Fresh seeds for each finalist."""
-    draw: int = 0
-    """Seed of the draws."""
+    """New seeds for each finalist."""
+    search_seed: int = 0
+    """Seed of the sampled settings."""
 
 
 def trial(config: Config, stage: str, flags: dict[str, Any], seeds: range) -> dict[str, Any]:
-    """Runs one setting with several seeds and adds them up."""
+    """Trains one setting on several seeds and returns the totals and medians."""
     fixed: dict[str, Any] = {"env": config.env, "total_timesteps": config.total_timesteps}
     if config.target_return is not None:
         fixed["target_return"] = config.target_return
@@ -141,36 +140,36 @@ def trial(config: Config, stage: str, flags: dict[str, Any], seeds: range) -> di
     return row
 
 
-def standing(config: Config, grid: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset there is, in the grid's settings: it takes part, so that only better ones win."""
+def current_preset(config: Config, grid: Mapping[str, Any]) -> dict[str, Any]:
+    """Current preset restricted to the settings of the grid; it is a trial too."""
     preset = a3c.Config(env=config.env, workers=_WORKERS)
     return {flag: getattr(preset, flag) for flag in grid}
 
 
 def rank(row: dict[str, Any]) -> tuple[float, float, float]:
-    """Sorts the most surely solving first, then the fastest, then the best return."""
+    """Sort key: fewest unsolved seeds, then shortest time, then highest return."""
     unsolved = row["runs"] - row["solved"]
     return unsolved, row["wall_s"] if not unsolved else 0, -row["return_mean"]
 
 
 def main() -> None:
-    """Draws, runs, ranks, runs the finalists again, writes all of it."""
+    """Samples, runs and ranks the trials, repeats the finalists, and writes all rows."""
     config = tyro.cli(Config, description=__doc__)
     print(machine.describe())
-    draw, grid = random.Random(config.draw), GRIDS.get(config.env, _GRID)
+    rng, grid = random.Random(config.search_seed), GRIDS.get(config.env, _GRID)
     name = f"search_a3c_{config.env.replace('/', '-')}"
-    drawn = (
-        {flag: draw.choice(values) for flag, values in grid.items()} for _ in range(config.trials)
+    sampled = (
+        {flag: rng.choice(values) for flag, values in grid.items()} for _ in range(config.trials)
     )
     rows = []
-    for flags in itertools.chain([standing(config, grid)], drawn):
+    for flags in itertools.chain([current_preset(config, grid)], sampled):
         rows.append(trial(config, "draw", flags, range(config.seeds)))
         machine.write_csv(name, rows)
     rows.sort(key=rank)
-    fresh = range(100, 100 + config.final_seeds)
+    final_seeds = range(100, 100 + config.final_seeds)
     finals: list[dict[str, Any]] = []
     for row in rows[: config.finalists]:
-        finals.append(trial(config, "final", {flag: row[flag] for flag in grid}, fresh))
+        finals.append(trial(config, "final", {flag: row[flag] for flag in grid}, final_seeds))
         finals.sort(key=rank)
         written = machine.write_csv(name, finals + rows)
     print(f"best: {finals[0]}\nwritten: {written}")

@@ -1,16 +1,15 @@
-"""What a run takes of the machine over time, while its workers are killed all along.
+"""Soak test: memory, open files and processes of a long run whose workers are killed repeatedly.
 
     python benchmarks/soak.py
     python benchmarks/soak.py --minutes 2 --no-write
 
-A3C with 8 workers of 20 environments. Every 10 seconds a random worker gets SIGKILL; two are
-spared, because what a worker loses slowly would not show in workers that live for a minute. Every
-few seconds memory, open files, processes and segments of shared memory are counted, and from all
-but the first minutes a line is fitted to each: what is lost is a slope.
+A3C trains with 8 workers of 20 environments. Every 10 seconds a random worker receives SIGKILL. Two
+workers are never killed, because a slow leak is not visible in workers that run for a minute. Every
+few seconds memory, open files, processes and shared memory segments are measured. A line is fitted
+to each quantity, without the first minutes; a leak appears as a positive slope.
 
-Memory is the proportional share (PSS): a page that several processes share counts once among them,
-also where some are of other programs, whose coming and going moves it; anonymous is the part of it
-that belongs to no file.
+Memory is the proportional set size (PSS): a page shared by several processes is divided among them.
+The start or exit of other programs that share pages changes it. The anonymous part has no file.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ from typing import Any
 import machine
 import tyro
 from chaos import workers_of
-from parent_kills import SHARED_MEMORY, members, named, orphans
+from parent_kills import SHARED_MEMORY, leaked_names, processes_of, shm_names
 from solve import command
 
 from hogwild_rl.runs.logger import PROGRESS_FILE
@@ -42,32 +41,32 @@ _MB = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run for how long, and how to disturb it."""
+    """Settings of the run and of the kills."""
 
     minutes: float = 30.0
-    """Length of the run."""
+    """Duration of the run."""
     env: str = "CartPole-v1"
     """Environment id."""
     workers: int = 8
-    """Worker processes."""
+    """Number of worker processes."""
     envs_per_worker: int = 20
-    """Environments each worker steps together."""
+    """Environments per worker."""
     spared: int = 2
-    """Workers that are never killed."""
+    """Number of workers that are never killed."""
     kill_every_s: float = 10.0
     """Seconds between kills."""
     sample_every_s: float = 5.0
     """Seconds between samples."""
     settle_minutes: float = 5.0
-    """Left out of the slopes; half of the run if that is less."""
+    """First part of the run, at most half of it, that is left out of the slopes."""
     seed: int = 0
-    """Of the run and of the victims."""
+    """Seed of the run and of the choice of workers to kill."""
     write: bool = True
     """Write benchmarks/results/soak.csv and soak_summary.csv."""
 
 
 def memory_mb(pid: int | None) -> tuple[float, float]:
-    """A process's proportional share of memory, and its anonymous part; NaN where it has ended."""
+    """Proportional set size of a process and its anonymous part; NaN after its exit."""
     with contextlib.suppress(OSError):
         lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         fields = (line.split() for line in lines)
@@ -77,7 +76,7 @@ def memory_mb(pid: int | None) -> tuple[float, float]:
 
 
 def segments(pids: Sequence[int]) -> dict[int, int]:
-    """Segments of shared memory that processes have mapped: bytes by inode."""
+    """Shared memory segments mapped by the processes: bytes by inode."""
     found: dict[int, int] = {}
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -89,54 +88,54 @@ def segments(pids: Sequence[int]) -> dict[int, int]:
     return found
 
 
-class Crew:
-    """The workers of a run by place: one that replaces another takes its place."""
+class WorkerSlots:
+    """Worker processes of a run by slot; a restarted worker takes the free slot."""
 
     def __init__(self, parent: int, count: int) -> None:
         self._parent = parent
-        self.places: list[int | None] = [None] * count
+        self.pids: list[int | None] = [None] * count
 
-    def look(self) -> list[int | None]:
-        """Process ids by place; None where there is none at the moment."""
-        there = workers_of(self._parent)
-        self.places = [pid if pid in there else None for pid in self.places]
-        for pid in sorted(set(there) - set(self.places)):
-            if None in self.places:
-                self.places[self.places.index(None)] = pid
-        return self.places
+    def update(self) -> list[int | None]:
+        """Process ids by slot; None if the slot is free at the moment."""
+        running = workers_of(self._parent)
+        self.pids = [pid if pid in running else None for pid in self.pids]
+        for pid in sorted(set(running) - set(self.pids)):
+            if None in self.pids:
+                self.pids[self.pids.index(None)] = pid
+        return self.pids
 
 
-def sample(run: subprocess.Popen[bytes], crew: Crew, config: Config) -> dict[str, float]:
-    """What the run takes at this moment."""
-    parent, session = run.pid, members(run.pid)
-    workers = [memory_mb(pid) for pid in crew.look()]
-    rest = [memory_mb(pid) for pid in session.keys() - {parent, *crew.places}]
-    shared, taken = segments(list(session)), {}
-    for at, kind in enumerate(("mb", "anonymous_mb")):
-        taken[f"parent_{kind}"] = memory_mb(parent)[at]
-        taken[f"workers_{kind}"] = _mean([each[at] for each in workers])
-        taken[f"spared_workers_{kind}"] = _mean([each[at] for each in workers[: config.spared]])
-        taken[f"server_and_tracker_{kind}"] = sum(each[at] for each in rest)
+def sample(run: subprocess.Popen[bytes], slots: WorkerSlots, config: Config) -> dict[str, float]:
+    """Measures the resources that the run uses at this moment."""
+    parent, session = run.pid, processes_of(run.pid)
+    workers = [memory_mb(pid) for pid in slots.update()]
+    rest = [memory_mb(pid) for pid in session.keys() - {parent, *slots.pids}]
+    shared, memory = segments(list(session)), {}
+    for part, unit in enumerate(("mb", "anonymous_mb")):
+        memory[f"parent_{unit}"] = memory_mb(parent)[part]
+        memory[f"workers_{unit}"] = _mean([each[part] for each in workers])
+        memory[f"spared_workers_{unit}"] = _mean([each[part] for each in workers[: config.spared]])
+        memory[f"server_and_tracker_{unit}"] = sum(each[part] for each in rest)
     return {
-        **taken,
+        **memory,
         "open_files": len(os.listdir(f"/proc/{parent}/fd")),  # noqa: PTH208
         "processes": len(session),
         "segments": len(shared),
         "segments_mb": sum(shared.values()) / _MB,
-        **{f"worker_{place}_mb": each[0] for place, each in enumerate(workers)},
+        **{f"worker_{slot}_mb": each[0] for slot, each in enumerate(workers)},
     }
 
 
 def _mean(values: Sequence[float]) -> float:
-    there = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(there) if there else math.nan
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
 
 
 def soak(config: Config, folder: pathlib.Path) -> tuple[list[dict[str, float]], int]:
-    """Runs, disturbs and samples.
+    """Runs the training, kills workers and takes samples.
 
     Returns:
-        The samples, and how many workers were killed.
+        Samples, and the number of workers killed.
     """
     flags: dict[str, Any] = {
         "env": config.env,
@@ -154,19 +153,19 @@ def soak(config: Config, folder: pathlib.Path) -> tuple[list[dict[str, float]], 
         start_new_session=True,
     )
     try:
-        rows, kills = _disturb(run, Crew(run.pid, config.workers), config)
+        rows, kills = _kill_and_sample(run, WorkerSlots(run.pid, config.workers), config)
     finally:
         run.send_signal(signal.SIGTERM)
         run.wait()
     return rows, kills
 
 
-def _disturb(
-    run: subprocess.Popen[bytes], crew: Crew, config: Config
+def _kill_and_sample(
+    run: subprocess.Popen[bytes], slots: WorkerSlots, config: Config
 ) -> tuple[list[dict[str, float]], int]:
-    draw, kills = random.Random(config.seed), 0
+    rng, kills = random.Random(config.seed), 0
     rows: list[dict[str, float]] = []
-    while run.poll() is None and None in crew.look():
+    while run.poll() is None and None in slots.update():
         time.sleep(0.05)
     began_s = time.monotonic()
     kill_s, sample_s = began_s + config.kill_every_s, began_s
@@ -175,20 +174,20 @@ def _disturb(
             raise SystemExit(f"the run ended with exit code {run.returncode}")
         if now_s >= kill_s:
             kill_s += config.kill_every_s
-            victims = [pid for pid in crew.look()[config.spared :] if pid is not None]
-            if victims:
-                os.kill(draw.choice(victims), signal.SIGKILL)
+            targets = [pid for pid in slots.update()[config.spared :] if pid is not None]
+            if targets:
+                os.kill(rng.choice(targets), signal.SIGKILL)
                 kills += 1
         if now_s >= sample_s:
             sample_s += config.sample_every_s
-            taken = sample(run, crew, config)
-            rows.append({"time_s": round(now_s - began_s, 1), "kills": kills, **taken})
+            measured = sample(run, slots, config)
+            rows.append({"time_s": round(now_s - began_s, 1), "kills": kills, **measured})
         time.sleep(max(0.0, min(kill_s, sample_s) - time.monotonic()))
     return rows, kills
 
 
 def summary(rows: Sequence[Mapping[str, float]], config: Config) -> list[dict[str, Any]]:
-    """A row per quantity: where it began and ended, and its slope by least squares."""
+    """Returns a row per quantity: first and last value, spread, and slope by least squares."""
     settled_s = min(config.settle_minutes, config.minutes / 2) * 60
     table = []
     for name in rows[0]:
@@ -213,26 +212,26 @@ def summary(rows: Sequence[Mapping[str, float]], config: Config) -> list[dict[st
 
 
 def main() -> None:
-    """Soaks, prints and writes samples and slopes."""
+    """Runs the soak test; prints and writes samples and slopes."""
     config = tyro.cli(Config, description=__doc__)
     print(machine.describe(), flush=True)
-    before = named()
+    before = shm_names()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         rows, kills = soak(config, folder)
         with (folder / "run" / PROGRESS_FILE).open() as file:
             last = list(csv.DictReader(file))[-1]
-        printed = (folder / "run" / FAILURES_FILE).read_text().count("was killed by SIGKILL")
+        logged = (folder / "run" / FAILURES_FILE).read_text().count("was killed by SIGKILL")
     print(
-        f"{config.minutes:g} minutes, {kills} workers killed, {printed} printed; "
+        f"{config.minutes:g} minutes, {kills} workers killed, {logged} logged; "
         f"{int(last['steps']):,} steps, mean return {float(last['return_mean']):.1f} at the end; "
-        f"left in /dev/shm afterwards: {', '.join(orphans(before)) or 'nothing'}"
+        f"left in /dev/shm afterwards: {', '.join(leaked_names(before)) or 'nothing'}"
     )
     table = summary(rows, config)
     for row in table:
         print(
             f"{row['quantity']:31} median {row['median']:9.2f} ({row['min']:.2f} to "
-            f"{row['max']:.2f}), slope {row['slope_per_hour']:+.2f} an hour"
+            f"{row['max']:.2f}), slope {row['slope_per_hour']:+.2f} per hour"
         )
     if config.write:
         rounded = [{key: round(value, 3) for key, value in row.items()} for row in rows]

@@ -1,11 +1,11 @@
-"""How long from the start of the process until an environment is solved, over several seeds.
+"""Time to solution: seconds from process start until an environment is solved, on several seeds.
 
     python benchmarks/solve.py --env CartPole-v1 --seeds 20
     python benchmarks/solve.py --env LunarLander-v3 --seeds 5
 
-Each seed is a process of its own, timed from before it exists until it has ended by itself:
-imports, training and the last checkpoint count. Solved means that the mean return of the last 100
-training episodes has reached the environment's registered threshold, or the one given.
+Each seed runs in its own process, which is timed from before its start until its exit, including
+imports, training and the last checkpoint. Solved means that the mean return of the last 100
+training episodes has reached the environment's registered threshold, or `--target-return`.
 """
 
 import csv
@@ -31,22 +31,22 @@ _CURVE = ("time_s", "steps", "return_mean")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to time."""
+    """Settings of the measurement."""
 
     env: str = "CartPole-v1"
     """Environment id."""
     seeds: int = 20
-    """How many seeds: 0, 1, 2, ..."""
+    """Number of seeds: 0, 1, 2, ..."""
     algorithm: str = "a3c"
     """Module of hogwild_rl."""
     workers: int | None = None
-    """Worker processes; the algorithm's default without it."""
+    """Number of worker processes; default: the algorithm's."""
     target_return: float | None = None
-    """Mean return that counts as solved; the registered one without it."""
+    """Mean return that counts as solved; default: the registered threshold."""
     total_timesteps: int | None = None
-    """Budget of one run; the preset's without it."""
+    """Steps of one run; default: the preset's."""
     curves: bool = False
-    """Write the learning curves of all seeds too, as a table and as a picture."""
+    """Also write the learning curves of all seeds, as a table and as a plot."""
     write: bool = True
     """Write benchmarks/results/solve_*.csv."""
 
@@ -54,7 +54,7 @@ class Config:
 def solve(
     algorithm: str, flags: Mapping[str, Any], timeout_s: float | None = None
 ) -> dict[str, Any]:
-    """Trains in a process of its own until solved or its budget is spent; see `train`."""
+    """Trains in a new process until solved or until the budget is used; see `train`."""
     with tempfile.TemporaryDirectory() as folder:
         run = pathlib.Path(folder) / "run"
         return train(algorithm, {**flags, "stop_when_solved": True}, run, timeout_s)
@@ -63,17 +63,17 @@ def solve(
 def train(
     algorithm: str, flags: Mapping[str, Any], run: pathlib.Path, timeout_s: float | None = None
 ) -> dict[str, Any]:
-    """Trains in a process of its own, which leaves the folder `run`.
+    """Trains in a new process, which writes the folder `run`.
 
     Returns:
-        solved, after how many steps and seconds of training, wall_s of the whole process, and
-        train_s, steps and return_mean at the end.
+        Row with the settings, solved, the steps and seconds of training until then, wall_s of the
+        whole process, and train_s, steps and return_mean at the end.
     """
-    started = command(algorithm, {**flags, "run_dir": run})
+    words = command(algorithm, {**flags, "run_dir": run})
     start_s = time.perf_counter()
-    ended = subprocess.run(started, capture_output=True, text=True, check=True, timeout=timeout_s)
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=timeout_s)
     wall_s = time.perf_counter() - start_s
-    solved = re.search(r"solved: .* after ([\d,]+) steps, ([\d.]+) s", ended.stdout)
+    solved = re.search(r"solved: .* after ([\d,]+) steps, ([\d.]+) s", done.stdout)
     with (run / "progress.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     settings = json.loads((run / "settings.json").read_text())["settings"]
@@ -93,20 +93,20 @@ def train(
 
 
 def curve(run: pathlib.Path, seed: int) -> list[dict[str, Any]]:
-    """A run's return over seconds and steps, from its log."""
+    """Learning curve of a run: mean return by seconds and steps, from its log."""
     with (run / "progress.csv").open() as file:
         rows = list(csv.DictReader(file))
     return [{"seed": seed, **{name: row[name] for name in _CURVE}} for row in rows]
 
 
 def command(algorithm: str, flags: Mapping[str, Any]) -> list[str]:
-    """What starts a run with these settings."""
+    """Command line that starts a run with these settings."""
     words = [word for name, value in flags.items() for word in flag(name, value)]
     return [sys.executable, "-m", f"hogwild_rl.{algorithm}", *words]
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """A setting as the command line wants it."""
+    """Command-line form of a setting."""
     name = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
@@ -114,7 +114,7 @@ def flag(name: str, value: Any) -> list[str]:
 
 
 def main() -> None:
-    """Times every seed and prints median and spread."""
+    """Times every seed; prints and writes the results."""
     config = tyro.cli(Config, description=__doc__)
     print(machine.describe())
     flags: dict[str, Any] = {"env": config.env, "stop_when_solved": True}
@@ -131,13 +131,13 @@ def main() -> None:
         if config.curves and config.write:
             name = f"{_name(config, rows)}_curves"
             machine.write_csv(name, [row for n, run in enumerate(runs) for row in curve(run, n)])
-            picture = machine.RESULTS / f"{name}.png"
-            picture.unlink(missing_ok=True)
-            plot.plot(plot.Config(runs=tuple(map(str, runs)), output=str(picture)))
+            path = machine.RESULTS / f"{name}.png"
+            path.unlink(missing_ok=True)
+            plot.plot(plot.Config(runs=tuple(map(str, runs)), output=str(path)))
 
 
 def _name(config: Config, rows: list[dict[str, Any]]) -> str:
-    """Of the file of results."""
+    """Name of the result file."""
     workers = rows[0]["workers"]
     name = f"solve_{config.algorithm}_{config.env.replace('/', '-')}"
     return name + (f"_{workers}" if workers else "")
@@ -147,8 +147,8 @@ def _report(config: Config, rows: list[dict[str, Any]]) -> None:
     """Prints median and spread, and writes the rows."""
     times = [row["wall_s"] for row in rows if row["solved"]]
     workers = rows[0]["workers"]
-    who = f"{config.algorithm}, {config.env}" + (f", {workers} workers" if workers else "")
-    print(f"{who}: {len(times)} of {len(rows)} seeds solved")
+    label = f"{config.algorithm}, {config.env}" + (f", {workers} workers" if workers else "")
+    print(f"{label}: {len(times)} of {len(rows)} seeds solved")
     if times:
         print(
             f"seconds from process start to its end: median {statistics.median(times):.1f}, "

@@ -1,12 +1,13 @@
-"""TD3's steps per second beside Stable-Baselines3's, and where ours spends them.
+"""Speed of TD3 compared with Stable-Baselines3, and a line profile of this package's TD3.
 
     pip install stable-baselines3
     python benchmarks/td3_speed.py
     python benchmarks/td3_speed.py --env Pendulum-v1 --steps 2000 --visits 5
 
-One environment, one update with every step, the same networks, batch and rates on both sides. Each
-visit is a process of its own; warm-up is not counted. The sides alternate, both with one thread and
-with as many as there are cores; each is judged by its faster median.
+One environment, one update per step, the same networks, batch size and learning rates for both
+libraries. Each measurement runs in its own process; the warm-up is not counted. Measurements
+alternate between the libraries, with one thread and with one thread per core; the faster median of
+each library is compared.
 """
 
 import dataclasses
@@ -30,39 +31,39 @@ from hogwild_rl.collect.transitions import TransitionCollector
 from hogwild_rl.config.base import usable_cores
 from hogwild_rl.training.off_policy import OffPolicyLearner, ReplayCollector, TargetedModule
 
-_WARM_UP = 500  # steps, of which the last have updates
+_WARM_UP = 500  # steps, the second half with updates
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Settings of the measurement."""
 
     env: str = "HalfCheetah-v5"
     """Environment id."""
     steps: int = 3_000
-    """Steps of one visit."""
+    """Steps of one measurement."""
     batch_size: int = 256
-    """Transitions in a batch."""
+    """Transitions per minibatch."""
     hidden: tuple[int, ...] = (256, 256)
     """Sizes of the hidden layers."""
     visits: int = 3
-    """How often each side is visited."""
+    """Measurements of each library and number of threads."""
     side: Literal["", "hogwild_rl", "stable_baselines3"] = ""
-    """Only this side, once; what the script calls itself with."""
+    """Measure only this library, once; the script passes this to its own processes."""
     threads: int = 0
-    """Of that visit."""
+    """Number of threads of that measurement."""
     profile: bool = False
-    """Write benchmarks/results/td3_profile.txt instead: each line's time (needs line_profiler)."""
+    """Write a line profile to benchmarks/results/td3_profile.txt instead; needs line_profiler."""
 
 
-def ours(config: Config) -> float:
-    """Steps per second of hogwild_rl, from its own clock of the steps behind the warm-up."""
+def hogwild_rl_rate(config: Config) -> float:
+    """Steps per second of hogwild_rl after the warm-up."""
     steps: list[float] = []
-    plain = td3.update
+    update = td3.update
 
     def timed(learner: Any, batch: Any, settings: Any) -> bool:
         steps.append(time.perf_counter())
-        return plain(learner, batch, settings)
+        return update(learner, batch, settings)
 
     with tempfile.TemporaryDirectory() as folder:
         td3.update = timed
@@ -85,8 +86,8 @@ def _settings(config: Config, run_dir: str) -> td3.Config:
     )
 
 
-def theirs(config: Config) -> float:
-    """Steps per second of Stable-Baselines3, from the same clock at the same place."""
+def stable_baselines3_rate(config: Config) -> float:
+    """Steps per second of Stable-Baselines3 after the warm-up."""
     import numpy as np
     import stable_baselines3
     from stable_baselines3.common.callbacks import BaseCallback
@@ -118,25 +119,25 @@ def theirs(config: Config) -> float:
     return (len(counted) - 1) / (counted[-1] - counted[0])
 
 
-def visit(config: Config, side: str, threads: int) -> float:
-    """One side, measured in a process of its own."""
+def measure(config: Config, side: str, threads: int) -> float:
+    """Steps per second of one library, measured in a new process."""
     flags = ["--env", config.env, "--steps", str(config.steps), "--side", side]
     flags += ["--batch-size", str(config.batch_size), "--threads", str(threads)]
     flags += ["--hidden", *map(str, config.hidden)]
-    # What `python -m hogwild_rl.td3` sets for itself; the other side's threads wait as they like.
-    waiting = {"GOMP_SPINCOUNT": "100000"} if side == "hogwild_rl" else {}
-    ended = subprocess.run(
+    # As set by `python -m hogwild_rl.td3`; Stable-Baselines3 keeps the default.
+    variables = {"GOMP_SPINCOUNT": "100000"} if side == "hogwild_rl" else {}
+    done = subprocess.run(
         [sys.executable, __file__, *flags],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, **waiting},
+        env={**os.environ, **variables},
     )
-    return float(ended.stdout.split()[-1])
+    return float(done.stdout.split()[-1])
 
 
 def profile(config: Config) -> str:
-    """What each line of a step costs. torch's own profiler keeps so much that memory runs cold."""
+    """Line profile of a step. torch's profiler stores so many events that caches are evicted."""
     from line_profiler import LineProfiler
 
     profiler, text = LineProfiler(), io.StringIO()
@@ -156,12 +157,13 @@ def profile(config: Config) -> str:
 
 
 def main() -> None:
-    """Visits both sides in turn, prints and writes the medians."""
+    """Measures both libraries alternately; prints and writes the medians."""
     config = tyro.cli(Config, description=__doc__)
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.side:
-        print({"hogwild_rl": ours, "stable_baselines3": theirs}[config.side](config))
+        rate = hogwild_rl_rate if config.side == "hogwild_rl" else stable_baselines3_rate
+        print(rate(config))
         return
     print(machine.describe())
     if config.profile:
@@ -173,7 +175,7 @@ def main() -> None:
     rates: dict[tuple[str, int], list[float]] = {cell: [] for cell in cells}
     for _ in range(config.visits):
         for cell in cells:
-            rates[cell].append(visit(config, *cell))
+            rates[cell].append(measure(config, *cell))
             print(*cell, f"{rates[cell][-1]:.0f} steps/s", flush=True)
     rows = [
         {

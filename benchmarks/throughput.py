@@ -9,8 +9,8 @@
 Every configuration trains for some seconds, by default on CartPole-v1 with a 2×64 tanh network. The
 time until one second after the first row of the run's log is not counted. The raw rate is that of
 the same environments in as many processes with random actions and no network. All configurations
-are measured in turn, `repeats` times, each training followed by its raw rate. Medians are reported,
-and written after every measurement. A2C's environments are created once per configuration.
+are measured in turn, `repeats` times, each training followed by its raw rate. Medians are written
+after every measurement. A2C's environments are created once per configuration.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import machine
@@ -207,7 +207,7 @@ def random_steps(groups: Sequence[VectorEnv[Any, Any, Any]]) -> Iterator[int]:
     for envs in groups:
         envs.reset(seed=0)
         envs.action_space.seed(0)
-        callables.append(vectorize.async_step(envs))
+        callables.append(async_step(envs))
         actions.append([envs.action_space.sample() for _ in range(64)])
     for (send, _), each in zip(callables, actions, strict=True):
         send(each[0])
@@ -223,6 +223,14 @@ def random_steps(groups: Sequence[VectorEnv[Any, Any, Any]]) -> Iterator[int]:
             for _, receive in callables:
                 receive()  # the environments are used again
             raise
+
+
+def async_step(envs: Any) -> tuple[Callable[[Any], Any], Callable[[], Any]]:
+    """Returns `send(actions)`, which starts a step, and `receive()`, which returns its outcome."""
+    if isinstance(envs, vectorize.AsyncVectorEnv):
+        return envs.step_async, envs.step_wait
+    sent: list[Any] = []
+    return sent.append, lambda: envs.step(sent.pop())
 
 
 def table(config: Config, measured: Sequence[tuple[Any, list[Any]]]) -> list[dict[str, Any]]:

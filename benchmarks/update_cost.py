@@ -1,10 +1,10 @@
-"""What one pull and one step cost, beside torch.optim over the same parameters.
+"""Cost of pull, clip and optimizer step, compared with torch.optim on the same parameters.
 
     python benchmarks/update_cost.py
 
-One thread. For a small MLP (5 k parameters) and the Nature CNN (1.7 M), the times of a pull, a clip
-and a step of SharedRMSprop on the flat layout, and of the same with copies, clip_grad_norm_ and
-torch.optim.RMSprop over the module's tensors. The sides alternate; medians are reported.
+One thread, for a small MLP (5 k parameters) and the Nature CNN (1.7 M). Pull, clip and a step of
+SharedRMSprop on the flat tensor are compared with copies, clip_grad_norm_ and torch.optim.RMSprop
+on the module's tensors. The operations are timed in turn; medians are reported.
 """
 
 import dataclasses
@@ -37,14 +37,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How long to measure."""
+    """Settings of the measurement."""
 
     rounds: int = 200
-    """Times each operation is measured."""
+    """Number of measurements of each operation."""
 
 
 def microseconds(operations: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The median time of each operation, measured in turn."""
+    """Median time of each operation; the operations are measured in turn."""
     times: dict[str, list[float]] = {name: [] for name in operations}
     for _ in range(rounds):
         for name, operation in operations.items():
@@ -55,13 +55,13 @@ def microseconds(operations: dict[str, Callable[[], Any]], rounds: int) -> dict[
 
 
 def measure(network: Callable[[], nn.Module], rounds: int) -> dict[str, float]:
-    """Times the operations on one network."""
+    """Times all operations on one network."""
     shared = SharedModel(network())
     replica = shared.replica()
-    ours = SharedRMSprop(shared)
+    optimizer = SharedRMSprop(shared)
     gradient = torch.randn_like(shared.parameter)
     module = network()
-    theirs = torch.optim.RMSprop(module.parameters())
+    torch_optimizer = torch.optim.RMSprop(module.parameters())
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
 
@@ -74,17 +74,17 @@ def measure(network: Callable[[], nn.Module], rounds: int) -> dict[str, float]:
         {
             "pull": replica.pull,
             "clip": lambda: clip_by_global_norm_(gradient, 1e9),
-            "step": lambda: ours.apply(gradient),
+            "step": lambda: optimizer.apply(gradient),
             "torch pull": pull_tensors,
             "torch clip": lambda: nn.utils.clip_grad_norm_(module.parameters(), 1e9),
-            "torch step": theirs.step,
+            "torch step": torch_optimizer.step,
         },
         rounds,
     )
 
 
 def main() -> None:
-    """Measures both networks, prints and writes the medians."""
+    """Measures both networks; prints and writes the medians."""
     config = tyro.cli(Config, description=__doc__)
     torch.set_num_threads(1)
     print(f"{machine.describe()}, one thread")

@@ -155,15 +155,11 @@ def threshold(env: str) -> float | None:
         return None
 
 
-def picture(groups: Groups, axes: Sequence[Axis], thresholds: Iterable[float]) -> "Figure":
+def figure_of(groups: Groups, axes: Sequence[Axis], thresholds: Iterable[float]) -> "Figure":
     """Learning curves: a thin line per run, median and interquartile band per group.
 
-    Median and band end where the shortest run of a group ends.
-
-    Args:
-        groups: curves by label.
-        axes: x axes, one panel each.
-        thresholds: returns marked by a dashed line.
+    Median and band end where the shortest run of a group ends. Each x axis has a
+    panel; dashed lines mark the thresholds.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -177,7 +173,7 @@ def picture(groups: Groups, axes: Sequence[Axis], thresholds: Iterable[float]) -
     panels = image.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for panel, x in zip(panels, axes, strict=True):
         for index, (label, curves) in enumerate(groups.items()):
-            _draw_group(panel, x, curves, f"C{index % 10}", label.replace("$", r"\$"))
+            _plot_group(panel, x, curves, f"C{index % 10}", label.replace("$", r"\$"))
         for value in thresholds:
             panel.axhline(value, color="gray", linestyle="--", label=f"threshold {value:g}")
         panel.set_xlabel(x)
@@ -187,7 +183,7 @@ def picture(groups: Groups, axes: Sequence[Axis], thresholds: Iterable[float]) -
     return image
 
 
-def _draw_group(panel: "Axes", x: Axis, curves: Sequence[Curve], color: str, label: str) -> None:
+def _plot_group(panel: "Axes", x: Axis, curves: Sequence[Curve], color: str, label: str) -> None:
     points = np.unique(np.concatenate([getattr(curve, x) for curve in curves]))
     lower, median, upper = quartiles(curves, x, points)
     panel.plot(points, median, color=color, label=label)
@@ -198,16 +194,16 @@ def _draw_group(panel: "Axes", x: Axis, curves: Sequence[Curve], color: str, lab
         panel.plot(xs, curve.returns, color=color, marker=marker, alpha=0.3, linewidth=0.5)
 
 
-def draw(
+def save(
     groups: Groups, path: pathlib.Path, axes: Sequence[Axis], thresholds: Iterable[float]
 ) -> None:
-    """Writes the `picture` to a file in one of `FORMATS`; an existing file is replaced.
+    """Writes the figure to a file in one of `FORMATS`; an existing file is replaced.
 
     Raises:
         UserError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    image = picture(groups, axes, thresholds)
+    image = figure_of(groups, axes, thresholds)
     with files.atomic_write(path) as file:
         image.savefig(file, format=path.suffix[1:], dpi=150)
 
@@ -228,7 +224,7 @@ def plot(config: Config) -> dict[str, list[Curve]]:
         if path.exists():
             raise UserError(f"output {path} exists: name a new one")
         axes = AXES if config.x is None else (config.x,)
-        draw(groups, path, axes, sorted(thresholds))
+        save(groups, path, axes, sorted(thresholds))
     except OSError as error:
         raise UserError(f"output {path} cannot be written ({error.strerror})") from error
     return groups

@@ -1,4 +1,4 @@
-"""Environments that break gymnasium's contract, each in one way."""
+"""Environments that violate gymnasium's API, each in one way."""
 
 import dataclasses
 import functools
@@ -13,28 +13,28 @@ from gymnasium import spaces
 from tests import envs
 
 NOT_SET = object()
-_FIVE = (np.zeros(5, np.float32), 0.0, False, False, {})
+_STEP = (np.zeros(5, np.float32), 0.0, False, False, {})
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What is different from a chain that keeps the contract.
+    """Difference from a correct chain.
 
     Attributes:
-        printed: what the refusal says of it.
-        spaces: attributes set to other spaces, made anew for every environment.
-        reset: turns what reset gives into what it gives instead.
-        step: likewise.
+        printed: part of the error message.
+        spaces: functions that make the values of attributes.
+        reset: maps the result of `reset` to the faulty one.
+        step: maps the result of `step` to the faulty one.
     """
 
     printed: str
     spaces: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)
-    reset: Callable[[Any], Any] = lambda given: given
-    step: Callable[[Any], Any] = lambda given: given
+    reset: Callable[[Any], Any] = lambda result: result
+    step: Callable[[Any], Any] = lambda result: result
 
 
 class Altered(envs.Chain):
-    """A chain with a fault."""
+    """Chain with a fault."""
 
     def __init__(self, fault: str) -> None:
         super().__init__()
@@ -51,32 +51,32 @@ class Altered(envs.Chain):
 
     def step(self, action: Any) -> Any:
         super().step(0)
-        return self._fault.step(_FIVE)
+        return self._fault.step(_STEP)
 
 
-def space(printed: str, make: Callable[[], Any], attribute: str = "observation_space") -> Fault:
-    """A space that is none, or none that can be learnt in."""
+def bad_space(printed: str, make: Callable[[], Any], attribute: str = "observation_space") -> Fault:
+    """Fault of a space that is invalid or not supported."""
     return Fault(printed, {attribute: make})
 
 
-def seen(printed: str, observation: Any, make: Callable[[], Any] | None = None) -> Fault:
-    """An observation that is not one of the space."""
+def bad_obs(printed: str, observation: Any, make: Callable[[], Any] | None = None) -> Fault:
+    """Fault of an observation that is not in its space."""
     changed = {} if make is None else {"observation_space": make}
     return Fault(
         printed,
         changed,
-        reset=lambda given: (observation, given[1]),
-        step=lambda given: (observation, *given[1:]),
+        reset=lambda result: (observation, result[1]),
+        step=lambda result: (observation, *result[1:]),
     )
 
 
-def stepped(printed: str, index: int, value: Any) -> Fault:
-    """One of the five parts that a step gives is something else."""
-    return Fault(printed, step=lambda given: (*given[:index], value, *given[index + 1 :]))
+def bad_step(printed: str, index: int, value: Any) -> Fault:
+    """Fault of one of the five values that `step` returns."""
+    return Fault(printed, step=lambda result: (*result[:index], value, *result[index + 1 :]))
 
 
 def raises(error: BaseException) -> Callable[[Any], Any]:
-    """What raises in place of giving something."""
+    """Returns a function that raises the error."""
 
     def raising(_: Any) -> Any:
         raise error
@@ -84,172 +84,174 @@ def raises(error: BaseException) -> Callable[[Any], Any]:
     return raising
 
 
-def old(kind: str) -> Any:
-    """Something of the package that gymnasium came from."""
-    return type(kind, (), {"__module__": "gym.spaces"})()
-
-
-def beginning(first: Any, second: Any) -> Callable[[Any], Any]:
-    """What reset gives at first, and afterwards."""
-    given = iter([first])
-    return lambda _: next(given, second)
+def gym_space(name: str) -> Any:
+    """Space of the package gym, the predecessor of gymnasium."""
+    return type(name, (), {"__module__": "gym.spaces"})()
 
 
 def inverted() -> spaces.Box:
-    """Bounds in the wrong order; the constructor refuses them, but not everywhere."""
+    """Box with low > high, which not every version's constructor rejects."""
     box = spaces.Box(0, 1, (2,))
     box.low, box.high = box.high, box.low
     return box
 
 
-def parts() -> spaces.Dict:
+def dict_space() -> spaces.Dict:
     return spaces.Dict({"left": spaces.Box(0, 1, (2,)), "right": spaces.Discrete(3)})
 
 
-def pair() -> spaces.Tuple:
+def tuple_space() -> spaces.Tuple:
     return spaces.Tuple([spaces.Box(0, 1, (2,)), spaces.Discrete(3)])
 
 
-def pixels() -> spaces.Box:
+def image_space() -> spaces.Box:
     return spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
 two, five = np.zeros(2, np.float32), np.zeros(5, np.float32)
 
 SPACES = {
-    "no observation space": space("observation_space is None", lambda: NOT_SET),
-    "observation space None": space("observation_space is None: set it", lambda: None),
-    "observation space of another kind": space("is a tuple of 1: set it", lambda: (5,)),
-    "observation space a class": space("is the class Box: set it", lambda: spaces.Box),
-    "observation space of gym": space("is gym.spaces.Box: set it", lambda: old("Box")),
-    "no action space": space("action_space is None", lambda: NOT_SET, "action_space"),
-    "action space None": space("action_space is None", lambda: None, "action_space"),
-    "action space a number": space("action_space is int 2", lambda: 2, "action_space"),
-    "words": space("Text(1, 5", lambda: spaces.Text(5)),
-    "sequences": space("Sequence(", lambda: spaces.Sequence(spaces.Discrete(2))),
-    "graphs": space("Graph(", lambda: spaces.Graph(spaces.Discrete(2), None)),
-    "words in a dict": space("Text(1, 5", lambda: spaces.Dict(word=spaces.Text(5))),
-    "words in a tuple in a dict": space(
+    "observation space missing": bad_space("observation_space is None", lambda: NOT_SET),
+    "observation space None": bad_space("observation_space is None: set it", lambda: None),
+    "observation space is a tuple": bad_space("is a tuple of 1: set it", lambda: (5,)),
+    "observation space is a class": bad_space("is the class Box: set it", lambda: spaces.Box),
+    "observation space of gym": bad_space("is gym.spaces.Box: set it", lambda: gym_space("Box")),
+    "action space missing": bad_space("action_space is None", lambda: NOT_SET, "action_space"),
+    "action space None": bad_space("action_space is None", lambda: None, "action_space"),
+    "action space is a number": bad_space("action_space is int 2", lambda: 2, "action_space"),
+    "Text": bad_space("Text(1, 5", lambda: spaces.Text(5)),
+    "Sequence": bad_space("Sequence(", lambda: spaces.Sequence(spaces.Discrete(2))),
+    "Graph": bad_space("Graph(", lambda: spaces.Graph(spaces.Discrete(2), None)),
+    "Text in Dict": bad_space("Text(1, 5", lambda: spaces.Dict(word=spaces.Text(5))),
+    "Text in Tuple in Dict": bad_space(
         "Text(1, 5", lambda: spaces.Dict(nested=spaces.Tuple([spaces.Text(5)]))
     ),
-    "no numbers": space("a Box of [0] float32 is empty", lambda: spaces.Box(0, 1, (0,))),
-    "no columns": space("a Box of [3, 0] float32 is empty", lambda: spaces.Box(0, 1, (3, 0))),
-    "empty dict": space("Dict() is empty", lambda: spaces.Dict({})),
-    "empty tuple": space("Tuple() is empty", lambda: spaces.Tuple([])),
-    "no choices": space("is empty", lambda: spaces.MultiDiscrete([])),
-    "low above high": space("has low > high", inverted),
-    "sequences of actions": space(
+    "Box of 0": bad_space("a Box of [0] float32 is empty", lambda: spaces.Box(0, 1, (0,))),
+    "Box of 3 x 0": bad_space("a Box of [3, 0] float32 is empty", lambda: spaces.Box(0, 1, (3, 0))),
+    "empty Dict": bad_space("Dict() is empty", lambda: spaces.Dict({})),
+    "empty Tuple": bad_space("Tuple() is empty", lambda: spaces.Tuple([])),
+    "empty MultiDiscrete": bad_space("is empty", lambda: spaces.MultiDiscrete([])),
+    "low above high": bad_space("has low > high", inverted),
+    "Sequence actions": bad_space(
         "action space Sequence", lambda: spaces.Sequence(spaces.Discrete(2)), "action_space"
     ),
-    "actions in a dict": space("action space Dict(", parts, "action_space"),
-    "actions in a tuple": space("action space Tuple(", pair, "action_space"),
-    "actions of words": space("action space Text(", lambda: spaces.Text(5), "action_space"),
-    "actions of whole numbers": space(
+    "Dict actions": bad_space("action space Dict(", dict_space, "action_space"),
+    "Tuple actions": bad_space("action space Tuple(", tuple_space, "action_space"),
+    "Text actions": bad_space("action space Text(", lambda: spaces.Text(5), "action_space"),
+    "integer Box actions": bad_space(
         "or Box of floats", lambda: spaces.Box(0, 9, (2,), np.int64), "action_space"
     ),
-    "no actions": space("is empty", lambda: spaces.Box(0, 1, (0,)), "action_space"),
-    "no choices of actions": space("is empty", lambda: spaces.MultiDiscrete([]), "action_space"),
-    # gymnasium refuses these where they are made, and with them the environment.
-    "Discrete of 0": space("making it raised", lambda: spaces.Discrete(0)),
-    "MultiBinary of 0": space("making it raised", lambda: spaces.MultiBinary(0), "action_space"),
-    "Box of objects": space("making it raised", lambda: spaces.Box(0, 1, (2,), object)),
+    "empty Box actions": bad_space("is empty", lambda: spaces.Box(0, 1, (0,)), "action_space"),
+    "no MultiDiscrete actions": bad_space(
+        "is empty", lambda: spaces.MultiDiscrete([]), "action_space"
+    ),
+    # gymnasium's constructors reject these, so making the environment fails.
+    "Discrete of 0": bad_space("making it raised", lambda: spaces.Discrete(0)),
+    "MultiBinary of 0": bad_space(
+        "making it raised", lambda: spaces.MultiBinary(0), "action_space"
+    ),
+    "Box of objects": bad_space("making it raised", lambda: spaces.Box(0, 1, (2,), object)),
 }
 
 RESETS = {
-    "reset gives an observation only": Fault("got an array of [5] float32", reset=lambda _: five),
-    "reset gives an observation of two": Fault("got an array of [2]", reset=lambda _: two),
-    "reset gives None": Fault("(observation, info), got None", reset=lambda _: None),
-    "reset gives three": Fault("got a tuple of 3", reset=lambda given: (*given, {})),
-    "reset gives no info": Fault("must be a dict, got None", reset=lambda given: (given[0], None)),
-    "reset gives a list as info": Fault("got a list of 0", reset=lambda given: (given[0], [])),
+    "reset returns only an observation": Fault("got an array of [5] float32", reset=lambda _: five),
+    "reset returns only an observation of 2": Fault("got an array of [2]", reset=lambda _: two),
+    "reset returns None": Fault("(observation, info), got None", reset=lambda _: None),
+    "reset returns 3 values": Fault("got a tuple of 3", reset=lambda result: (*result, {})),
+    "reset: info None": Fault("must be a dict, got None", reset=lambda result: (result[0], None)),
+    "reset: info list": Fault("got a list of 0", reset=lambda result: (result[0], [])),
     "reset raises": Fault("reset() raised KeyError: 'key'", reset=raises(KeyError("key"))),
-    "reset is not written": Fault(
+    "reset is not implemented": Fault(
         "reset() raised NotImplementedError", reset=raises(NotImplementedError())
     ),
-    "reset raises many lines": Fault(
+    "reset raises a message of several lines": Fault(
         "raised ValueError: one two three (", reset=raises(ValueError("one\ntwo\n\nthree"))
     ),
-    "reset leaves": Fault("reset() raised SystemExit: 0", reset=lambda _: sys.exit(0)),
-    "None seen": seen("reset() returned None as observation", None),
-    "a list seen": seen("returned a list of 5 as observation", [0.0] * 5),
-    "a number seen": seen("returned int 0 as observation", 0),
-    "a word seen": seen("returned str 'left' as observation", "left"),
-    "a dict seen": seen("returned dict as observation", {"left": five}),
-    "too few seen": seen("returned an array of [4] float32", five[:4]),
-    "an axis too many": seen("an array of [1, 5] float32", five[None]),
-    "words in an array": seen("an array of [5] <U1", np.array(list("abcde"))),
-    "objects seen": seen("an array of [5] object", five.astype(object)),
-    "NaN seen": seen("non-finite numbers", five + np.nan),
-    "infinity seen": seen("non-finite numbers", five - np.inf),
-    "floats as pixels": seen("float64 as observation", np.zeros((8, 8, 3)), pixels),
-    "whole numbers as pixels": seen(
+    "reset exits": Fault("reset() raised SystemExit: 0", reset=lambda _: sys.exit(0)),
+    "observation None": bad_obs("reset() returned None as observation", None),
+    "observation list": bad_obs("returned a list of 5 as observation", [0.0] * 5),
+    "observation int": bad_obs("returned int 0 as observation", 0),
+    "observation str": bad_obs("returned str 'left' as observation", "left"),
+    "observation dict": bad_obs("returned dict as observation", {"left": five}),
+    "observation of wrong length": bad_obs("returned an array of [4] float32", five[:4]),
+    "observation with an extra axis": bad_obs("an array of [1, 5] float32", five[None]),
+    "observation of strings": bad_obs("an array of [5] <U1", np.array(list("abcde"))),
+    "observation of objects": bad_obs("an array of [5] object", five.astype(object)),
+    "NaN observation": bad_obs("non-finite numbers", five + np.nan),
+    "infinite observation": bad_obs("non-finite numbers", five - np.inf),
+    "float images": bad_obs("float64 as observation", np.zeros((8, 8, 3)), image_space),
+    "int64 images": bad_obs(
         "int64 as observation, its space is a Box of [8, 8, 3] uint8",
         np.zeros((8, 8, 3), np.int64),
-        pixels,
+        image_space,
     ),
-    "no dict": seen("returned an array of [2] float32", two, parts),
-    "a key is missing": seen("returned a dict of ['left']", {"left": two}, parts),
-    "a key too many": seen("['left', 'right', 'up']", {"left": two, "right": 0, "up": 0}, parts),
-    "a part of another shape": seen(
-        "an array of [5] float32 as observation['left']", {"left": five, "right": 0}, parts
+    "dict expected": bad_obs("returned an array of [2] float32", two, dict_space),
+    "missing key": bad_obs("returned a dict of ['left']", {"left": two}, dict_space),
+    "extra key": bad_obs("['left', 'right', 'up']", {"left": two, "right": 0, "up": 0}, dict_space),
+    "dict item of wrong shape": bad_obs(
+        "an array of [5] float32 as observation['left']", {"left": five, "right": 0}, dict_space
     ),
-    "a part that is None": seen(
-        "None as observation['right']", {"left": two, "right": None}, parts
+    "dict item None": bad_obs(
+        "None as observation['right']", {"left": two, "right": None}, dict_space
     ),
-    "a tuple too short": seen("a tuple of 1", (two,), pair),
-    "no tuple": seen("returned an array of [2] float32", two, pair),
-    "a part of a tuple": seen("float 0.5 as observation[1]", (two, 0.5), pair),
-    "a choice too high": seen("returned 3 as observation", 3, lambda: spaces.Discrete(3)),
-    "a choice too low": seen("returned 0 as observation", 0, lambda: spaces.Discrete(3, start=1)),
-    "half a choice": seen("returned float 1.5", 1.5, lambda: spaces.Discrete(3)),
-    "a choice in an array": seen(
+    "tuple too short": bad_obs("a tuple of 1", (two,), tuple_space),
+    "tuple expected": bad_obs("returned an array of [2] float32", two, tuple_space),
+    "tuple item a float": bad_obs("float 0.5 as observation[1]", (two, 0.5), tuple_space),
+    "Discrete too high": bad_obs("returned 3 as observation", 3, lambda: spaces.Discrete(3)),
+    "Discrete too low": bad_obs(
+        "returned 0 as observation", 0, lambda: spaces.Discrete(3, start=1)
+    ),
+    "Discrete float": bad_obs("returned float 1.5", 1.5, lambda: spaces.Discrete(3)),
+    "Discrete array": bad_obs(
         "an array of [1] int64", np.zeros(1, np.int64), lambda: spaces.Discrete(3)
     ),
-    "choices too high": seen(
+    "MultiDiscrete too high": bad_obs(
         "returned [0 3] as observation", np.array([0, 3]), lambda: spaces.MultiDiscrete([2, 3])
     ),
-    "bits in a list": seen("a list of 4", [0, 1, 0, 1], lambda: spaces.MultiBinary(4)),
-    "bits of floats": seen("an array of [4] float64", np.zeros(4), lambda: spaces.MultiBinary(4)),
+    "MultiBinary list": bad_obs("a list of 4", [0, 1, 0, 1], lambda: spaces.MultiBinary(4)),
+    "MultiBinary floats": bad_obs(
+        "an array of [4] float64", np.zeros(4), lambda: spaces.MultiBinary(4)
+    ),
 }
 
 STEPS = {
-    "step of the old gym": Fault(
-        "got a tuple of 4: replace the old gym's done", step=lambda given: (*given[:2], False, {})
+    "step of gym": Fault(
+        "got a tuple of 4: replace the old gym's done", step=lambda result: (*result[:2], False, {})
     ),
-    "step gives three": Fault("got a tuple of 3", step=lambda given: given[:3]),
-    "step gives None": Fault("info), got None", step=lambda _: None),
-    "step gives a dict": Fault("info), got dict", step=lambda _: {}),
-    "step gives six": Fault("got a tuple of 6", step=lambda given: (*given, {})),
+    "step returns 3 values": Fault("got a tuple of 3", step=lambda result: result[:3]),
+    "step returns None": Fault("info), got None", step=lambda _: None),
+    "step returns a dict": Fault("info), got dict", step=lambda _: {}),
+    "step returns 6 values": Fault("got a tuple of 6", step=lambda result: (*result, {})),
     "step raises": Fault(
-        "step() raised RuntimeError: on fire", step=raises(RuntimeError("on fire"))
+        "step() raised RuntimeError: failure", step=raises(RuntimeError("failure"))
     ),
-    "step is not written": Fault(
+    "step is not implemented": Fault(
         "step() raised NotImplementedError", step=raises(NotImplementedError())
     ),
-    "step shows too few": stepped("step() returned an array of [4] float32", 0, five[:4]),
-    "step shows None": stepped("step() returned None as observation", 0, None),
-    "step shows complex numbers": stepped("complex64 as observation", 0, five * 1j),
-    "no reward": stepped("a number as reward, got None", 1, None),
-    "a word as reward": stepped("as reward, got str '1.0'", 1, "1.0"),
-    "two rewards": stepped("as reward, got an array of [2] float32", 1, two),
-    "a reward in an array": stepped("got an array of [1] float32", 1, two[:1]),
-    "rewards in a dict": stepped("as reward, got dict", 1, {"left": 1.0}),
-    "terminated None": stepped("a bool as terminated, got None", 2, None),
-    "terminated an array": stepped("as terminated, got an array of [1] bool", 2, two[:1] > 0),
-    "terminated a word": stepped("as terminated, got str 'no'", 2, "no"),
-    "terminated a number": stepped("as terminated, got int 2", 2, 2),
-    "truncated None": stepped("a bool as truncated, got None", 3, None),
-    "truncated an array": stepped("as truncated, got an array of [2] bool", 3, two > 0),
-    "truncated the info": stepped("as truncated, got dict", 3, {}),
-    "step gives no info": stepped("a dict as info, got None", 4, None),
-    "step gives a list as info": stepped("a dict as info, got a list of 0", 4, []),
+    "step returns a wrong shape": bad_step("step() returned an array of [4] float32", 0, five[:4]),
+    "step returns observation None": bad_step("step() returned None as observation", 0, None),
+    "step returns complex observation": bad_step("complex64 as observation", 0, five * 1j),
+    "reward None": bad_step("a number as reward, got None", 1, None),
+    "reward str": bad_step("as reward, got str '1.0'", 1, "1.0"),
+    "reward of 2": bad_step("as reward, got an array of [2] float32", 1, two),
+    "reward array": bad_step("got an array of [1] float32", 1, two[:1]),
+    "reward dict": bad_step("as reward, got dict", 1, {"left": 1.0}),
+    "terminated None": bad_step("a bool as terminated, got None", 2, None),
+    "terminated array": bad_step("as terminated, got an array of [1] bool", 2, two[:1] > 0),
+    "terminated str": bad_step("as terminated, got str 'no'", 2, "no"),
+    "terminated int": bad_step("as terminated, got int 2", 2, 2),
+    "truncated None": bad_step("a bool as truncated, got None", 3, None),
+    "truncated array": bad_step("as truncated, got an array of [2] bool", 3, two > 0),
+    "truncated dict": bad_step("as truncated, got dict", 3, {}),
+    "step: info None": bad_step("a dict as info, got None", 4, None),
+    "step: info list": bad_step("a dict as info, got a list of 0", 4, []),
 }
 
 FAULTS: dict[str, Fault] = {**SPACES, **RESETS, **STEPS}
 
 
-class Forgetful(envs.Chain):
-    """Changes the shape of its observations from its second episode on."""
+class ChangingShape(envs.Chain):
+    """Chain whose observations change their shape in the second episode."""
 
     episodes = 0
 
@@ -259,47 +261,47 @@ class Forgetful(envs.Chain):
         return observation if self.episodes == 1 else observation[:3], info
 
 
-class Unseeded(envs.Chain):
-    """Knows nothing of seeds."""
+class NoSeed(envs.Chain):
+    """Chain whose reset takes neither seed nor options."""
 
     def reset(self) -> Any:  # type: ignore[override]
         return super().reset()
 
 
-class Seeded(envs.Chain):
-    """Knows nothing of options."""
+class NoOptions(envs.Chain):
+    """Chain whose reset takes no options."""
 
     def reset(self, seed: int | None = None) -> Any:  # type: ignore[override]
         return super().reset(seed=seed)
 
 
-class Careless(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A wrapper that knows nothing of seeds."""
+class NoSeedWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Wrapper whose reset takes neither seed nor options."""
 
     def reset(self) -> Any:  # type: ignore[override]
         return self.env.reset()
 
 
-class Hidden(envs.Chain):
-    """Has a space that cannot be asked for."""
+class RaisingSpace(envs.Chain):
+    """Chain whose observation space raises."""
 
     @property
     def observation_space(self) -> Any:
-        raise RuntimeError("the lens is covered")
+        raise RuntimeError("failure")
 
     @observation_space.setter
     def observation_space(self, value: Any) -> None: ...
 
 
-class Unclosable(envs.Chain):
-    """Cannot be closed."""
+class RaisingClose(envs.Chain):
+    """Chain whose close raises."""
 
     def close(self) -> None:
-        raise OSError("the door is stuck")
+        raise OSError("failure")
 
 
-class Duck:
-    """Has all that an environment has, and is none."""
+class DuckTyped:
+    """All methods of an environment without the base class."""
 
     observation_space, action_space = spaces.Box(0, 1, (5,)), spaces.Discrete(2)
 
@@ -307,49 +309,52 @@ class Duck:
         return five, {}
 
     def step(self, action: Any) -> Any:
-        return _FIVE
+        return _STEP
 
 
-def careless() -> gymnasium.Env[Any, Any]:
-    return Careless(envs.Chain())
+def wrapped() -> gymnasium.Env[Any, Any]:
+    return NoSeedWrapper(envs.Chain())
 
 
-def nothing() -> None: ...
+def make_none() -> None: ...
 
 
-def itself() -> type:
+def make_class() -> type:
     return envs.Chain
 
 
-def on_fire() -> gymnasium.Env[Any, Any]:
-    raise RuntimeError("the gearbox is on fire")
+def make_raises() -> gymnasium.Env[Any, Any]:
+    raise RuntimeError("simulated failure")
 
 
-def left() -> gymnasium.Env[Any, Any]:
-    sys.exit("not today")
+def make_exits() -> gymnasium.Env[Any, Any]:
+    sys.exit("failure")
 
 
-def wanting(size: int) -> gymnasium.Env[Any, Any]:
+def make_sized(size: int) -> gymnasium.Env[Any, Any]:
     raise AssertionError(size)
 
 
 OTHERS: dict[str, tuple[Any, str]] = {
-    "shape changes later": (Forgetful, "a second reset() returned an array of [3] float32"),
-    "reset takes no seed": (Unseeded, "reset() of Unseeded does not take seed and options"),
-    "reset takes no options": (Seeded, "of Seeded does not take seed and options: write def reset"),
-    "a wrapper takes no seed": (careless, "reset() of Careless does not take seed"),
-    "a space that raises": (Hidden, "observation_space raised RuntimeError: the lens is covered"),
-    "close raises": (Unclosable, "close() raised OSError: the door is stuck"),
-    "no environment but like one": (Duck, "must return a gymnasium.Env, got Duck"),
-    "nothing made": (nothing, "must return a gymnasium.Env, got NoneType"),
-    "a class made": (itself, "must return a gymnasium.Env, got type"),
-    "many made": (
+    "shape changes later": (ChangingShape, "a second reset() returned an array of [3] float32"),
+    "reset takes no seed": (NoSeed, "reset() of NoSeed does not take seed and options"),
+    "reset takes no options": (
+        NoOptions,
+        "of NoOptions does not take seed and options: write def reset",
+    ),
+    "wrapper's reset takes no seed": (wrapped, "reset() of NoSeedWrapper does not take seed"),
+    "space raises": (RaisingSpace, "observation_space raised RuntimeError: failure"),
+    "close raises": (RaisingClose, "close() raised OSError: failure"),
+    "not a subclass of Env": (DuckTyped, "must return a gymnasium.Env, got DuckTyped"),
+    "None returned": (make_none, "must return a gymnasium.Env, got NoneType"),
+    "class returned": (make_class, "must return a gymnasium.Env, got type"),
+    "vector environment returned": (
         functools.partial(gymnasium.make_vec, "CartPole-v1", 2),
         "must return a gymnasium.Env, got CartPoleVectorEnv",
     ),
-    "making it raises": (on_fire, "making it raised RuntimeError: the gearbox is on fire"),
-    "making it leaves": (left, "making it raised SystemExit: not today"),
-    "making it wants an argument": (wanting, "missing 1 required positional argument: 'size'"),
+    "constructor raises": (make_raises, "making it raised RuntimeError: simulated failure"),
+    "constructor exits": (make_exits, "making it raised SystemExit: failure"),
+    "constructor has arguments": (make_sized, "missing 1 required positional argument: 'size'"),
 }
 
 for _number, _name in enumerate(FAULTS):
@@ -357,5 +362,5 @@ for _number, _name in enumerate(FAULTS):
         f"Altered{_number}-v0",
         entry_point=Altered,
         kwargs={"fault": _name},
-        max_episode_steps=20,  # its wrapper is the first to stumble
+        max_episode_steps=20,  # adds a wrapper, which fails first
     )

@@ -1,3 +1,3 @@
-"""For all tests."""
+"""pytest settings of all tests."""
 
-collect_ignore = ["stumbling.py"]  # it cannot be imported, which is what it is for
+collect_ignore = ["failing_import.py"]  # its import raises

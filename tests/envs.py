@@ -1,4 +1,4 @@
-"""Real environments for the tests: small, with known values, or with known faults."""
+"""Small environments with known values or known faults."""
 
 import multiprocessing
 import os
@@ -9,15 +9,24 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TransformAction
+
+from hogwild_rl.envs import make, vectorize
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 
 
-class Chain(gymnasium.Env[Any, Any]):
-    """Five states in a row. Right costs nothing and pays 1 at the end; left pays 0.1 and ends.
+def make_vector_env(env: make.EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
+    """Native vector environment where that is faster, else a SyncVectorEnv."""
+    backend = vectorize.choose(env, "auto", num_envs, cores=1)
+    return vectorize.make_envs(env, backend, num_envs, cores=1)
 
-    From the start, right four times is worth 1; left at once is what a myopic policy takes.
+
+class Chain(gymnasium.Env[Any, Any]):
+    """Chain MDP of five states, with an optimal return of 1; a myopic policy gets 0.1.
+
+    Right: next state, terminal with reward 1 at the end. Left: terminal with reward 0.1.
     """
 
     states = 5
@@ -43,7 +52,7 @@ class Chain(gymnasium.Env[Any, Any]):
 
 
 class Clock(gymnasium.Env[Any, Any]):
-    """Pays 1 per step and ends every 10 steps; observations say nothing, or the step of the ten."""
+    """Episodes of 10 steps of reward 1; observations are constant unless it terminates."""
 
     length = 10
 
@@ -53,8 +62,8 @@ class Clock(gymnasium.Env[Any, Any]):
         self.action_space = spaces.Discrete(2)
 
     def _observe(self) -> Any:
-        shown = self._step if self._terminates else 0
-        return np.eye(self.length + 1, dtype=np.float32)[shown]
+        index = self._step if self._terminates else 0
+        return np.eye(self.length + 1, dtype=np.float32)[index]
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed, options=options)
@@ -68,7 +77,7 @@ class Clock(gymnasium.Env[Any, Any]):
 
 
 class Faulty(Chain):
-    """A chain that meets its fault at the thousandth step."""
+    """Chain with a fault at step 1000, at every 1000th step (Rare) or at every step (Nan)."""
 
     def __init__(self, fault: str) -> None:
         super().__init__()
@@ -77,53 +86,53 @@ class Faulty(Chain):
     def step(self, action: Any) -> Step:
         self._taken += 1
         if self._taken == 1000:
-            if self._fault == "raise":
-                raise RuntimeError("the gearbox is on fire")
-            if self._fault == "exit":
+            if self._fault == "Raise":
+                raise RuntimeError("simulated failure")
+            if self._fault == "Exit":
                 os._exit(7)
-            if self._fault == "segv":
+            if self._fault == "Segv":
                 os.kill(os.getpid(), signal.SIGSEGV)
-            if self._fault == "hang":
+            if self._fault == "Hang":
                 time.sleep(3600)
         observation, reward, terminated, truncated, info = super().step(action)
-        if self._fault == "later" and self._taken > 1000:
+        if self._fault == "NanLater" and self._taken > 1000:
             reward = np.nan
-        if self._fault == "nan" or (self._fault == "blip" and self._taken % 1000 == 0):
+        if self._fault == "Nan" or (self._fault == "RareNan" and self._taken % 1000 == 0):
             reward = np.nan
-        if self._fault == "flare" and self._taken % 1000 == 0:
+        if self._fault == "RareInf" and self._taken % 1000 == 0:
             reward = np.inf
-        if self._fault == "blur" and self._taken % 1000 == 0:
+        if self._fault == "RareInfObs" and self._taken % 1000 == 0:
             observation = np.full_like(observation, np.inf)
         return observation, reward, terminated, truncated, info
 
 
-class Cursed(Clock):
-    """A clock that raises in its own process whenever it is made, reset or stepped.
+class FailingClock(Clock):
+    """Clock that raises when it is made, reset or stepped.
 
-    Either wherever it lives in a process of its own, or only as environment 1.
+    It raises in every environment process, or only in that of environment 1.
     """
 
     def __init__(self, when: str, everywhere: bool) -> None:
         super().__init__(terminates=True)
         self._when, self._everywhere = when, everywhere
-        self._meet("made")
+        self._raise_if("made")
 
-    def _meet(self, now: str) -> None:
-        cursed = "environment " if self._everywhere else "environment 1"
-        if now == self._when and multiprocessing.current_process().name.startswith(cursed):
-            raise RuntimeError("the gearbox is on fire")
+    def _raise_if(self, now: str) -> None:
+        failing = "environment " if self._everywhere else "environment 1"
+        if now == self._when and multiprocessing.current_process().name.startswith(failing):
+            raise RuntimeError("simulated failure")
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        self._meet("reset")
+        self._raise_if("reset")
         return super().reset(seed=seed, options=options)
 
     def step(self, action: Any) -> Step:
-        self._meet("stepped")
+        self._raise_if("stepped")
         return super().step(action)
 
 
-class Mortal(Clock):
-    """A clock whose process ends with its 37th step."""
+class ExitingClock(Clock):
+    """Clock whose process exits in its 37th step."""
 
     def __init__(self) -> None:
         super().__init__(terminates=True)
@@ -136,8 +145,8 @@ class Mortal(Clock):
         return super().step(action)
 
 
-class Superstitious(Clock):
-    """A clock that does not take 13 for a seed, and falls asleep over a large one."""
+class SeedSensitiveClock(Clock):
+    """Clock whose reset raises for seed 13 and hangs for large seeds."""
 
     def __init__(self, large: float = np.inf) -> None:
         super().__init__(terminates=True)
@@ -152,7 +161,7 @@ class Superstitious(Clock):
 
 
 class Nested(Chain):
-    """A chain whose observations are made of parts of all kinds."""
+    """Chain with observations in a Dict of Box, MultiDiscrete and Tuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,16 +179,16 @@ class Nested(Chain):
         }
 
 
-class Sleepy(Chain):
-    """A chain whose steps take a millisecond."""
+class Slow(Chain):
+    """Chain whose steps take one millisecond."""
 
     def step(self, action: Any) -> Step:
         time.sleep(1e-3)
         return super().step(action)
 
 
-class DiesInAChild(Chain):
-    """A chain that ends every process it is made in, but for the first one."""
+class ExitsInChild(Chain):
+    """Chain that exits every child process in which it is made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,39 +196,39 @@ class DiesInAChild(Chain):
             os._exit(9)
 
 
-class Pictures(Chain):
-    """A chain whose observations are pictures: a white stripe where the chain stands."""
+class Images(Chain):
+    """Chain with image observations: a white stripe marks the state."""
 
     def __init__(self) -> None:
         super().__init__()
         self.observation_space = spaces.Box(0, 255, (20, 20, 3), np.uint8)
 
     def _observe(self) -> Any:
-        picture = np.zeros((20, 20, 3), np.uint8)
-        picture[:, 4 * self._state : 4 * self._state + 4] = 255
-        return picture
+        image = np.zeros((20, 20, 3), np.uint8)
+        image[:, 4 * self._state : 4 * self._state + 4] = 255
+        return image
 
 
-class Words(Chain):
-    """A chain whose observations are words, which are not supported."""
+class TextObservations(Chain):
+    """Chain with an unsupported observation space."""
 
     def __init__(self) -> None:
         super().__init__()
         self.observation_space = spaces.Text(5)
 
 
-class Choosy(Chain):
-    """A chain whose actions are sequences, which are not supported."""
+class SequenceActions(Chain):
+    """Chain with an unsupported action space."""
 
     def __init__(self) -> None:
         super().__init__()
         self.action_space = spaces.Sequence(spaces.Discrete(2))
 
 
-def steered(fault: str) -> gymnasium.Env[Any, Any]:
-    """A chain with a fault, or without one, whose action is a number: above 0 is right."""
-    wanted = spaces.Box(-1, 1, (1,), np.float32)
-    return TransformAction(Faulty(fault), lambda action: int(action[0] > 0), wanted)
+def continuous_chain(fault: str) -> gymnasium.Env[Any, Any]:
+    """Chain with a continuous action: above 0 is right. An empty fault is none."""
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+    return TransformAction(Faulty(fault), lambda action: int(action[0] > 0), action_space)
 
 
 def truncated_clock() -> gymnasium.Env[Any, Any]:
@@ -231,25 +240,26 @@ def terminated_clock() -> gymnasium.Env[Any, Any]:
 
 
 gymnasium.register("Chain-v0", entry_point=Chain, max_episode_steps=20)
-gymnasium.register("Pictures-v0", entry_point=Pictures)
-gymnasium.register("Words-v0", entry_point=Words)
-gymnasium.register("Choosy-v0", entry_point=Choosy)
-gymnasium.register("Sleepy-v0", entry_point=Sleepy)
-gymnasium.register("DiesInAChild-v0", entry_point=DiesInAChild)
-gymnasium.register("Mortal-v0", entry_point=Mortal)
+gymnasium.register("Images-v0", entry_point=Images)
+gymnasium.register("TextObservations-v0", entry_point=TextObservations)
+gymnasium.register("SequenceActions-v0", entry_point=SequenceActions)
+gymnasium.register("Slow-v0", entry_point=Slow)
+gymnasium.register("ExitsInChild-v0", entry_point=ExitsInChild)
+gymnasium.register("ExitingClock-v0", entry_point=ExitingClock)
 for _when in ("made", "reset", "stepped"):
-    for _who, _everywhere in (("Cursed", True), ("OneCursed", False)):
+    for _prefix, _everywhere in (("Failing", True), ("OneFailing", False)):
         gymnasium.register(
-            f"{_who}When{_when.title()}-v0",
-            entry_point=Cursed,
+            f"{_prefix}When{_when.title()}-v0",
+            entry_point=FailingClock,
             kwargs={"when": _when, "everywhere": _everywhere},
         )
-gymnasium.register("Steered-v0", entry_point=steered, kwargs={"fault": ""}, max_episode_steps=20)
-for _fault in ("raise", "exit", "segv", "hang", "nan", "blip", "blur", "flare", "later"):
-    gymnasium.register(f"Faulty{_fault.title()}-v0", entry_point=Faulty, kwargs={"fault": _fault})
+_FAULTS = ("Raise", "Exit", "Segv", "Hang", "Nan", "NanLater", "RareNan", "RareInf", "RareInfObs")
+for _fault in _FAULTS:
+    gymnasium.register(f"Faulty{_fault}-v0", entry_point=Faulty, kwargs={"fault": _fault})
+for _fault in ("", *_FAULTS):
     gymnasium.register(
-        f"Steered{_fault.title()}-v0",
-        entry_point=steered,
+        f"Continuous{_fault}-v0",
+        entry_point=continuous_chain,
         kwargs={"fault": _fault},
         max_episode_steps=20,
     )

@@ -1,8 +1,8 @@
 """Training with the learner's tensors on a fake device, on a machine without a GPU.
 
-FakeTensorMode gives tensors without values on any device, and raises where an operation mixes
-devices. torch's Python backend registers the device, for the rest of the process: run it as a
-program. What the host reads of a fake tensor is made up; environments and host buffers are real.
+FakeTensorMode makes tensors without values on any device, and raises if an operation mixes
+devices. torch's Python backend registers the device for the rest of the process, so this module is
+a program. Reads of fake tensors return constants; environments and host buffers are real.
 
     python -m tests.fake_device a2c '{"env": "CartPole-v1", "compile": true}'
 """
@@ -37,20 +37,20 @@ NOT_RECORDABLE = {*READS, "cpu", "tolist", "numpy", "nonzero", "masked_select", 
 
 
 class Generator(torch.Generator):
-    """A CPU generator that claims to be on the device it is asked for."""
+    """CPU generator whose `device` is the requested one."""
 
     def __new__(cls, device: Any = "cpu") -> "Generator":
         self = super().__new__(cls)
-        self.claimed = torch.device(device).type
+        self.device_type = torch.device(device).type
         return self
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.claimed)
+        return torch.device(self.device_type)
 
 
 class Host(TorchFunctionMode):
-    """The host's side: reads of fake tensors give made-up values; its own tensors stay real."""
+    """Host operations: reads of fake tensors return constants, tensors of the host are real."""
 
     recording = False
 
@@ -69,12 +69,12 @@ class Host(TorchFunctionMode):
         generator = kwargs.get("generator")
         if isinstance(generator, Generator) and (fake or "device" in kwargs):
             device = first.device if fake else torch.device(kwargs["device"])
-            assert generator.claimed == device.type, (name, generator.claimed, device)
+            assert generator.device_type == device.type, (name, generator.device_type, device)
             del kwargs["generator"]
         if fake:
             if name in READS:
                 return READS[name]
-            if name == "__set__":  # `.data = `: a CUDA tensor may replace a CPU one, a fake may not
+            if name == "__set__":  # `.data = `: can change the device of real tensors only
                 first.fake_device = args[1].fake_device
                 return None
             if masked:
@@ -94,7 +94,7 @@ class Host(TorchFunctionMode):
 
 
 def real(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function outside of FakeTensorMode."""
+    """Returns the function wrapped to run outside of FakeTensorMode."""
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -105,7 +105,7 @@ def real(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Recorder:
-    """Stands in for `cuda_graphs.Captured`, and rejects what a CUDA graph capture rejects."""
+    """Replacement of `cuda_graphs.Captured` that raises where a CUDA graph capture does."""
 
     count = 0
 
@@ -132,7 +132,7 @@ class Recorder:
 
 
 def check_saved(checkpoint: Any, *_: Any) -> None:
-    """In place of `Checkpoint.save`: the parameters must have left the device."""
+    """Replacement of `Checkpoint.save`: asserts that the parameters are on the CPU."""
     for name, tensor in checkpoint.parameters.items():
         assert tensor.device.type == "cpu", f"{name} saved from {tensor.device}"
 
@@ -166,7 +166,7 @@ def train(program: Any, settings: dict[str, Any]) -> Any:
 
 
 class Reading(nn.Module):
-    """A body that reads a tensor on the host."""
+    """Network body that reads a tensor on the host."""
 
     def __init__(self, space: Any) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Reading(nn.Module):
 
 
 class Masking(Reading):
-    """A body whose shapes depend on numbers."""
+    """Network body whose shapes depend on values."""
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.linear(rows) + rows[rows > 0].sum()
@@ -187,7 +187,7 @@ NETWORKS = {"reading": Reading, "masking": Masking}
 
 
 def main(algorithm: str, settings: dict[str, Any]) -> None:
-    """Trains, and prints how many steps and updates there were, and how many graphs."""
+    """Trains and prints the numbers of steps, updates and captured graphs."""
     if "network" in settings:
         settings["network"] = NETWORKS[settings["network"]]
     try:

@@ -1,6 +1,6 @@
 """SHA-256 of the parameters after short seeded runs of every algorithm, to compare two commits.
 
-The hashes depend on the machine and on torch: write them before a refactoring, compare after it.
+The hashes depend on the machine and on torch: write before a refactoring, compare after it.
 
     python -m tests.parameter_hashes --write /tmp/hashes.json
     python -m tests.parameter_hashes --compare /tmp/hashes.json
@@ -42,7 +42,7 @@ REPLAY = {
     "learning_rate": 1e-3,
 }
 PONG = {"env": "PongNoFrameskip-v4", "total_timesteps": 200, "num_envs": 4}
-WALKER = {"env": "Pendulum-v1", "state_dependent_std": True}
+CONTINUOUS = {"env": "Pendulum-v1", "state_dependent_std": True}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "a3c": ("a3c", A3C),
     "a3c, one environment, paper's returns": (
@@ -50,7 +50,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         {**A3C, "envs_per_worker": 1, "n_steps": 5, "gae_lambda": 1.0},
     ),
     "a3c, LSTM": ("a3c", {**A3C, "lstm": 16, **NORMALIZED}),
-    "a3c, continuous": ("a3c", {**A3C, **WALKER}),
+    "a3c, continuous": ("a3c", {**A3C, **CONTINUOUS}),
     "a2c, sync": ("a2c", A2C),
     "a2c, native": ("a2c", {**A2C, "num_envs": 16, "vectorization": "native"}),
     "a2c, async": ("a2c", {**A2C, "vectorization": "async", "total_timesteps": 1_000}),
@@ -58,13 +58,13 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "a2c, LSTM": ("a2c", {**A2C, "lstm": 16, "normalize_rewards": True}),
     "a2c, normalizers": ("a2c", {**A2C, **NORMALIZED, "clip_rewards": 5.0}),
     "a2c, shared trunk": ("a2c", {**A2C, "shared_trunk": True, "activation": "relu"}),
-    "a2c, images": ("a2c", {**A2C, "env": "tests.envs:Pictures-v0", "total_timesteps": 1_000}),
+    "a2c, images": ("a2c", {**A2C, "env": "tests.envs:Images-v0", "total_timesteps": 1_000}),
     "a2c, Atari": (
         "a2c",
         {**A2C, **PONG, "vectorization": "native", "terminal_on_life_loss": True},
     ),
-    "a2c, continuous": ("a2c", {**A2C, **WALKER}),
-    "a2c, NaN": ("a2c", {**A2C, "env": "tests.envs:FaultyBlip-v0"}),
+    "a2c, continuous": ("a2c", {**A2C, **CONTINUOUS}),
+    "a2c, NaN": ("a2c", {**A2C, "env": "tests.envs:FaultyRareNan-v0"}),
     "reinforce": ("reinforce", {"env": "CartPole-v1", "total_timesteps": 6_000, "seed": 5}),
     "reinforce, value": (
         "reinforce",
@@ -78,7 +78,7 @@ RANKS = {**A2C, "num_envs": 4, "normalize_observations": True}
 
 
 def digest(folder: pathlib.Path) -> str:
-    """Of the parameters, and of the optimizer's statistics, in a run's newest checkpoint."""
+    """Counters and SHA-256 of parameters and optimizer state in a run's newest checkpoint."""
     checkpoint = hogwild_rl.load(folder, allow_import=True).checkpoint
     state = hashlib.sha256()
     for name, tensor in sorted(checkpoint.parameters.items()):
@@ -90,7 +90,7 @@ def digest(folder: pathlib.Path) -> str:
 
 
 def hashes(only: str) -> dict[str, str]:
-    """By run, and by the run that it is resumed to."""
+    """Digests of every run and of its resumed continuation, by name."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, (algorithm, settings)) in enumerate(RUNS.items()):
@@ -114,7 +114,7 @@ def hashes(only: str) -> dict[str, str]:
 
 
 def two_ranks(run: pathlib.Path) -> str:
-    """A2C in two processes that average their gradients."""
+    """Digest of A2C in two processes that average their gradients."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -141,7 +141,7 @@ def two_ranks(run: pathlib.Path) -> str:
 
 
 def main() -> None:
-    """Writes the hashes, or compares them and ends with 1 where one differs."""
+    """Writes or compares the hashes; exits with 1 if any differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=pathlib.Path)
     parser.add_argument("--compare", type=pathlib.Path)

@@ -24,8 +24,7 @@ class EpisodeCollector:
     Args:
         envs: vector environments with NEXT_STEP autoreset.
         env_codec: codec between the environments and a policy without LSTM.
-        seed: seed of the environments.
-        lap: called with "act" or "env" at the end of that phase, to time it.
+        seed, lap: as in `Collector`.
     """
 
     def __init__(

@@ -1,26 +1,10 @@
-"""Exploration noise for deterministic policies."""
+"""Exploration noise for deterministic policies, in units of half an action's range."""
 
 import math
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
-
-
-class Noise(Protocol):
-    """Noise added to the actions of B environments, in units of half an action's range.
-
-    Attributes:
-        shape: (B, A).
-    """
-
-    shape: tuple[int, int]
-
-    def sample(self) -> Tensor:
-        """Samples the noise of the next step, [B, A]."""
-
-    def reset(self, ended: Tensor) -> None:
-        """Resets the noise of environments whose episode ended, [B] bool."""
 
 
 class Gaussian:
@@ -77,3 +61,7 @@ class OrnsteinUhlenbeck:
     def reset(self, ended: Tensor) -> None:
         """Sets the process to 0 where an episode ended."""
         self._x[ended] = 0
+
+
+Noise: TypeAlias = Gaussian | OrnsteinUhlenbeck
+"""Noise added to the actions of B environments; `shape` is (B, A)."""

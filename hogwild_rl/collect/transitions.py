@@ -23,11 +23,8 @@ class TransitionCollector:
             `nonfinite_envs` are not stored.
 
     Args:
-        envs: vector environments with NEXT_STEP autoreset.
-        env_codec: codec between the environments and the policy.
+        envs, env_codec, seed, lap: as in `Collector`, for one group.
         replay: buffer to fill.
-        seed: seed of the environments.
-        lap: called with "act" or "env" at the end of that phase, to time it.
     """
 
     def __init__(
@@ -39,27 +36,26 @@ class TransitionCollector:
         lap: Callable[[str], None],
     ) -> None:
         self._collector, self._replay = Collector([envs], env_codec, 1, seed, lap), replay
+        self._row = {name: tensor.numpy() for name, tensor in vars(self._collector.host).items()}
         self.ended = torch.zeros(envs.num_envs, dtype=torch.bool)
         self.steps, self.kept = 0, 0
         self.episodes, self.nonfinite_envs = self._collector.episodes, list[int]()
-        self.observations = self._collector.host.observations[-1].clone()
-        replay.begin(self.observations.numpy())
+        replay.begin(self._observe())
 
     def step(self, actions: Tensor) -> None:
         """Steps every environment with actions in −1..1, [B, A]."""
-        collector = self._collector
-        rollout = collector.collect(lambda _observations, _state: (actions, None))
-        terminated, truncated, valid = rollout.terminated[0], rollout.truncated[0], rollout.valid[0]
+        collector, row = self._collector, self._row
+        collector.collect(lambda _observations, _state: (actions, None))
         self.steps, self.nonfinite_envs = collector.steps, collector.nonfinite_envs
-        stored = valid.clone()
+        stored = row["valid"][0].copy()
         stored[self.nonfinite_envs] = False
         self.kept = int(stored.sum())
-        self.ended = terminated | truncated
-        self.observations = rollout.observations[-1].clone()
-        self._replay.add(
-            actions.numpy(),
-            rollout.rewards[0].numpy(),
-            self.observations.numpy(),
-            terminated.numpy(),
-            stored.numpy(),
-        )
+        self.ended = torch.from_numpy(row["terminated"][0] | row["truncated"][0])
+        rewards, terminated = row["rewards"][0], row["terminated"][0]
+        self._replay.add(actions.numpy(), rewards, self._observe(), terminated, stored)
+
+    def _observe(self) -> Any:
+        """Copies the current observations."""
+        observations = self._row["observations"][-1].copy()
+        self.observations = torch.from_numpy(observations)
+        return observations

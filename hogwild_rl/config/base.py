@@ -18,16 +18,7 @@ from hogwild_rl.errors import UserError
 
 
 def require_import_allowed(env: Any, source: str, allowed: bool) -> None:
-    """Refuses to import a module that is named only by a file.
-
-    Args:
-        env: environment id read from the file.
-        source: file or folder, for the message.
-        allowed: True if the user trusts the file.
-
-    Raises:
-        UserError: env is not a string, or is of the form module:Id and not allowed.
-    """
+    """Raises UserError if env, read from a file, would import a module that is not allowed."""
     if not isinstance(env, str):
         raise UserError(f"env of {source} must be a string, got {env!r}: give env")
     module = env.rpartition(":")[0]
@@ -213,7 +204,7 @@ class DeviceConfig(FaultToleranceConfig):
     """Capture acting and updates as CUDA graphs; auto: on a GPU only."""
 
     def compiles(self, device: torch.device) -> bool:
-        """True if CUDA graphs are captured on this device; UserError if asked to on the CPU."""
+        """True if CUDA graphs are captured on this device; UserError if requested on the CPU."""
         if self.compile is True and device.type == "cpu":
             raise UserError("compile needs a GPU, this run is on the CPU: leave it out")
         return device.type == "cuda" if self.compile == "auto" else self.compile

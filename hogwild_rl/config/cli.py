@@ -20,12 +20,8 @@ _Config = TypeVar("_Config")
 
 # Flags that the defaults of other flags depend on; they are parsed first.
 _DEFAULTS_DEPEND_ON = {
-    "env": str,
-    "resume": str,
-    "workers": int,
-    "envs_per_worker": int,
-    "num_envs": int,
-    "device": str,
+    **dict.fromkeys(("env", "resume", "device"), str),
+    **dict.fromkeys(("workers", "envs_per_worker", "num_envs"), int),
     "allow_import": None,  # boolean flag
 }
 

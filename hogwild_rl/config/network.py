@@ -62,11 +62,7 @@ class NetworkConfig(base.RunConfig):
         return {**super().to_json(), "network": make.name_of(self.network)}
 
     def check_size(self, env_info: make.EnvInfo) -> None:
-        """Checks that the parameters of an MLP or LSTM of these sizes fit into memory.
-
-        Raises:
-            UserError: they do not fit.
-        """
+        """Raises UserError if an MLP or LSTM of these sizes does not fit into memory."""
         if not isinstance(self.network, str):
             return  # the sizes are known only to the user's function
         vector_size = ObservationCodec.of(env_info.observation_space).vector
@@ -82,11 +78,7 @@ class NetworkConfig(base.RunConfig):
         )
 
     def check_sendable(self, model: torch.nn.Module) -> None:
-        """Checks that a user's network function and its model can be pickled for workers.
-
-        Raises:
-            UserError: they cannot.
-        """
+        """Raises UserError if a user's network function or its model cannot be pickled."""
         if isinstance(self.network, str):
             return
         try:

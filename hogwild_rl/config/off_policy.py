@@ -72,10 +72,6 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig, base.HogwildConfig):
                 "a model in CPU memory"
             )
 
-    def updates_after(self, transitions: int) -> int:
-        """Number of updates after this number of new transitions."""
-        return transitions if self.gradient_steps == _ALL else self.gradient_steps
-
     def model(self, env_info: make.EnvInfo, critics: int) -> DeterministicActorCritic:
         """Builds the networks, with initial weights of the run's seed.
 
@@ -117,11 +113,7 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig, base.HogwildConfig):
         return OrnsteinUhlenbeck(B, A, self.noise_std, self.ou_theta, self.ou_dt, generator)
 
     def check_memory(self, env_codec: EnvCodec) -> str:
-        """Returns a message with the size of all replay buffers.
-
-        Raises:
-            UserError: they do not fit into memory.
-        """
+        """Size of all replay buffers, for messages; UserError if it is more than is free."""
         capacity = self.buffer_size // self.workers
         needed = self.workers * replay.size_in_bytes(capacity, self.envs_per_worker, env_codec)
         what = f"a replay buffer of {self.buffer_size:,} transitions"

@@ -124,11 +124,7 @@ class ActorCriticConfig(PolicyConfig):
         validation.at_least("lstm", self.lstm, 0)
 
     def check_rollouts(self, env_info: EnvInfo, num_envs: int) -> None:
-        """Checks that the observations of all environments' rollouts fit into memory.
-
-        Raises:
-            UserError: they do not fit.
-        """
+        """Raises UserError if the rollouts of all environments do not fit into memory."""
         codec = ObservationCodec.of(env_info.observation_space)
         row_bytes = math.prod(codec.shape) * np.dtype(codec.dtype).itemsize
         resources.check_memory(
@@ -139,7 +135,5 @@ class ActorCriticConfig(PolicyConfig):
 
     def env_codec(self, env_info: EnvInfo, normalizer: Normalizer) -> EnvCodec:
         """Codec between the network and its environments."""
-        plain = super().env_codec(env_info, normalizer)
-        return dataclasses.replace(
-            plain, state_size=self.lstm, terminal_on_life_loss=self.terminal_on_life_loss
-        )
+        codec, life_loss = super().env_codec(env_info, normalizer), self.terminal_on_life_loss
+        return dataclasses.replace(codec, state_size=self.lstm, terminal_on_life_loss=life_loss)

@@ -25,11 +25,9 @@ _SYS_ADMIN, _SYS_RESOURCE = 1 << 21, 1 << 24  # linux/capability.h: exempt from 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """Resource limit.
+    """Resource limit: the largest number in use that is allowed, and the number in use now.
 
     Attributes:
-        total: largest number in use that is allowed.
-        used: number in use now.
         whose: owner of the limit, for the message.
         remedy: command that raises the limit, with {} for the number.
         ceiling: highest limit that can be set without root, ∞ if unknown.
@@ -78,12 +76,7 @@ def process_limits() -> list[Limit]:
 def groups(
     membership: pathlib.Path = _PROC / "self/cgroup", root: pathlib.Path = _GROUPS
 ) -> Iterator[Limit]:
-    """Limits of all control groups of this process; in a container the path may be outside.
-
-    Args:
-        membership: file with the control groups, in the format of /proc/self/cgroup.
-        root: folder of the cgroup file system.
-    """
+    """Limits of all control groups of this process; in a container the path may be outside."""
     with contextlib.suppress(OSError, ValueError):  # not Linux, or an unknown format
         for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -137,39 +130,22 @@ _WORKER_FILES, _ENVIRONMENT_FILES, _OTHER_FILES = 3, 4, 32
 
 
 def check_workers(count: int) -> None:
-    """Checks that this number of worker processes can be started.
-
-    Raises:
-        UserError: a limit of the machine, the user or the container is too low.
-    """
+    """Raises UserError if a limit forbids this number of worker processes."""
     files, tasks = _WORKER_FILES * count, _WORKER_TASKS * count
     _check(f"workers {count}", files, tasks, "give fewer workers")
 
 
 def check_environments(count: int) -> None:
-    """Checks that this number of environment processes can be started.
-
-    Raises:
-        UserError: as for `check_workers`.
-    """
+    """Raises UserError if a limit forbids this number of environment processes."""
     what = f"num_envs {count} in separate processes"
     files, tasks = _ENVIRONMENT_FILES * count, _ENVIRONMENT_TASKS * count
     _check(what, files, tasks, "give a smaller num_envs")
 
 
 def check_memory(what: str, wanted: int, remedy: str) -> int | None:
-    """Checks that an object fits into memory.
+    """Raises UserError if an object does not fit into memory; returns the free bytes if known.
 
-    Args:
-        what: name of the object, for the message.
-        wanted: lower bound of its size in bytes.
-        remedy: remedy, for the message.
-
-    Returns:
-        Bytes of free memory, or None if unknown.
-
-    Raises:
-        UserError: it does not fit.
+    `what` names the object in the message, `wanted` is a lower bound of its size in bytes.
     """
     free = shared_memory.available()
     if free is not None and wanted > free:

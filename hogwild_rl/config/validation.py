@@ -36,8 +36,7 @@ def check_type(name: str, value: Any, hint: Any) -> Any:
     """Returns the value if it has the annotated type; a float like 1e6 becomes an integer.
 
     Args:
-        name: name of the setting, for the message.
-        value: value from the command line, a file or Python.
+        name, value: setting from the command line, a file or Python.
         hint: int, float, bool, str, a tuple of these, a Literal, None, a class, or a union.
 
     Raises:

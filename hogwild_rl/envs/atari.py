@@ -93,17 +93,16 @@ def make_vector(
         def step_wait(self) -> Any:
             return self.recv()
 
+    size: dict[str, Any] = {"img_height": _SIZE, "img_width": _SIZE, "stack_num": _STACK}
     return Games(
         spec.kwargs["game"],
         num_envs,
         num_threads=min(threads, num_envs),
-        img_height=_SIZE,
-        img_width=_SIZE,
-        stack_num=_STACK,
         frameskip=FRAMESKIP,
         noop_max=noops,
         reward_clipping=False,
         autoreset_mode=AutoresetMode.NEXT_STEP,
+        **size,
         **{name: settings[name] for name in _PASSED_ON & settings.keys()},
     )
 

@@ -39,12 +39,7 @@ _LONGEST = 300  # characters of external text in a message
 
 
 def cannot_make(name: str, error: BaseException) -> str:
-    """One-line message with the cause and the remedy for an environment that cannot be made.
-
-    Args:
-        name: id of the environment.
-        error: exception raised by its lookup or construction.
-    """
+    """One-line message with the cause and the remedy for an environment that cannot be made."""
     registered = gymnasium.registry.get(name)
     missing = isinstance(error, gymnasium.error.DependencyNotInstalled | ImportError)
     if missing and ":" in name:
@@ -119,12 +114,7 @@ class _RaisedError(_BrokenError):
 
 
 def check(env: Env, name: str, played: bool = True) -> None:
-    """Checks the spaces and a few random steps; the environment must be reset afterwards.
-
-    Args:
-        env: environment before its first reset.
-        name: its name in messages.
-        played: False to check the spaces only.
+    """Checks the spaces and, if `played`, a few random steps; the environment must be reset then.
 
     Raises:
         UserError: the environment violates gymnasium's API or raises, or a space is not supported.
@@ -145,12 +135,7 @@ def is_tested_upstream(source: Any) -> bool:
 
 
 def called(name: str, what: str, function: Callable[[], _T]) -> _T:
-    """Calls a function of the user's code and returns its result.
-
-    Args:
-        name: name of the environment, for messages.
-        what: description of the call, for messages.
-        function: function without parameters.
+    """Calls a function of the user's code, described by `what`, and returns its result.
 
     Raises:
         UserError: the function raised; the message has the exception and its origin in one line.
@@ -290,14 +275,9 @@ def _check_observation(
     part: str = "observation",
     finite: bool = False,
 ) -> None:
-    """Raises unless an observation has its space's structure and shape and a compatible dtype.
+    """Raises unless an observation, or a part of it, has its space's structure, shape and dtype.
 
-    Args:
-        space: space of the observation or of a part of it.
-        given: the observation or that part.
-        source: method that returned it, for messages.
-        part: name of the part, for messages.
-        finite: True to reject NaN and infinity.
+    Messages name the `part` and its `source`, the method that returned it.
     """
 
     def refuse(got: str) -> NoReturn:

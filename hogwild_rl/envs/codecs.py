@@ -117,12 +117,7 @@ _CHANNELS_AT_MOST = 16  # a longer axis is height or width
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """Shape of a uint8 image in 0..255.
-
-    Attributes:
-        shape: environment's layout: [H, W], [H, W, C], [C, H, W] or [frames, H, W, C].
-        channels_first: True for [C, H, W].
-    """
+    """Shape of a uint8 image in 0..255: [H, W], [H, W, C], [C, H, W] or [frames, H, W, C]."""
 
     shape: tuple[int, ...]
     channels_first: bool
@@ -191,8 +186,7 @@ class ObservationCodec:
 
     def row(self, observation: Any) -> Array:
         """Converts one observation to a row, [*O]."""
-        row: Array = self.rows(batch_of_one(self.space, observation))[0]
-        return row
+        return np.asarray(self.rows(batch_of_one(self.space, observation))[0])
 
     def batched(self, observations: Any) -> bool:
         """True for a batch of observations, False for one observation.
@@ -218,14 +212,9 @@ def as_image(space: Space[Any]) -> Image | None:
     shape, whole = space.shape, bool((space.low == 0).all() and (space.high == 255).all())
     if not whole or len(shape) not in (2, 3, 4):
         return None
-    if len(shape) == 3:
-        channels_first = shape[0] < shape[2]
-        if min(shape[0], shape[2]) > _CHANNELS_AT_MOST:
-            return None
-        return Image(shape, channels_first)
-    if len(shape) == 4 and shape[3] > _CHANNELS_AT_MOST:
-        return None
-    return Image(shape, channels_first=False)
+    channels_first = len(shape) == 3 and shape[0] < shape[2]
+    channels = 1 if len(shape) == 2 else shape[0 if channels_first else -1]
+    return Image(shape, channels_first) if channels <= _CHANNELS_AT_MOST else None
 
 
 def batch_of_one(space: Space[Any], observation: Any) -> Any:

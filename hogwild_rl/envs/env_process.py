@@ -23,10 +23,6 @@ class SharedObservations:
 
     Child processes that receive it as an argument share its memory.
 
-    Args:
-        space: observation space of one environment.
-        num_envs: number of environments B.
-
     Attributes:
         arrays: observations as batched by gymnasium, [B, ...] each.
     """
@@ -97,10 +93,8 @@ class EnvProcess:
     """Parent's handle of a child process that makes, resets and steps one environment.
 
     Args:
-        index: index of the environment, for messages.
-        make: makes the environment; picklable.
-        observations: shared observations of all environments.
-        b: row of this environment in `observations`.
+        index, make: index of the environment, and picklable function that makes it.
+        observations, b: shared observations of all environments, and the row of this one.
         timeout_s: seconds without an outcome after which the process counts as hung.
 
     Attributes:
@@ -135,10 +129,7 @@ class EnvProcess:
             raise self._failed(self._child.failure()) from error
 
     def receive(self, wait: bool = True) -> Outcome | None:
-        """Receives the outcome of the last `ask`.
-
-        Args:
-            wait: True to wait for the outcome, False to return None if it is not available.
+        """Receives the outcome of the last `ask`; None if not `wait` and it is not available.
 
         Raises:
             EnvironmentFailedError: the process has exited, or hung and was killed.

@@ -50,21 +50,17 @@ def inspect_env(env: EnvSource) -> EnvInfo:
     source, name = spec(env) if isinstance(env, str) else env, name_of(env)
     _check_picklable(source)
     # Training uses ale-py's vector environment, which needs no image library.
+    frames = atari.FRAMESKIP if atari.is_game(source) else 1
     if atari.is_game(source) and (games := atari.make_vector(source, 1, threads=1)) is not None:
         games.close()
-        observed, acted = games.single_observation_space, games.single_action_space
-        return EnvInfo(source, name, observed, acted, source.reward_threshold, atari.FRAMESKIP)
+        found = (games.single_observation_space, games.single_action_space)
+        return EnvInfo(source, name, *found, source.reward_threshold, frames)
     instance = checks.called(name, "making it", lambda: make_env(source))
     try:
         checks.check(instance, name, played=not checks.is_tested_upstream(source))
-        env_info = EnvInfo(
-            source=source,
-            name=name,
-            observation_space=instance.observation_space,
-            action_space=instance.action_space,
-            reward_threshold=instance.spec.reward_threshold if instance.spec else None,
-            frames_per_step=atari.FRAMESKIP if atari.is_game(source) else 1,
-        )
+        found = (instance.observation_space, instance.action_space)
+        threshold = instance.spec.reward_threshold if instance.spec else None
+        env_info = EnvInfo(source, name, *found, threshold, frames)
     except UserError:
         with contextlib.suppress(Exception):  # report the first error
             instance.close()

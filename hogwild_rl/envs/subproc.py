@@ -45,8 +45,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     environments continue; if all are lost, a step waits for the first restarted one.
 
     Args:
-        make: makes one environment; picklable.
-        num_envs: number of environments B ≥ 1.
+        make, num_envs: picklable function that makes one environment, and their number B ≥ 1.
         first: index of the first environment, for messages.
         failed: called with every failure; returns the seconds until the restart, or raises, which
             `reset` and `step` propagate.

@@ -36,20 +36,6 @@ class AsyncVectorEnv(Protocol):
         """Waits for the step and returns its outcome."""
 
 
-def make_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """Makes a native vector environment where that is faster, else a SyncVectorEnv.
-
-    Args:
-        env: id, spec or callable.
-        num_envs: number of environments B ≥ 1.
-
-    Raises:
-        UserError: the environment cannot be made.
-    """
-    made = native(env, num_envs) if prefer_native(env, num_envs) else None
-    return sync_vector_env(env, num_envs) if made is None else made
-
-
 def prefer_native(env: EnvSource, num_envs: int) -> bool:
     """True if a native vector environment, where available, is faster than SyncVectorEnv."""
     return num_envs >= NATIVE_FROM or atari.is_game(spec(env) if isinstance(env, str) else env)
@@ -58,10 +44,7 @@ def prefer_native(env: EnvSource, num_envs: int) -> bool:
 def native(env: EnvSource, num_envs: int, threads: int = 1) -> VectorEnv[Any, Any, Any] | None:
     """Native vector environment (gymnasium, ale-py) with NEXT_STEP autoreset; None if unavailable.
 
-    Args:
-        env: id, spec or callable.
-        num_envs: number of environments B ≥ 1.
-        threads: maximum threads of ale-py; gymnasium's native environments use one.
+    ale-py uses at most `threads` threads, gymnasium's native environments one.
     """
     if isinstance(env, str):
         env = spec(env)
@@ -98,19 +81,6 @@ def sync_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
     )
 
 
-def async_step(
-    envs: VectorEnv[Any, Any, Any],
-) -> tuple[Callable[[Array], None], Callable[[], tuple[Any, ...]]]:
-    """Returns `send(actions)`, which starts a step, and `receive()`, which returns its outcome.
-
-    Asynchronous environments step between the two calls, others during the second.
-    """
-    if isinstance(envs, AsyncVectorEnv):
-        return envs.step_async, envs.step_wait
-    sent: list[Array] = []
-    return sent.append, lambda: envs.step(sent.pop())
-
-
 def force_reset(envs: VectorEnv[Any, Any, Any], b: int) -> bool:
     """Makes environment b reset in its next step, as after an episode's end.
 
@@ -145,12 +115,6 @@ def choose(
 ) -> Backend:
     """Chooses the requested backend, or for "auto" the fastest that the environment supports.
 
-    Args:
-        source: id, spec or callable.
-        vectorization: requested backend.
-        num_envs: number of environments B ≥ 1.
-        cores: number of usable CPU cores.
-
     Raises:
         UserError: the environment does not support the requested backend.
     """
@@ -179,14 +143,9 @@ def make_envs(
     failed: Callable[[EnvironmentFailedError], float] = subproc.raise_failure,
     step_timeout_s: float = 60.0,
 ) -> VectorEnv[Any, Any, Any]:
-    """Makes a vector environment of the given backend, with NEXT_STEP autoreset.
+    """Makes a vector environment of a backend that `choose` returned, with NEXT_STEP autoreset.
 
-    Args:
-        source: id, spec or callable.
-        backend: result of `choose` for this source.
-        num_envs: number of environments B ≥ 1.
-        cores: number of usable CPU cores.
-        first, failed, step_timeout_s: as in `ProcessVectorEnv`, used only by the async backend.
+    `first`, `failed` and `step_timeout_s` are used by the async backend; see `ProcessVectorEnv`.
 
     Raises:
         UserError: the environments cannot be made.

@@ -62,12 +62,9 @@ def _signal_name(number: int) -> str:
 
 
 class Child:
-    """Running child process that calls a function.
+    """Running child process that calls a function, which is at the top level of a module.
 
-    Args:
-        role, index: name of this type of process, and index, in its name and its failures.
-        function: function at the top level of a module.
-        arguments: picklable arguments of the function.
+    `role`, the name of this type of process, and `index` are in its name and its failures.
 
     Attributes:
         process: the process.

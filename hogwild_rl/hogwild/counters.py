@@ -83,8 +83,7 @@ class Counters:
 
     def staleness_histogram(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
         """Number of updates by staleness, [STALENESS_BINS]; the last bin has all larger values."""
-        histogram: np.ndarray[Any, np.dtype[np.int64]] = self.rows["staleness"].sum(axis=0)
-        return histogram
+        return np.asarray(self.rows["staleness"].sum(axis=0))
 
     def recent_episodes(self, count: int) -> "np.ndarray[Any, Any]":
         """Newest finished episodes of all workers, at most `count`, oldest first.

@@ -164,17 +164,9 @@ class SharedRMSprop(SharedOptimizer):
         momentum: float = 0.0,
         eps_inside_root: bool = True,
     ) -> None:
-        _check_range(alpha=alpha, momentum=momentum)
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps}")
-        defaults = {
-            "lr": lr,
-            "alpha": alpha,
-            "eps": eps,
-            "momentum": momentum,
-            "eps_inside_root": eps_inside_root,
-        }
-        super().__init__(model, defaults)
+        _check_range(eps, alpha=alpha, momentum=momentum)
+        defaults = {"lr": lr, "alpha": alpha, "eps": eps, "momentum": momentum}
+        super().__init__(model, defaults | {"eps_inside_root": eps_inside_root})
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         state = {"square_avg": shared_memory.zeros_like(parameter)}
@@ -238,9 +230,7 @@ class SharedAdam(SharedOptimizer):
         eps: float = 1e-8,
         alone: bool = False,
     ) -> None:
-        _check_range(beta1=betas[0], beta2=betas[1])
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps}")
+        _check_range(eps, beta1=betas[0], beta2=betas[1])
         super().__init__(model, {"lr": lr, "betas": betas, "eps": eps})
         self._fused = alone
 
@@ -256,22 +246,15 @@ class SharedAdam(SharedOptimizer):
         state = self.state[parameter]
         beta1, beta2 = group["betas"]
         if self._fused:
-            adam.adam(
-                [parameter],
-                [gradient],
+            statistics: tuple[Any, ...] = (
                 [state["exp_avg"]],
                 [state["exp_avg_sq"]],
                 [],
                 [state["step"]],
-                fused=True,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=0.0,
-                eps=group["eps"],
-                maximize=False,
             )
+            options: dict[str, Any] = {"amsgrad": False, "maximize": False, "fused": True}
+            options |= {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
+            adam.adam([parameter], [gradient], *statistics, weight_decay=0.0, **options)
             return
         step = float(state["step"].add_(1))
         exp_avg = state["exp_avg"].lerp(gradient, 1 - beta1)
@@ -324,21 +307,20 @@ class SharedSGD(SharedOptimizer):
         super().__init__(model, {"lr": lr, "momentum": momentum})
 
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        return (
-            {"momentum_buffer": shared_memory.zeros_like(parameter)}
-            if self.defaults["momentum"]
-            else {}
-        )
+        if not self.defaults["momentum"]:
+            return {}
+        return {"momentum_buffer": shared_memory.zeros_like(parameter)}
 
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         if group["momentum"]:
-            gradient = (
-                self.state[parameter]["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-            )
+            buffer = self.state[parameter]["momentum_buffer"]
+            gradient = buffer.mul_(group["momentum"]).add_(gradient)
         parameter.add_(gradient, alpha=-group["lr"])
 
 
-def _check_range(**fractions: float) -> None:
+def _check_range(eps: float = 1.0, **fractions: float) -> None:
+    if not eps > 0:
+        raise ValueError(f"eps must be above 0, got {eps}")
     for name, value in fractions.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {value}")

@@ -39,13 +39,9 @@ class Worker:
 
     def random_seeds(self, count: int) -> list[int]:
         """Seeds below 2³¹, different for every worker and every restart."""
-        return random_seeds(self.seed, self.index, self.restart_index, count)
-
-
-def random_seeds(seed: int, index: int, restart_index: int, count: int) -> list[int]:
-    """Seeds below 2³¹ for one worker and restart, derived from the seed of a run."""
-    sequence = np.random.SeedSequence(seed, spawn_key=(index, restart_index))
-    return [int(word) >> 1 for word in sequence.generate_state(count)]
+        key = (self.index, self.restart_index)
+        sequence = np.random.SeedSequence(self.seed, spawn_key=key)
+        return [int(word) >> 1 for word in sequence.generate_state(count)]
 
 
 def _work(worker: Worker, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -159,11 +155,7 @@ class Workers:
         return self._children.pop(index).kill_hung(silent_s)
 
     def wait(self, timeout_s: float) -> list[Failure]:
-        """Waits until a worker ends or the timeout expires.
-
-        Returns:
-            Failures of the workers that have ended.
-        """
+        """Waits until a worker ends or the timeout expires; returns the failures."""
         if self._children:
             sentinels = [each.process.sentinel for each in self._children.values()]
             multiprocessing.connection.wait(sentinels, timeout_s)
@@ -172,11 +164,7 @@ class Workers:
         return [failure for failure in failures if failure.exit_code != 0]
 
     def stop(self, timeout_s: float) -> list[Failure]:
-        """Asks all workers to end, waits for them, and kills those that exceed the timeout.
-
-        Returns:
-            Failures of workers that crashed meanwhile.
-        """
+        """Asks all workers to end, kills those that exceed the timeout, returns the failures."""
         self._stop[0] = 1
         deadline = time.monotonic() + timeout_s
         failures: list[Failure] = []

@@ -133,11 +133,7 @@ class RunningMoments:
         return torch.from_numpy(self._read(np.array([self._row_of(worker)]))[0])
 
     def set_row(self, worker: int, state: Tensor) -> None:
-        """Replaces a row whose writer is on another machine.
-
-        Args:
-            worker: index of the worker; no other process on this machine may write its row.
-            state: `row_state` of that worker, [1 + 2 size].
+        """Replaces a row by the `row_state` of its writer on another machine, [1 + 2 size].
 
         Raises:
             ValueError: `state` has another shape.

@@ -72,8 +72,7 @@ class Supervisor:
     A worker makes progress, in the sense of `Restarts`, when it counts a step.
 
     Args:
-        workers: workers, already started.
-        counters: counters that the workers write.
+        workers, counters: workers, already started, and the counters that they write.
         max_restarts: restarts per worker and hour; 0 gives up at the first failure.
         step_timeout_s: seconds without heartbeat after which a worker counts as hung.
 
@@ -104,11 +103,9 @@ class Supervisor:
         return bool(self._workers.running or self._due_s)
 
     def watch(self, timeout_s: float) -> list[Failure]:
-        """Waits for a failure or the timeout, and restarts workers whose pause is over.
+        """Waits for a failure or the timeout, restarts workers whose pause is over.
 
-        Returns:
-            Failures of workers that crashed or hung; they are or will be restarted, unless there is
-            a `give_up_reason`.
+        Returns the failures of workers that crashed or hung.
         """
         failures = self._workers.wait(timeout_s)
         now_s = time.monotonic()
@@ -123,14 +120,11 @@ class Supervisor:
         for worker, due_s in list(self._due_s.items()):
             if due_s <= now_s and not self.give_up_reason:
                 del self._due_s[worker]
-                self._replace(worker)
+                self._workers.replace(worker)
+                self._started_s[worker] = time.monotonic()
+                self._steps[worker] = self._counted(worker)
+                self.replaced += 1
         return failures
-
-    def _replace(self, worker: int) -> None:
-        self._workers.replace(worker)
-        self._started_s[worker] = time.monotonic()
-        self._steps[worker] = self._counted(worker)
-        self.replaced += 1
 
     def _counted(self, worker: int) -> int:
         return int(self._counters.rows["steps"][worker])

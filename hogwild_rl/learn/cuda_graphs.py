@@ -78,13 +78,9 @@ def recording(network: str) -> Iterator[None]:
 
 
 def captured_act(act: Act, rollout: Rollout, size: int, generator: torch.Generator) -> Act:
-    """Returns `act` as a CUDA graph, for groups of `size` environments of a rollout on the GPU.
+    """Returns `act`, which samples with `generator`, as a CUDA graph for groups of `size`.
 
-    Args:
-        act: policy that samples with `generator`.
-        rollout: example for shapes and dtypes.
-        size: number of environments B per call.
-        generator: generator on the same device.
+    The rollout on the GPU is an example for shapes and dtypes.
     """
     observations = rollout.observations[0, :size].clone()
     state = rollout.state[:, :size].clone()

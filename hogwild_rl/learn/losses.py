@@ -130,22 +130,13 @@ def actor_critic_loss(model: ActorCritic, rollout: Rollout, config: Any) -> Poli
         config: settings with gamma, gae_lambda, vf_coef and ent_coef.
     """
     policy, values = model(rollout.observations, rollout.state, rollout.valid)
+    flags = (rollout.terminated, rollout.truncated, rollout.valid)
+    discounts = {"gamma": config.gamma, "gae_lambda": config.gae_lambda}
     advantages = returns.generalized_advantages(
-        rollout.rewards,
-        values.detach(),
-        rollout.terminated,
-        rollout.truncated,
-        rollout.valid,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
+        rollout.rewards, values.detach(), *flags, **discounts
     )
-    return a2c_loss(
-        policy.log_prob(rollout.actions),
-        policy.entropy(),
-        values[:-1],
-        advantages,
-        advantages + values[:-1].detach(),
-        rollout.valid,
-        vf_coef=config.vf_coef,
-        ent_coef=config.ent_coef,
-    )
+    values = values[:-1]
+    targets = advantages + values.detach()
+    log_probs, entropies = policy.log_prob(rollout.actions), policy.entropy()
+    terms = (log_probs, entropies, values, advantages, targets, rollout.valid)
+    return a2c_loss(*terms, vf_coef=config.vf_coef, ent_coef=config.ent_coef)

@@ -29,10 +29,8 @@ class Normalization:
     """Running moments of observations and discounted returns of a run.
 
     Args:
-        workers: number of workers that add samples.
-        codec: codec of the observations.
-        observations: True to record the moments of observations.
-        rewards: True to record the moments of discounted returns.
+        workers, codec: number of workers that add samples, and codec of the observations.
+        observations, rewards: True to record the moments of observations, of discounted returns.
     """
 
     def __init__(
@@ -91,8 +89,7 @@ class Normalizer:
         discounted: current return R_t of each environment, [B]; None before the first rollout.
 
     Args:
-        normalization: shared moments of the run.
-        worker: index of the worker.
+        normalization, worker: shared moments of the run, and index of the worker.
         gamma: discount γ of the returns.
         clip: "none", "sign", or the bound of |r|; applied first.
         factor: reward scale c, applied last.

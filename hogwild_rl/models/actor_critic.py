@@ -118,7 +118,7 @@ class ActorCritic(nn.Module):
         else:
             features = self._features(self.policy_body, self._inputs(observations))
         if self.memory is not None:
-            state = self.memory.nothing(len(features)) if state is None else state
+            state = self.memory.initial_state(len(features)) if state is None else state
             state = self.memory.step(features, state)
             features = state[0]
         policy: StochasticDistribution = self.policy_head(features)
@@ -151,7 +151,7 @@ class ActorCritic(nn.Module):
         inputs = self._inputs(observations)
         features = self._features(self.policy_body, inputs)
         if self.memory is not None:
-            state = self.memory.nothing(features.shape[1]) if state is None else state
+            state = self.memory.initial_state(features.shape[1]) if state is None else state
             if valid is None:
                 valid = features.new_ones(features.shape[:2], dtype=torch.bool)
             features = self.memory(features, state, valid)

@@ -35,8 +35,7 @@ class DeterministicActorCritic(nn.Module):
     Attributes:
         actor: μ and its target network.
         critics: the Q_i and their target networks.
-        state_size: 0, there is no recurrent state.
-        standardize: None, observations are not normalized.
+        state_size, standardize: 0 and None: no recurrent state, no normalized observations.
 
     Raises:
         UserError: a space is not supported, or the network does not fit it.
@@ -83,14 +82,8 @@ def _check(action_space: Space[Any]) -> None:
 class WithTarget(nn.Module, Generic[M]):
     """Module with its target network.
 
-    The flat layout of `SharedModel` has trained parameters first and the others after them. So the
-    target network is its second half, in the same order.
-
-    Args:
-        module: module whose parameters are all trainable.
-
-    Attributes:
-        target: the target network, a copy without gradient.
+    All parameters of the module must be trainable. The flat layout of `SharedModel` has them first
+    and those of the target network, a copy without gradient, after them in the same order.
     """
 
     def __init__(self, module: M) -> None:
@@ -106,11 +99,7 @@ class WithTarget(nn.Module, Generic[M]):
 
 @torch.no_grad()
 def polyak_update_(flat: Tensor, tau: float) -> None:
-    """Polyak averaging of a target network: θ' ← (1 − τ) θ' + τ θ.
-
-    Args:
-        flat: θ and θ' of a `WithTarget`, [2 P].
-        tau: τ in [0, 1].
+    """Polyak averaging of a target network: θ' ← (1 − τ) θ' + τ θ, both in `flat`, [2 P].
 
     Source: Lillicrap et al. 2016 (arXiv:1509.02971), section 3.
     """

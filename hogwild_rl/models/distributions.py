@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from gymnasium import Space, spaces
@@ -16,26 +16,6 @@ from hogwild_rl.errors import UserError
 from hogwild_rl.models import layers
 
 _LOG_2_PI = math.log(2 * math.pi)
-
-
-class ActionDistribution(Protocol):
-    """Action distribution for states [...]; each action has shape A."""
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Samples actions from π, [..., *A], without gradient."""
-
-    def mode(self) -> Tensor:
-        """Returns the most probable actions, [..., *A], without gradient."""
-
-
-class StochasticDistribution(ActionDistribution, Protocol):
-    """Action distribution of a stochastic policy, with known probabilities."""
-
-    def log_prob(self, actions: Tensor) -> Tensor:
-        """Log-probability or log-density of actions [..., *A], [...]."""
-
-    def entropy(self) -> Tensor:
-        """Entropy −E[log π] in nats, [...]."""
 
 
 class Categorical:
@@ -223,6 +203,8 @@ class Deterministic:
         """Returns the action, [..., *A]."""
         return self._actions.detach()
 
+
+StochasticDistribution: TypeAlias = Categorical | MultiCategorical | Bernoulli | Gaussian
 
 # A linear log σ is unbounded: far from the training data, σ would be 0 or ∞.
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # the code of Haarnoja et al. 2018 (arXiv:1801.01290)

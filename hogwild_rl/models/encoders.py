@@ -46,17 +46,7 @@ def image_encoder(
     generator: torch.Generator,
     contrast: layers.MeanImageNorm | None = None,
 ) -> "ConvEncoder | PixelEncoder":
-    """Returns the encoder of an image: a CNN, or the flattened pixels.
-
-    Args:
-        image: shape and axis order of the images.
-        network: name of a CNN, mlp, or auto for the CNN of A3C if the image is large enough.
-        generator: source of the weights.
-        contrast: image normalization, if any.
-
-    Raises:
-        UserError: the image is too small for the requested CNN.
-    """
+    """Returns the encoder of an image: a CNN, or the flattened pixels; see `encoder`."""
     cnn = CNNS["a3c" if network == "auto" else network] if network != "mlp" else None
     if cnn is not None and min(_sides(image, cnn)) > 0:
         return ConvEncoder(image, cnn, generator, contrast)
@@ -76,7 +66,8 @@ def encoder(
 
     Args:
         codec: codec of the observations.
-        network: network of the images, see `image_encoder`; without images, the identity.
+        network: name of a CNN, mlp, or auto for the CNN of A3C if the images are large enough;
+            without images the encoder is the identity.
         generator: source of the weights.
         contrast: normalization of a single image, if any.
 
@@ -158,7 +149,7 @@ class ConvEncoder(nn.Module):
         """
         squares, scale = self._squares(images), torch.tensor(_SCALE)
         if self.contrast is not None:  # differences of bytes are exact in bfloat16, too
-            mean = self.contrast.picture.view(1, *self._image.chw)
+            mean = self.contrast.mean_image.view(1, *self._image.chw)
             squares, scale = squares.sub_(self._squares(mean)), self.contrast.scale
         kernel = self.first.weight.view(-1, len(images[0]), 2, _SQUARE, 2, _SQUARE)
         kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3) * scale

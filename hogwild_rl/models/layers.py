@@ -52,10 +52,7 @@ def custom_body(
 ) -> tuple[nn.Module, int]:
     """Returns a custom body, made by a function of the observation space, and its feature size.
 
-    Args:
-        make: the function; it may sample initial weights from torch's global stream.
-        codec: codec of the observations.
-        generator: source of the seed of that stream.
+    The function may sample initial weights from torch's global stream.
 
     Raises:
         UserError: the body is not a module, has buffers, or does not map [T, B, *O] to [T, B, F].
@@ -115,7 +112,7 @@ class LSTMCore(nn.Module):
         spans = torch.linspace(1, _LONGEST_SPAN - 1, size)  # time scale T: b = log(T − 1)
         self.cell.bias_ih.detach()[size : 2 * size] = spans.log()
 
-    def nothing(self, B: int) -> Tensor:
+    def initial_state(self, B: int) -> Tensor:
         """Initial state of zeros, [2, B, H]."""
         return self.cell.weight_hh.new_zeros(2, B, self.cell.hidden_size)
 
@@ -192,13 +189,13 @@ class MeanImageNorm(nn.Module):
         self.scale = nn.Parameter(torch.full((1,), 1 / 255), requires_grad=False)
 
     @property
-    def picture(self) -> Tensor:
+    def mean_image(self) -> Tensor:
         """Mean image μ in bytes, [1, *shape]."""
         return self.mean.round().to(torch.uint8).view(1, *self._shape)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Normalizes images of bytes, [..., *shape] → [..., *shape]."""
-        return (pictures - self.picture.to(computed_in(pictures.device))).mul_(self.scale)
+        return (images - self.mean_image.to(computed_in(images.device))).mul_(self.scale)
 
 
 def orthogonal(layer: _Layer, gain: float, generator: torch.Generator) -> _Layer:

@@ -55,31 +55,26 @@ class Agent:
         self.run_dir = run_dir
         self._env, self._allow_import = env, allow_import
         self._observations = ObservationCodec.of(checkpoint.observation_space)
+        settings, deterministic = checkpoint.settings, checkpoint.algorithm in _DETERMINISTIC
+        spaces = (checkpoint.observation_space, checkpoint.action_space)
+        self.model: ActorCritic | DeterministicActorCritic
         with checkpoint.fitting():
-            self._rebuild(checkpoint, network)
+            rescale = deterministic or settings["rescale_actions"]
+            self._actions = ActionCodec.of(checkpoint.action_space, rescale)
+            shape = architecture(settings, network)
+            if deterministic:
+                self.model = DeterministicActorCritic(*spaces, shape, settings.get("critics", 1))
+            else:
+                self.model = ActorCritic(*spaces, shape)
+            self.model.load_state_dict(checkpoint.parameters)
+            self._generator = torch.Generator().manual_seed(settings["seed"])
         self.model.requires_grad_(False).eval()
 
-    def _rebuild(self, checkpoint: Checkpoint, network: layers.BodyMaker | None) -> None:
-        settings = checkpoint.settings
-        deterministic = checkpoint.algorithm in _DETERMINISTIC
-        rescale = deterministic or settings["rescale_actions"]
-        self._actions = ActionCodec.of(checkpoint.action_space, rescale)
-        spaces = (checkpoint.observation_space, checkpoint.action_space)
-        shape = architecture(settings, network)
-        self.model: ActorCritic | DeterministicActorCritic
-        if deterministic:
-            self.model = DeterministicActorCritic(*spaces, shape, settings.get("critics", 1))
-        else:
-            self.model = ActorCritic(*spaces, shape)
-        self.model.load_state_dict(checkpoint.parameters)
-        self._generator = torch.Generator().manual_seed(settings["seed"])
-
     def act(self, observation: Any, *, deterministic: bool = True) -> Any:
-        """Returns the action for one observation, or actions for a batch.
+        """Returns the action for one observation, or actions for a batch; see `predict`.
 
         Raises:
-            UserError: the observation is not in the space, or the policy is recurrent and needs
-                the state of `predict`.
+            UserError: the observation is not in the space, or the policy is recurrent.
         """
         if self.model.state_size:
             raise UserError("this policy is recurrent: use predict, which also returns the state")

@@ -52,15 +52,7 @@ class Checkpoint:
     worker_state: dict[str, Any] | None = None
 
     def save(self, path: pathlib.Path, previous: pathlib.Path | None = None) -> None:
-        """Writes the checkpoint atomically.
-
-        Args:
-            path: path of the file.
-            previous: path to which an existing file is moved.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Writes the checkpoint as in `files.atomic_write`."""
         document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         document |= {"format": FORMAT, "counters": dataclasses.asdict(self.counters)}
         for name in _SPACES:
@@ -109,11 +101,7 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def fitting(self) -> Iterator[None]:
-        """Reports exceptions while the checkpoint's parts are loaded as parts that do not fit.
-
-        Raises:
-            UserError: an exception was raised inside the context.
-        """
+        """Context that raises exceptions as a UserError: the checkpoint's parts do not fit."""
         try:
             yield
         except UserError:
@@ -172,15 +160,6 @@ def load_newest(folder: pathlib.Path) -> tuple[Checkpoint, pathlib.Path]:
         return Checkpoint.load(existing[0]), existing[0]  # reports the error of the newest
 
 
-def remove_torn(folder: pathlib.Path) -> None:
-    """Removes the newest checkpoint if it is damaged and the previous one is not.
-
-    Otherwise the next save would replace the previous one by the damaged one for a moment.
-    """
-    if load_newest(folder)[1].name == PREVIOUS_FILE:
-        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-
-
 def copied(value: Any) -> Any:
     """Copies nested dicts and lists, and their tensors to the CPU, out of shared memory."""
     if isinstance(value, torch.Tensor):
@@ -194,9 +173,7 @@ class Checkpointer:
     """Writes the checkpoints of a run and restores its state from them.
 
     Args:
-        algorithm: module name of the algorithm.
-        settings: settings of the run, plain values.
-        env_info: description of the environment.
+        algorithm, settings, env_info: as in `Checkpoint`.
         state: live training state of the run.
         session: number of this session of the run, from 1.
 

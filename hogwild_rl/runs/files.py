@@ -13,17 +13,11 @@ _DIGEST = b"hogwild_rl sha256 "
 _DIGEST_BYTES = len(_DIGEST) + 64 + 1
 
 
-class DamagedError(ValueError):
-    """The digest of a file is missing or does not match its content."""
-
-
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path, previous: pathlib.Path | None = None) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path`; at the end flushes it to disk and renames it to `path`.
+    """Opens a temporary file, and at the end flushes it to disk and renames it to `path`.
 
-    Args:
-        path: path of the file.
-        previous: path to which an existing file is moved.
+    An existing file is moved to `previous`, if given.
 
     Raises:
         OSError: the file cannot be written; an existing file is unchanged.
@@ -116,10 +110,10 @@ def read_with_digest(path: pathlib.Path) -> bytes:
 
     Raises:
         OSError: the file cannot be read.
-        DamagedError: the digest is missing or does not match.
+        ValueError: the digest is missing or does not match.
     """
     data = path.read_bytes()
     digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if digest != _DIGEST + hashlib.sha256(content).hexdigest().encode() + b"\n":
-        raise DamagedError(str(path))
+        raise ValueError(f"{path} is damaged")
     return content

@@ -54,13 +54,6 @@ class Progress:
     recent_lengths: tuple[int, ...] = ()
 
 
-GAUGES = (
-    *("policy_loss", "value_loss", "entropy", "explained_variance"),
-    *("grad_norm", "learning_rate", "approx_kl"),
-)
-"""Values of the newest update of each worker, sampled every 0.1 s; NaN where undefined."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
     """State of a run at one moment: a row of progress.csv.
@@ -100,6 +93,8 @@ class Snapshot:
 
 
 _HEADER = [field.name for field in dataclasses.fields(Snapshot)]
+GAUGES = tuple(_HEADER[_HEADER.index("policy_loss") :])
+"""Values of the newest update of each worker, sampled every 0.1 s; NaN where undefined."""
 _OLDER_COLUMNS = len(_HEADER) - len(GAUGES)  # of version 0.1
 
 # TensorBoard names of Stable-Baselines3.
@@ -135,10 +130,8 @@ def take_snapshot(
     """Sums the workers' counters.
 
     Args:
-        counters: counters of this session.
-        episodes: result of `recent_episodes`.
+        counters, episodes, elapsed_s: of this session; `episodes` from `recent_episodes`.
         before: progress at the start of this session.
-        elapsed_s: seconds since the start of this session.
         last: snapshot from which rates are measured, or None for the start of this session.
     """
     steps, updates = counters.total("steps"), counters.total("updates")
@@ -175,14 +168,15 @@ def print_line(line: str, file: TextIO | None = None) -> None:
 class Reporter:
     """Prints snapshots as a progress bar, or a line every 5 s, and appends them to files.
 
-    Args:
-        folder: folder of the run.
-        config: settings.
-        before: progress at the start of this session; later rows are removed from progress.csv.
+    Rows of progress.csv that are later than the start of this session are removed.
     """
 
     def __init__(self, folder: pathlib.Path, config: base.RunConfig, before: Progress) -> None:
-        self._events = _event_writer(folder) if config.tensorboard else None
+        self._events: Any = None
+        if config.tensorboard:
+            from torch.utils import tensorboard
+
+            self._events = tensorboard.SummaryWriter(str(folder))
         self._file = _open_log(folder, before.steps)
         self._rows = csv.writer(self._file)
         self._total, self._quiet = config.total_timesteps, config.quiet
@@ -206,7 +200,9 @@ class Reporter:
         if final or snapshot.time_s - self._shown_s >= every_s:
             self._shown_s = snapshot.time_s
             self._show(snapshot)
-        due = snapshot.time_s - self._written_s >= _row_every_s(snapshot.time_s)
+        # Rows are frequent in short runs, which take seconds.
+        row_every_s = min(max(snapshot.time_s / 20, 0.1), 1.0)
+        due = snapshot.time_s - self._written_s >= row_every_s
         begun = snapshot.steps > self._before  # no rows while workers start
         printed = self.last is not None and self.last.steps == snapshot.steps
         if not ((final and not printed) or (due and begun)):
@@ -244,11 +240,6 @@ class Reporter:
             self._events.close()
 
 
-def _row_every_s(time_s: float) -> float:
-    """Seconds between rows: short for short runs, which take seconds, up to 1 s for long ones."""
-    return min(max(time_s / 20, 0.1), 1.0)
-
-
 def read_log(folder: pathlib.Path) -> list[tuple[int, list[str]]]:
     """Complete rows of a run's progress.csv as (steps, row).
 
@@ -281,23 +272,15 @@ def write_staleness(folder: pathlib.Path, counters: Counters) -> None:
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["staleness", "updates"])
-    rows.writerows(enumerate(counters.staleness_histogram().tolist()))
+    rows.writerows(enumerate(counters.staleness_histogram()))
     files.write_text(folder / STALENESS_FILE, text.getvalue())
 
 
-def require_tensorboard(config: base.RunConfig) -> None:
-    """Raises UserError if TensorBoard is requested but not installed."""
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError(
-            "tensorboard is not installed: omit it, or run "
-            f"{sys.executable} -m pip install tensorboard"
-        )
-
-
-def _event_writer(folder: pathlib.Path) -> Any:
-    from torch.utils import tensorboard
-
-    return tensorboard.SummaryWriter(str(folder))
+def require_tensorboard() -> None:
+    """Raises UserError if TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        install = f"{sys.executable} -m pip install tensorboard"
+        raise UserError(f"tensorboard is not installed: omit it, or run {install}")
 
 
 def summary_lines(

@@ -11,18 +11,19 @@ from hogwild_rl.config import base
 from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import one_line
 from hogwild_rl.errors import UserError
-from hogwild_rl.runs import checkpoint, files, logger
-from hogwild_rl.runs.checkpoint import BEST_FILE, PREVIOUS_FILE, Checkpoint, load_newest
+from hogwild_rl.runs import files, logger
+from hogwild_rl.runs.checkpoint import (
+    BEST_FILE,
+    CHECKPOINT_FILE,
+    PREVIOUS_FILE,
+    Checkpoint,
+    load_newest,
+)
 from hogwild_rl.runs.logger import Progress
 
 
 def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> pathlib.Path:
     """Creates or reuses the run's folder and checks that it is writable and has no other run.
-
-    Args:
-        algorithm: module name of the algorithm, such as "a3c".
-        config: settings; run_dir or resume name the folder.
-        env: name of the environment, for the default folder name.
 
     Raises:
         UserError: the folder cannot be written, or a new run's folder is not empty.
@@ -31,7 +32,9 @@ def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> pathlib.
         if config.resume is not None:
             folder = pathlib.Path(config.resume)
             files.remove_temporaries(folder)
-            checkpoint.remove_torn(folder)
+            if load_newest(folder)[1].name == PREVIOUS_FILE:
+                # The next save must not replace the previous checkpoint by a damaged one.
+                (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
         elif config.run_dir is not None:
             folder = pathlib.Path(config.run_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,16 +70,8 @@ def _new_folder(algorithm: str, env: str) -> pathlib.Path:
 
 # Settings that define the saved parameters: a resumed run cannot change them.
 _FIXED = {
-    "env",
-    "network",
-    "hidden",
-    "activation",
-    "shared_trunk",
-    "lstm",
-    "critics",
-    "normalize_observations",
-    "state_dependent_std",
-    "rescale_actions",
+    *("env", "network", "hidden", "activation", "shared_trunk", "lstm", "critics"),
+    *("normalize_observations", "state_dependent_std", "rescale_actions"),
 }
 
 
@@ -117,9 +112,8 @@ def checkpoint_to_resume(config: base.RunConfig, env_info: make.EnvInfo) -> Chec
 
 def state_to_resume(saved: Checkpoint | None, config: base.RunConfig) -> dict[str, Any] | None:
     """Returns the saved state of a single worker, or None if the seed has changed."""
-    if saved is None or saved.settings.get("seed") != config.seed:
-        return None
-    return saved.worker_state
+    same_seed = saved is not None and saved.settings.get("seed") == config.seed
+    return saved.worker_state if saved is not None and same_seed else None
 
 
 def best_return(folder: pathlib.Path, before: Progress) -> float | None:

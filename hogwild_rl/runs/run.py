@@ -29,8 +29,7 @@ class Run:
     """Run of an algorithm: opens its folder, new or resumed, and updates it until the run ends.
 
     Args:
-        algorithm: module name, for example "a3c".
-        config: settings.
+        algorithm, config: module name of the algorithm, for example "a3c", and settings.
         reports: False if another process of the same run writes the folder.
 
     Attributes:
@@ -38,7 +37,7 @@ class Run:
         env: facts about the environment.
         folder: folder of the run, set by `open` if this process writes it.
         before: progress of the run's earlier sessions.
-        resumed_state: state of the only worker in the resumed checkpoint, or None.
+        resumed_state: state of the only worker in the resumed checkpoint; None with another seed.
 
     Raises:
         UserError: the environment, the folder or the checkpoint cannot be used.
@@ -54,7 +53,8 @@ class Run:
         self._solved_at: logger.Snapshot | None = None
         self._signal: int | None = None
         self._failures, self._nonfinite = 0, np.zeros(1, dtype=np.int64)  # [workers]
-        logger.require_tensorboard(config)
+        if config.tensorboard:
+            logger.require_tensorboard()
         registered = self.env.reward_threshold
         self._target = registered if config.target_return is None else config.target_return
         if config.stop_when_solved and self._target is None:
@@ -107,18 +107,14 @@ class Run:
     ) -> None:
         """Reports progress, saves a checkpoint when due, and detects when the run is solved.
 
-        Args:
-            counters: counters of all workers.
-            worker_state: captures the state of the only worker, if it is at a safe point.
-            final: True in the last call.
+        `worker_state` captures the state of the only worker, if it is at a safe point.
         """
         if not self._reports:
             return
         snapshot, episodes = self._take_snapshot(counters, self._reporter.last)
         full = len(episodes.returns) == logger.EPISODES_AVERAGED
-        target = self._target
-        if full and target is not None and snapshot.return_mean >= target and not self.solved:
-            self._solved_at = snapshot
+        if full and self._target is not None and snapshot.return_mean >= self._target:
+            self._solved_at = self._solved_at or snapshot
         reported, saving = self._reporter.report(snapshot, final), final or self.checkpoint_due
         if reported or saving:
             self._check_finite(counters, final)
@@ -188,14 +184,10 @@ class Run:
         return self._agent(self.folder)
 
     @property
-    def solved(self) -> bool:
-        """True once the reward threshold has been reached."""
-        return self._solved_at is not None
-
-    @property
     def ending(self) -> bool:
         """True if training should end: interrupted, or solved with `stop_when_solved`."""
-        return self._signal is not None or (self.solved and self.config.stop_when_solved)
+        solved = self._solved_at is not None
+        return self._signal is not None or (solved and self.config.stop_when_solved)
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

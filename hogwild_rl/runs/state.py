@@ -10,11 +10,8 @@ from hogwild_rl.runs.logger import GAUGES
 class TrainState:
     """Model, optimizer, running moments and counters, shared by all workers of a run.
 
-    Args:
-        model: holder of the parameters in flat tensors; its `module` is the network.
-        optimizer: steps them; it has `state_dict` and `load_state_dict`.
-        normalization: running moments of observations and returns.
-        workers: number of rows of `counters`.
+    The model has its parameters in flat tensors, and the network as `module`; the optimizer has
+    `state_dict` and `load_state_dict`.
     """
 
     def __init__(

@@ -23,8 +23,7 @@ class Collector:
     """Collects rollouts with the learner's model in the worker's own environments.
 
     Args:
-        worker: this worker.
-        task: the run.
+        worker, task: this worker, and the run.
         learner: learner whose model acts; its `collector` is set to this object.
         whole_episodes: collect one episode from each environment instead of `n_steps` steps.
 

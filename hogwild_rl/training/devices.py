@@ -1,10 +1,9 @@
 """Device, precision and thread count of a run."""
 
 import contextlib
-import dataclasses
 import platform
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,8 +24,7 @@ _GPU_FROM_PARAMETERS = 500_000
 _THREADS_FROM = 5_000_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """Selected device and the reason for the selection."""
 
     device: torch.device
@@ -40,11 +38,6 @@ class Device:
 
 def choose(wanted: DeviceName, model: torch.nn.Module, ranks: Ranks | None = None) -> Device:
     """Selects the requested device; "auto" is a GPU if every rank has one and it is faster.
-
-    Args:
-        wanted: cpu, cuda or auto.
-        model: network to train.
-        ranks: ranks of the run; all use the same type of device.
 
     Raises:
         UserError: a GPU is requested and there is none.
@@ -78,11 +71,6 @@ def prepare_process() -> None:
 def place(config: Any, env: make.EnvInfo, ranks: Ranks) -> tuple[ActorCritic, Device, "Precision"]:
     """Network, device and precision of a run; the precision depends on the device.
 
-    Args:
-        config: settings with `model`, `device`, `compile` and `precision`.
-        env: facts about the environment.
-        ranks: ranks of the run.
-
     Raises:
         UserError: a GPU is requested and there is none, or CUDA graphs on the CPU.
     """
@@ -108,14 +96,8 @@ def limit_threads(
 ) -> Iterator[None]:
     """Limits torch's CPU threads inside; restores the number afterwards.
 
-    One thread if a step is small, or if a GPU computes: idle threads spin after each parallel copy,
-    and delay the threads of the environments.
-
-    Args:
-        model: network to train.
-        rows: rows of a batch, or number of environments.
-        on_gpu: the network is on a GPU.
-        most: maximum number of threads.
+    One thread if a step of this model and batch size is small, or if a GPU computes: idle threads
+    spin after each parallel copy, and delay the threads of the environments. Else `most` at most.
     """
     before = torch.get_num_threads()
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -129,8 +111,7 @@ def limit_threads(
         torch.set_num_threads(before)
 
 
-@dataclasses.dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     """Precision of network bodies: bfloat16 or float32, and the reason if bfloat16 is refused."""
 
     on: bool

@@ -18,10 +18,6 @@ Episodes = list[tuple[float, int]]
 _GATHER_EVERY = 16  # updates: pickled objects cost more than the gradient
 
 
-def _never() -> bool:
-    return False
-
-
 @dataclasses.dataclass
 class Ranks:
     """One rank among the processes of a run.
@@ -38,7 +34,7 @@ class Ranks:
     _updates: int = dataclasses.field(default=0, init=False)
     _episodes: Episodes = dataclasses.field(default_factory=list, init=False)
     _agreed_to_stop: bool = dataclasses.field(default=False, init=False)
-    wants_to_stop: Callable[[], bool] = dataclasses.field(default=_never, init=False)
+    wants_to_stop: Callable[[], bool] = dataclasses.field(default=bool, init=False)  # False
 
     @classmethod
     def here(cls) -> "Ranks":
@@ -137,12 +133,7 @@ class Ranks:
         return [episode for each in gathered for episode in each]
 
     def exchange(self, normalization: Normalization, device: torch.device) -> None:
-        """Copies every rank's running moments to all other ranks.
-
-        Args:
-            normalization: running moments of the run, one row for each rank.
-            device: device of the communication backend.
-        """
+        """Copies every rank's row of running moments to all other ranks, through the device."""
         if self.count == 1:
             return
         import torch.distributed as dist

@@ -40,7 +40,7 @@ class MisfitError(Exception):
     """Snapshot of different environments; the message is the path of the mismatch."""
 
 
-def take(thing: Any) -> dict[str, Any]:
+def capture(thing: Any) -> dict[str, Any]:
     """Captures the state of environments, or of any object built of Python and numpy values.
 
     Raises:
@@ -51,7 +51,7 @@ def take(thing: Any) -> dict[str, Any]:
     return _Capture().part(thing, type(thing).__name__)
 
 
-def give(thing: Any, snapshot: dict[str, Any]) -> None:
+def restore(thing: Any, snapshot: dict[str, Any]) -> None:
     """Restores a snapshot into an object that was created in the same way.
 
     Raises:

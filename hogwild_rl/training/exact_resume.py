@@ -30,8 +30,7 @@ class SafePoint:
     No lock is involved: each of three numbers has one writer. The parent counts its requests and
     its releases; the worker writes the number of the request it answered last.
 
-    Args:
-        folder: folder of the run; the state passes through a file in it.
+    The state passes through a file in the folder of the run.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -94,9 +93,6 @@ class SafePoint:
 class LocalSafePoint:
     """Safe point of a worker in the parent's process: logs the run, and saves it when due.
 
-    Args:
-        run: the run.
-
     Attributes:
         state: the worker's state after its last update, or None.
     """
@@ -128,12 +124,6 @@ class WorkerState:
 
     A run with one worker, the same settings and environments written in Python that is resumed from
     it ends with the parameters of a run that was never interrupted, bit for bit.
-
-    Args:
-        generator: random stream of the actions.
-        groups: groups of environments.
-        collector: collects their rollouts.
-        normalizer: transforms their rewards.
     """
 
     def __init__(
@@ -149,7 +139,7 @@ class WorkerState:
     def state(self) -> dict[str, Any]:
         """Plain values and tensors for a checkpoint, or the reason why there are none."""
         try:
-            envs = [env_snapshot.take(group) for group in self._groups]
+            envs = [env_snapshot.capture(group) for group in self._groups]
         except env_snapshot.OpaqueError as error:
             return {"unsaved_reason": str(error)}
         discounted = self._normalizer.discounted
@@ -163,12 +153,9 @@ class WorkerState:
     def restore(self, state: dict[str, Any] | None, seed: int) -> str:
         """Continues from a `state` of the same device, number and type of environments.
 
-        Args:
-            state: of an earlier session, or None.
-            seed: of the environments, if they have to be reset.
-
         Returns:
-            The reason why they were reset; empty if they were not, or if `state` has the reason.
+            Reason why environments were reset, with this seed; empty if they were not, or if the
+            `state` has the reason.
         """
         if state is None or "unsaved_reason" in state:
             return ""
@@ -188,7 +175,7 @@ class WorkerState:
         if state["generator"].shape != self._generator.get_state().shape:
             return "the checkpoint's random stream is of another device"
         for group, taken in zip(self._groups, state["envs"], strict=True):
-            env_snapshot.give(group, taken)
+            env_snapshot.restore(group, taken)
         for name, tensor in now.items():
             tensor.copy_(saved[name])
         self._generator.set_state(state["generator"])

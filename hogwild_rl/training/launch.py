@@ -24,12 +24,8 @@ _STOP_TIMEOUT_S = 10.0
 def in_processes(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
     """Runs ``function(worker, task)`` in a process for each row of the counters.
 
-    Workers that crash or hang are reported and restarted.
-
-    Args:
-        run: open run.
-        function: worker function at the top level of a module.
-        task: task of the run.
+    Workers that crash or hang are reported and restarted. The run must be open, and the function at
+    the top level of a module.
 
     Raises:
         RunFailedError: workers failed too often, or all at once; a checkpoint was written.
@@ -121,12 +117,8 @@ def _restart_policy(
 ) -> Callable[[EnvironmentFailedError], float]:
     """Returns a `failed` callback for `ProcessVectorEnv`, which logs and restarts.
 
-    The callback raises RunFailedError if environments fail too often, or all at once.
-
-    Args:
-        run: open run.
-        environments: indices of all environments of this process.
-        config: settings with `max_restarts` and `n_steps`, the steps that count as progress.
+    The callback raises RunFailedError if environments fail too often, or all at once. To take
+    `n_steps` steps counts as progress.
     """
     progress, max_restarts = (getattr(config, name, 1) for name in ("n_steps", "max_restarts"))
     restarts = Restarts(environments, max_restarts, f"taken {progress} steps")

@@ -26,7 +26,7 @@ from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.run import Run
 from hogwild_rl.runs.state import TrainState
 from hogwild_rl.training import collector, devices, launch
-from hogwild_rl.training.outcomes import Outcomes
+from hogwild_rl.training.learner import Outcomes
 from hogwild_rl.training.task import Task
 
 _REPLAY_FILE = "replay_{}.pt"
@@ -37,13 +37,7 @@ _MOST_THREADS = 4
 
 
 class TargetedModule:
-    """Actor or critics with target network and optimizer, shared by all workers.
-
-    Args:
-        tracked: the module; its parameters become views of one flat tensor.
-        learning_rate: η of Adam.
-        device: device of that tensor.
-        alone: True if no other worker updates it; see SharedAdam.
+    """Actor or critics with target network and Adam, shared by all workers; see SharedAdam.
 
     Attributes:
         optimizer: Adam of the trained parameters.
@@ -99,16 +93,9 @@ class TargetedModule:
 class ActorAndCritics:
     """Networks and optimizers, shared by all workers.
 
-    Args:
-        module: actor and critics.
-        learning_rate: η of Adam.
-        device: device of the parameters.
-        alone: True if a single worker updates them.
-
     Attributes:
         module: the networks.
-        actor: μ with its target network.
-        critics: Q_i with their target networks.
+        actor, critics: μ and the Q_i with their target networks and optimizers.
     """
 
     def __init__(
@@ -127,12 +114,11 @@ class ActorAndCritics:
 
     def state_dict(self) -> dict[str, Any]:
         """State of both optimizers."""
-        parts = {"actor": self.actor, "critics": self.critics}
-        return {name: part.optimizer.state_dict() for name, part in parts.items()}
+        return {n: part.optimizer.state_dict() for n, part in self.__getstate__().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a `state_dict`."""
-        for name, part in {"actor": self.actor, "critics": self.critics}.items():
+        for name, part in self.__getstate__().items():
             part.optimizer.load_state_dict(state_dict[name])
 
 
@@ -142,14 +128,12 @@ class OffPolicyLearner:
     On a GPU a minibatch is one copy, and a captured update is one launch.
 
     Args:
-        worker: this worker.
-        task: the run.
+        worker, task: this worker, and the run.
         update: function that does one update with a minibatch.
         policy_delay: critic updates per policy update.
 
     Attributes:
-        actor: μ.
-        critics: Q_i.
+        actor, critics: μ and Q_i.
         generator: random generator of the updates.
         updates: number of updates of this worker.
     """
@@ -219,8 +203,7 @@ class ReplayCollector:
     """Collects transitions with exploration noise into a replay buffer.
 
     Args:
-        worker: this worker.
-        task: the run.
+        worker, task: this worker, and the run.
         learner: learner whose actor selects the actions.
 
     Attributes:
@@ -274,7 +257,8 @@ class ReplayCollector:
         config = self._config
         if self._new >= config.train_every * config.envs_per_worker:
             ready = len(self.replay) and self._collected >= self._learn_from
-            for number in range(config.updates_after(self._new) if ready else 0):
+            updates = self._new if config.gradient_steps == -1 else config.gradient_steps
+            for number in range(updates if ready else 0):
                 if self._worker.stopping:
                     break
                 yield number
@@ -348,12 +332,6 @@ def train(
     algorithm: str, config: OffPolicyConfig, critics: int, function: launch.WorkerFunction
 ) -> Agent:
     """Trains for `total_timesteps`: one worker in this process, several in processes.
-
-    Args:
-        algorithm: module name.
-        config: settings.
-        critics: number N of critics.
-        function: worker function of the algorithm, at the top level of a module.
 
     Raises:
         UserError: invalid setting, environment or folder; nothing was changed.

@@ -1,4 +1,4 @@
-"""Import contracts, documented public names, file sizes, and what an import costs."""
+"""Tests of import contracts, public names, docstrings, file sizes, and imported packages."""
 
 import ast
 import importlib
@@ -34,9 +34,9 @@ def lint_imports(root: pathlib.Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_imports_keep_the_contracts() -> None:
-    checked = lint_imports(ROOT)
-    assert checked.returncode == 0, checked.stdout
+def test_imports_follow_the_contracts() -> None:
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize(
@@ -50,16 +50,16 @@ def test_imports_keep_the_contracts() -> None:
         ("a3c.py", "from hogwild_rl import a2c"),
     ],
 )
-def test_an_import_that_breaks_a_contract_is_found(
+def test_an_import_that_breaks_a_contract_is_detected(
     module: str, statement: str, tmp_path: pathlib.Path
 ) -> None:
     shutil.copytree(PACKAGE, tmp_path / "hogwild_rl")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / "hogwild_rl" / module).open("a") as file:
         file.write(f"\n{statement}\n")
-    checked = lint_imports(tmp_path)
-    assert checked.returncode == 1
-    assert "BROKEN" in checked.stdout
+    result = lint_imports(tmp_path)
+    assert result.returncode == 1
+    assert "BROKEN" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -73,27 +73,35 @@ def test_an_import_that_breaks_a_contract_is_found(
         "from multiprocessing import Value",
     ],
 )
-def test_what_a_killed_process_could_hold_is_rejected(code: str) -> None:
-    """A worker that is killed while it holds a lock would stop all the others."""
+def test_the_linter_rejects_locks(code: str) -> None:
+    """A worker that is killed while it holds a lock would block all others."""
     command = (sys.executable, "-m", "ruff", "check", "--select", "TID251", "--no-cache")
     name = ("--stdin-filename", str(PACKAGE / "hogwild" / "locked.py"), "-")
-    checked = subprocess.run(
+    result = subprocess.run(
         (*command, *name), input=code, cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert checked.returncode == 1
-    assert "TID251" in checked.stdout
+    assert result.returncode == 1
+    assert "TID251" in result.stdout
 
 
-def test_importing_the_package_loads_neither_torch_nor_gymnasium() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "import hogwild_rl"],
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("hogwild_rl", {"torch", "gymnasium", "numpy", "tyro"}),
+        # The fork server imports torch while the parent does: it must start before.
+        ("hogwild_rl.training.startup", {"torch", "gymnasium"}),
+    ],
+)
+def test_import_does_not_load_slow_packages(module: str, absent: set[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", f"import {module}"],
         capture_output=True,
         text=True,
         check=True,
     )
-    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in ended.stderr.splitlines()}
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in result.stderr.splitlines()}
     assert "hogwild_rl" in loaded
-    assert not loaded & {"torch", "gymnasium", "numpy", "tyro"}
+    assert not loaded & absent
 
 
 def test_public_names_are_documented() -> None:
@@ -101,18 +109,18 @@ def test_public_names_are_documented() -> None:
         module = importlib.import_module(name)
         assert module.__doc__, name
         for label, member in vars(module).items():
-            ours = getattr(member, "__module__", None) == name
-            if ours and not label.startswith("_") and callable(member):
+            own = getattr(member, "__module__", None) == name
+            if own and not label.startswith("_") and callable(member):
                 assert inspect.getdoc(member), f"{name}.{label}"
 
 
-def test_docstrings_start_with_the_name_of_the_thing() -> None:
-    riddle = re.compile(r"(What|Whether|Who|How|Where|Whose|Which)\b")
+def test_docstrings_do_not_start_with_a_question_word() -> None:
+    question = re.compile(r"(What|Whether|Who|How|Where|Whose|Which)\b")
     for name in MODULES:
         for node in ast.walk(source(name)):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 docstring = ast.get_docstring(node) or ""
-                assert not riddle.match(docstring), f"{name}: {docstring.splitlines()[0]}"
+                assert not question.match(docstring), f"{name}: {docstring.splitlines()[0]}"
 
 
 def test_files_and_functions_are_short() -> None:
@@ -126,13 +134,13 @@ def test_files_and_functions_are_short() -> None:
                     assert body <= 60, f"{module}.{node.name} has {body} lines"
 
 
-def test_the_ends_of_an_episode_have_two_names() -> None:
+def test_no_variable_is_named_done() -> None:
     for module in MODULES:
         names = {node.id for node in ast.walk(source(module)) if isinstance(node, ast.Name)}
         assert not names & {"done", "dones"}, module
 
 
-def test_public_names_of_the_package() -> None:
+def test_public_names_of_the_package_can_be_imported() -> None:
     for name in hogwild_rl.__all__:
         assert getattr(hogwild_rl, name) is not None
     assert set(hogwild_rl.__all__) <= set(dir(hogwild_rl))

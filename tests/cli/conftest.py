@@ -1,4 +1,4 @@
-"""Programs that must refuse what they are given, and a short run to be damaged."""
+"""Fixtures: programs that must reject their input, and a short run to be damaged."""
 
 import os
 import pathlib
@@ -29,45 +29,45 @@ Command = Callable[..., str]
 
 
 @pytest.fixture
-def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], Any]], str]:
-    """Runs what must be refused as a program's main function, and returns the one line it says."""
+def error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], Any]], str]:
+    """Runs a main function that must reject its input; returns the one-line error."""
 
-    def one_line(main: Callable[[], Any]) -> str:
-        with pytest.raises(SystemExit) as ending:
+    def error_line(main: Callable[[], Any]) -> str:
+        with pytest.raises(SystemExit) as exit_info:
             cli.run(main)
         captured = capsys.readouterr()
-        assert ending.value.code == 2, captured
+        assert exit_info.value.code == 2, captured
         assert captured.out == ""
         assert captured.err.count("\n") == 1, captured.err
         assert captured.err.startswith("error: ")
         return captured.err
 
-    return one_line
+    return error_line
 
 
 @pytest.fixture
 def refused(
-    monkeypatch: pytest.MonkeyPatch, one_line: Callable[[Callable[[], Any]], str]
+    monkeypatch: pytest.MonkeyPatch, error_line: Callable[[Callable[[], Any]], str]
 ) -> Command:
-    """Runs a program that must refuse its flags, and returns the one line it says."""
+    """Runs a program that must reject its flags; returns the one-line error."""
 
     def refused(program: str, *flags: str) -> str:
         monkeypatch.setattr(sys, "argv", [program, *flags])
-        return one_line(PROGRAMS[program])
+        return error_line(PROGRAMS[program])
 
     return refused
 
 
 @pytest.fixture
 def public() -> Iterator[pathlib.Path]:
-    """A folder that other users may look into; pytest's own are closed to them."""
+    """Folder that other users can read, unlike those of pytest."""
     with tempfile.TemporaryDirectory() as folder:
         pathlib.Path(folder).chmod(0o755)
         yield pathlib.Path(folder)
 
 
-# As root everything can be read, and nothing is limited: a program that has imported what it needs
-# becomes a user that nobody else is.
+# Root can read every file and has no limits. After its imports, the program therefore changes to a
+# user id without other processes.
 _UNPRIVILEGED = """
 import os, resource, sys
 import multiprocessing.forkserver, multiprocessing.popen_forkserver
@@ -83,7 +83,7 @@ if os.getuid() == 0:
 if name:
     total = int(left) + (resources.count_tasks(os.getuid()) if name == "RLIMIT_NPROC" else 0)
     resource.setrlimit(getattr(resource, name), (total, total))
-if name == "RLIMIT_NPROC" and not int(left):  # as a3c does, run as a program: nothing can start
+if name == "RLIMIT_NPROC" and not int(left):  # as `python -m hogwild_rl.a3c` does
     processes.preload("hogwild_rl.runs.run")
 sys.argv = [program, *flags]
 cli.run(vars()[program].main)
@@ -92,10 +92,10 @@ cli.run(vars()[program].main)
 
 @pytest.fixture
 def refused_unprivileged(tmp_path: pathlib.Path) -> Command:
-    """As `refused`, in a process without privileges, and with few of something left."""
+    """Like `refused`, in an unprivileged process with `left` units of resource `name`."""
 
     def refused_unprivileged(program: str, *flags: str, name: str = "", left: int = 0) -> str:
-        ended = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", _UNPRIVILEGED, "64321", program, name, str(left), *flags],
             capture_output=True,
             text=True,
@@ -104,18 +104,18 @@ def refused_unprivileged(tmp_path: pathlib.Path) -> Command:
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             cwd="/",
         )
-        assert ended.returncode == 2, ended.stderr
-        assert ended.stdout == ""
-        assert ended.stderr.count("\n") == 1, ended.stderr
-        assert ended.stderr.startswith("error: ")
-        return ended.stderr
+        assert result.returncode == 2, result.stderr
+        assert result.stdout == ""
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert result.stderr.startswith("error: ")
+        return result.stderr
 
     return refused_unprivileged
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The folder of a short run on CartPole-v1."""
+    """Folder of a short run on CartPole-v1."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     a3c.train(a3c.Config(workers=1, total_timesteps=3000, run_dir=str(folder)))
     return folder
@@ -123,5 +123,5 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture
 def run(trained: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of that run, to be damaged."""
+    """Copy of that run, to be damaged."""
     return pathlib.Path(shutil.copytree(trained, tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""The check for a machine with a GPU runs, tiny, on the CPU, and its rows become tables."""
+"""Test of benchmarks/gpu_check.py: dry run on the CPU and conversion of its rows to tables."""
 
 import csv
 import os
@@ -14,11 +14,11 @@ SCRIPT = ROOT / "benchmarks" / "gpu_check.py"
 
 @pytest.mark.long
 @pytest.mark.timeout(200)
-def test_every_part_runs_dry_and_is_a_table(tmp_path: pathlib.Path) -> None:
+def test_dry_run_covers_every_part_and_prints_tables(tmp_path: pathlib.Path) -> None:
     command = [sys.executable, str(SCRIPT), "--dry"]
     variables = {**os.environ, "OUT": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
     with (tmp_path / "gpu_check.csv").open() as file:
         rows = list(csv.DictReader(file))
     parts = {row["part"] for row in rows}

@@ -1,4 +1,4 @@
-"""Bad input gets one clear line and exit code 2, and nothing that exists is touched."""
+"""Tests of invalid input: a one-line error, exit code 2, and no existing file is changed."""
 
 import json
 import pathlib
@@ -47,8 +47,8 @@ from tests.cli.conftest import Command
         (["--env", "a b"], "unknown environment 'a b'"),
         (["--env", "no_such_module:Id-v0"], "cannot import no_such_module"),
         (["--env", "tests.envs:Chian-v0"], "did you mean Chain-v0"),
-        (["--env", "tests.envs:Words-v0"], "observation space Text(1, 5"),
-        (["--env", "tests.envs:Choosy-v0"], "action space Sequence(Discrete(2)"),
+        (["--env", "tests.envs:TextObservations-v0"], "observation space Text(1, 5"),
+        (["--env", "tests.envs:SequenceActions-v0"], "action space Sequence(Discrete(2)"),
         (["--network", "resnet"], "resnet"),
         (["--network", "a3c"], "network a3c is for images: use auto or mlp"),
         (["--lstm", "-1"], "lstm must be at least 0, got -1"),
@@ -61,11 +61,11 @@ from tests.cli.conftest import Command
         (["--resume", "a", "--run-dir", "b"], "run a does not exist"),
     ],
 )
-def test_bad_flags_get_one_line(refused: Command, flags: list[str], printed: str) -> None:
+def test_invalid_a3c_flags_are_rejected(refused: Command, flags: list[str], printed: str) -> None:
     assert printed in refused("a3c", *flags)
 
 
-# Runs a3c where some packages are not installed, whether they are or not.
+# Runs a3c as if package HIDDEN were not installed.
 WITHOUT = """
 import sys
 
@@ -96,31 +96,31 @@ cli.run(a3c.main)
         ("PongNoFrameskip-v4", "ale_py", "ale-py opencv-python-headless"),
     ],
 )
-def test_a_missing_package_is_named_with_the_command(env: str, hidden: str, packages: str) -> None:
+def test_missing_package_error_has_the_command(env: str, hidden: str, packages: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", WITHOUT, hidden, "--env", env]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert ended.returncode == 2, ended.stderr
-    (line,) = ended.stderr.splitlines()
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: environment {env} needs packages: ")
     assert line.endswith(f"-m pip install {packages}")
 
 
-def test_an_unwritable_folder_is_refused(refused: Command) -> None:
+def test_unwritable_folder_is_rejected(refused: Command) -> None:
     assert "cannot be written" in refused("a3c", "--run-dir", "/proc/run")
 
 
-def test_a_contradiction_to_the_resumed_run_is_refused(refused: Command, run: pathlib.Path) -> None:
+def test_settings_unlike_the_resumed_run_are_rejected(refused: Command, run: pathlib.Path) -> None:
     resume = ["--resume", str(run), "--total-timesteps", "10000"]
     assert "env of run" in refused("a3c", *resume, "--env", "Acrobot-v1")
     assert "hidden of run" in refused("a3c", *resume, "--hidden", "32")
     assert "leave out run_dir" in refused("a3c", *resume, "--run-dir", "elsewhere")
 
 
-def test_a_finished_run_asks_for_more_steps(refused: Command, run: pathlib.Path) -> None:
+def test_resume_of_a_finished_run_requires_more_steps(refused: Command, run: pathlib.Path) -> None:
     assert "give a larger total_timesteps" in refused("a3c", "--resume", str(run))
 
 
-def test_a_run_of_another_algorithm_is_refused(refused: Command, run: pathlib.Path) -> None:
+def test_run_of_another_algorithm_is_rejected(refused: Command, run: pathlib.Path) -> None:
     path = run / "settings.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "algorithm": "dqn"}))
     assert "is a run of dqn" in refused("a3c", "--resume", str(run))
@@ -141,7 +141,7 @@ def test_a_run_of_another_algorithm_is_refused(refused: Command, run: pathlib.Pa
         (["--device", "cpu", "--compile", "True"], "compile needs a GPU"),
     ],
 )
-def test_bad_flags_of_a2c_are_refused(
+def test_invalid_a2c_flags_are_rejected(
     refused: Command, flags: list[str], printed: str, tmp_path: pathlib.Path
 ) -> None:
     folder = tmp_path / "run"
@@ -165,10 +165,10 @@ def test_bad_flags_of_a2c_are_refused(
         (["--workers", "2"], "--workers"),
         (["--lstm", "8"], "--lstm"),
         (["--env", "CartPol-v1"], "did you mean CartPole-v1"),
-        (["--env", "tests.envs:Words-v0"], "observation space Text(1, 5"),
+        (["--env", "tests.envs:TextObservations-v0"], "observation space Text(1, 5"),
     ],
 )
-def test_bad_flags_of_reinforce_are_refused(
+def test_invalid_reinforce_flags_are_rejected(
     refused: Command, flags: list[str], printed: str, tmp_path: pathlib.Path
 ) -> None:
     folder = tmp_path / "run"
@@ -190,13 +190,13 @@ def test_bad_flags_of_reinforce_are_refused(
         (["--noise-std", "nan"], "noise_std must lie between 0 and"),
         (["--ou-dt", "0"], "ou_dt must be above 0, got 0"),
         (["--env", "CartPole-v1"], "action space Discrete(2) is not supported"),
-        (["--env", "tests.envs:Words-v0"], "observation space Text(1, 5"),
+        (["--env", "tests.envs:TextObservations-v0"], "observation space Text(1, 5"),
         (["--network", "nature"], "network nature is for images"),
         (["--workers", "2", "--device", "cuda"], "device cuda is for one worker, got workers 2"),
         (["--n-steps", "5"], "--n-steps"),
     ],
 )
-def test_bad_flags_of_learners_from_a_replay_are_refused(
+def test_invalid_off_policy_flags_are_rejected(
     refused: Command, program: str, flags: list[str], printed: str, tmp_path: pathlib.Path
 ) -> None:
     folder = tmp_path / "run"
@@ -211,36 +211,36 @@ def test_bad_flags_of_learners_from_a_replay_are_refused(
         ("--policy-delay", "policy_delay must be at least 1, got 0"),
     ],
 )
-def test_bad_flags_of_td3_are_refused(refused: Command, flag: str, printed: str) -> None:
+def test_invalid_td3_flags_are_rejected(refused: Command, flag: str, printed: str) -> None:
     assert printed in refused("td3", flag, "0")
 
 
-def test_reinforce_does_not_resume_a_run_of_another(refused: Command, run: pathlib.Path) -> None:
+def test_reinforce_rejects_a_run_of_another_algorithm(refused: Command, run: pathlib.Path) -> None:
     assert "is a run of a3c" in refused("reinforce", "--resume", str(run))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(refused: Command) -> None:
+def test_missing_gpu_is_rejected(refused: Command) -> None:
     assert "device cuda needs 1 GPU" in refused("a2c", "--device", "cuda")
 
 
-@pytest.mark.parametrize("kept", [0, 1, 100, 2000, -1, -1000])
-def test_a_torn_checkpoint_is_refused(refused: Command, run: pathlib.Path, kept: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 100, 2000, -1, -1000])
+def test_truncated_checkpoint_is_rejected(refused: Command, run: pathlib.Path, size: int) -> None:
     path = run / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:size])
     printed = refused("a3c", "--resume", str(run), "--total-timesteps", "10000")
     assert "is not a checkpoint of hogwild_rl, or it is damaged" in printed
     assert "damaged" in refused("evaluate", str(run))
 
 
-def test_a_foreign_checkpoint_is_refused(refused: Command, tmp_path: pathlib.Path) -> None:
+def test_file_without_a_checkpoint_is_rejected(refused: Command, tmp_path: pathlib.Path) -> None:
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
     assert "is not a checkpoint of hogwild_rl" in refused("evaluate", str(tmp_path / "foreign.pt"))
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
     assert "is not a checkpoint of hogwild_rl" in refused("evaluate", str(tmp_path / "module.pt"))
 
 
-def test_evaluate_refuses_what_it_cannot_play(
+def test_evaluate_rejects_invalid_arguments(
     refused: Command, trained: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run = str(trained)
@@ -255,7 +255,7 @@ def test_evaluate_refuses_what_it_cannot_play(
     assert "run" in refused("evaluate").lower()
 
 
-def test_plot_refuses_what_it_cannot_draw(
+def test_plot_rejects_invalid_arguments(
     refused: Command, run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     assert "give the folder of at least one run" in refused("plot")
@@ -276,7 +276,7 @@ def test_plot_replaces_no_file(refused: Command, run: pathlib.Path, tmp_path: pa
     assert output.read_text() == "mine"
 
 
-def test_plot_names_the_missing_extra(
+def test_plot_without_matplotlib_prints_the_install_command(
     refused: Command, run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -293,7 +293,7 @@ def test_plot_names_the_missing_extra(
         ("time_s,steps,return_mean\n1.0,many,3.0\n", "cannot be read (could not convert"),
     ],
 )
-def test_plot_refuses_a_log_without_returns(
+def test_plot_rejects_a_log_without_returns(
     refused: Command, run: pathlib.Path, content: str, printed: str
 ) -> None:
     (run / "progress.csv").write_text(content)
@@ -302,7 +302,7 @@ def test_plot_refuses_a_log_without_returns(
     assert "holds no progress.csv" in refused("plot", str(run))
 
 
-def test_refusals_leave_what_exists_as_it_was(refused: Command, run: pathlib.Path) -> None:
+def test_rejected_commands_change_no_files(refused: Command, run: pathlib.Path) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     refused("a3c", "--run-dir", str(run))
     refused("a3c", "--resume", str(run))
@@ -310,21 +310,21 @@ def test_refusals_leave_what_exists_as_it_was(refused: Command, run: pathlib.Pat
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_a_refusal_in_a_process_is_one_line_without_traceback(tmp_path: pathlib.Path) -> None:
-    ended = subprocess.run(
+def test_error_of_a_program_is_one_line_without_traceback(tmp_path: pathlib.Path) -> None:
+    result = subprocess.run(
         [sys.executable, "-m", "hogwild_rl.a3c", "--env", "CartPol-v1"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         check=False,
     )
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: unknown environment 'CartPol-v1'")
-    assert ended.stderr.count("\n") == 1
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: unknown environment 'CartPol-v1'")
+    assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_flags_by_hand_win_over_presets_and_resumed_settings(run: pathlib.Path) -> None:
+def test_flags_override_presets_and_resumed_settings(run: pathlib.Path) -> None:
     preset = a3c.Config(env="CartPole-v1", workers=2)
     assert preset.envs_per_worker == 64
     assert a3c.Config(env="CartPole-v1", workers=16).envs_per_worker == 8
@@ -338,7 +338,7 @@ def test_flags_by_hand_win_over_presets_and_resumed_settings(run: pathlib.Path) 
     assert (resumed.workers, resumed.total_timesteps, resumed.gamma) == (1, 3000, 0.5)
 
 
-def test_settings_survive_json(tmp_path: pathlib.Path) -> None:
+def test_settings_can_be_converted_to_json(tmp_path: pathlib.Path) -> None:
     config = a3c.Config(env=envs.Chain, hidden=(8, 8))
     plain = json.loads(json.dumps(config.to_json()))
     assert plain["env"] == "tests.envs.Chain"
@@ -346,11 +346,11 @@ def test_settings_survive_json(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/shm").is_dir(), reason="shared memory elsewhere")
-def test_too_little_shared_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """More than /dev/shm holds: what is free, what is needed, what to do, and exit code 2."""
-    with pytest.raises(SystemExit) as ending:
+def test_small_shared_memory_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """It contains the free bytes and a remedy; the exit code is 2."""
+    with pytest.raises(SystemExit) as exit_info:
         cli.run(lambda: shared_memory.zeros(2**50))
-    assert ending.value.code == 2
+    assert exit_info.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "bytes free" in lines[0]

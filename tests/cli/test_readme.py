@@ -1,4 +1,4 @@
-"""Every command and every program in the README runs as it stands there."""
+"""Tests that all commands and programs in the README run unchanged."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ def blocks(language: str) -> list[str]:
 
 
 def execute(command: list[str], folder: pathlib.Path) -> str:
-    ended = subprocess.run(
+    result = subprocess.run(
         command,
         cwd=folder,
         capture_output=True,
@@ -28,18 +28,18 @@ def execute(command: list[str], folder: pathlib.Path) -> str:
         timeout=100,
         env={**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"},
     )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.parametrize("program", blocks("python"))
-def test_programs_run(program: str, tmp_path: pathlib.Path) -> None:
+def test_readme_programs_run(program: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "program.py").write_text(program)
     execute([sys.executable, "-W", "error", "program.py"], tmp_path)
 
 
-def test_a_run_can_be_trained_resumed_and_played(tmp_path: pathlib.Path) -> None:
-    """The commands of the section on the command line, in the order in which they stand there."""
+def test_readme_commands_run_in_order(tmp_path: pathlib.Path) -> None:
+    """All `python -m hogwild_rl` commands, in the order of the README."""
     commands = [
         line.split("#")[0].strip()
         for line in "\n".join(blocks("bash")).splitlines()
@@ -52,7 +52,7 @@ def test_a_run_can_be_trained_resumed_and_played(tmp_path: pathlib.Path) -> None
         execute(command.split(), tmp_path)
 
 
-def test_flags_named_in_the_readme_exist(tmp_path: pathlib.Path) -> None:
+def test_flags_in_the_readme_exist(tmp_path: pathlib.Path) -> None:
     known = "--standalone --nproc-per-node"  # torchrun's
     for program in ("a2c", "a3c", "ddpg", "evaluate", "plot", "reinforce", "td3"):
         known += execute([sys.executable, "-m", f"hogwild_rl.{program}", "--help"], tmp_path)
@@ -60,7 +60,7 @@ def test_flags_named_in_the_readme_exist(tmp_path: pathlib.Path) -> None:
         assert flag in known, flag
 
 
-def test_every_episode_becomes_a_video(tmp_path: pathlib.Path) -> None:
+def test_evaluate_writes_one_video_per_episode(tmp_path: pathlib.Path) -> None:
     module = [sys.executable, "-W", "error", "-m"]
     run = ["--run-dir", "run", "--workers", "1", "--total-timesteps", "2000"]
     execute([*module, "hogwild_rl.a3c", *run], tmp_path)

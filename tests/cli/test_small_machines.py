@@ -1,4 +1,4 @@
-"""A missing resource is reported before a worker starts, with the command that helps."""
+"""Tests of resource limits: reported with a remedy before a worker starts."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="limits are counted o
         ),
     ],
 )
-def test_too_few_files_may_be_open(
+def test_insufficient_open_files_are_reported(
     program: str,
     flags: list[str],
     files: int,
@@ -42,33 +42,33 @@ def test_too_few_files_may_be_open(
     refused_unprivileged: Command,
     public: pathlib.Path,
 ) -> None:
-    """The limit is a real one, of a process that has 100 or so left."""
+    """The process has a real limit, of which about 100 files are left."""
     public.chmod(0o777)
     flags = [*flags, "--run-dir", str(public / "run")]
-    said = refused_unprivileged(program, *flags, name="RLIMIT_NOFILE", left=128)
-    assert re.search(rf"\d .*need {files} open files, 1\d\d are left of the 128 that", said), said
-    assert "ulimit -n 256 as root, " + remedy in said
+    error = refused_unprivileged(program, *flags, name="RLIMIT_NOFILE", left=128)
+    assert re.search(rf"\d .*need {files} open files, 1\d\d are left of the 128 that", error), error
+    assert "ulimit -n 256 as root, " + remedy in error
     assert not (public / "run").exists()
 
 
 @linux
 @pytest.mark.parametrize("left", [0, 50])
-def test_too_few_processes_may_be_started(
+def test_insufficient_processes_are_reported(
     left: int, refused_unprivileged: Command, public: pathlib.Path
 ) -> None:
-    """The limit is a real one; root is not held to it, so that the process is another's."""
+    """The process has a real limit and an unprivileged user, since root has no limit."""
     public.chmod(0o777)
     flags = ("--workers", "64", "--run-dir", str(public / "run"))
-    said = refused_unprivileged("a3c", *flags, name="RLIMIT_NPROC", left=left)
-    assert re.search(r"workers 64 need 200 processes and threads, \d+ are left of the \d+", said)
-    assert re.search(r"that user \d+ may have: ulimit -u \d+ as root, or give fewer", said)
+    error = refused_unprivileged("a3c", *flags, name="RLIMIT_NPROC", left=left)
+    assert re.search(r"workers 64 need 200 processes and threads, \d+ are left of the \d+", error)
+    assert re.search(r"that user \d+ may have: ulimit -u \d+ as root, or give fewer", error)
     assert not (public / "run").exists()
 
 
 @linux
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user with no other process")
-def test_as_many_processes_can_be_started_as_are_said_to_be_left() -> None:
-    """The kernel agrees with what is counted."""
+def test_reported_number_of_available_processes_can_be_started() -> None:
+    """The kernel's limit agrees with the computed number."""
     program = """
 import os, resource, subprocess
 from hogwild_rl.config import resources
@@ -85,7 +85,7 @@ except BlockingIOError:
 for process in started:
     process.kill()
 """
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
@@ -98,7 +98,7 @@ for process in started:
             "OMP_NUM_THREADS": "1",
         },
     )
-    assert ended.stdout.split() == ["5", "5", "0"], ended
+    assert result.stdout.split() == ["5", "5", "0"], result
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ for process in started:
         ("nonsense\n", {"": ("100", "40")}, []),
     ],
 )
-def test_control_groups_are_read_as_the_kernel_writes_them(
+def test_process_limits_of_control_groups_are_read(
     membership: str,
     folders: dict[str, tuple[str, str]],
     expected: list[int],
     tmp_path: pathlib.Path,
 ) -> None:
-    """Version 1 and 2, nested, without a limit, and with the path of a host seen from within."""
+    """Versions 1 and 2, nested, without a limit, and with the host's path inside a container."""
     (tmp_path / "cgroup").write_text(membership)
     for name, (total, used) in folders.items():
         folder = tmp_path / "fs" / name
@@ -135,42 +135,42 @@ def test_control_groups_are_read_as_the_kernel_writes_them(
         assert int(enough[1]) >= limit.used + 1000
 
 
-def test_enough_is_enough() -> None:
+def test_limit_is_exceeded_only_beyond_what_is_left() -> None:
     limit = resources.Limit(total=100, used=40, whose="a process", remedy="ulimit -n {}")
     assert limit.exceeded(60) == ""
     assert limit.exceeded(61) == "60 are left of the 100 that a process may have: ulimit -n 128"
 
 
-class Once:
-    """A callable that can be sent once, to be looked at, and not to a worker."""
+class PickledOnce:
+    """Environment factory that can be pickled once, for the check, but not for a worker."""
 
-    sent = 0
+    num_pickled = 0
 
     def __call__(self) -> envs.Chain:
         return envs.Chain()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self.sent += 1
-        if self.sent > 1:
+        self.num_pickled += 1
+        if self.num_pickled > 1:
             raise OSError(errno.EMFILE, "Too many open files")
-        return Once, ()
+        return PickledOnce, ()
 
 
-def test_workers_that_cannot_be_started_all_the_same_end_the_run_saved(
+def test_failed_start_of_workers_ends_the_run_with_a_checkpoint(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Others may have taken what was left a moment ago."""
+    """Other processes may have used the resource since the check."""
     folder = tmp_path / "run"
-    config = a3c.Config(env=Once(), workers=1, run_dir=str(folder), quiet=True)
-    with pytest.raises(SystemExit) as ending:
+    config = a3c.Config(env=PickledOnce(), workers=1, run_dir=str(folder), quiet=True)
+    with pytest.raises(SystemExit) as exit_info:
         cli.run(lambda: a3c.train(config) and None)
-    assert ending.value.code == 1
+    assert exit_info.value.code == 1
     printed = capsys.readouterr().err
     assert printed == "the workers cannot be started ([Errno 24] Too many open files)\n"
     assert (folder / "checkpoint.pt").exists()
 
 
-def test_a_machine_has_no_endless_memory() -> None:
+def test_check_memory_rejects_more_than_the_machine_has() -> None:
     with pytest.raises(UserError, match=r"^that takes 1,000,000\.00 GB, the machine has .*: less$"):
         resources.check_memory("that", 10**15, "less")
     resources.check_memory("that", 1, "less")
@@ -188,7 +188,7 @@ def test_a_machine_has_no_endless_memory() -> None:
         ("td3", ["--hidden", "9" * 7, "9" * 7], "give smaller layers"),
     ],
 )
-def test_what_fits_into_no_memory_is_refused(
+def test_settings_that_exceed_the_memory_are_rejected(
     refused: Command, program: str, flags: list[str], printed: str, tmp_path: pathlib.Path
 ) -> None:
     flags = [*flags, "--run-dir", str(tmp_path / "run")]
@@ -196,8 +196,8 @@ def test_what_fits_into_no_memory_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def _has_small_memories() -> bool:
-    """Whether this process may mount a small /dev/shm that nobody else sees."""
+def _can_mount_shm() -> bool:
+    """True if this process can mount a small private /dev/shm."""
     if shutil.which("unshare") is None:
         return False
     mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
@@ -205,19 +205,19 @@ def _has_small_memories() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not _has_small_memories(), reason="only root can make /dev/shm small")
+@pytest.mark.skipif(not _can_mount_shm(), reason="only root can make /dev/shm small")
 @pytest.mark.parametrize(
     "hidden",
     [("512", "512"), ("300", "300")],
-    ids=["parameters", "statistics"],  # what is the first that does not fit
+    ids=["parameters", "statistics"],  # first allocation that does not fit
 )
-def test_too_little_shared_memory_is_told_before_a_worker_starts(
+def test_insufficient_shared_memory_is_reported_before_a_worker_starts(
     hidden: tuple[str, str], tmp_path: pathlib.Path
 ) -> None:
-    """As in a container: the whole program, with a /dev/shm of 1 MB."""
+    """The complete program with a /dev/shm of 1 MB, as in a container."""
     program = f"{sys.executable} -m hogwild_rl.a3c --workers 2 --hidden {' '.join(hidden)}"
     mount = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
-    ended = subprocess.run(
+    result = subprocess.run(
         ["unshare", "--mount", "sh", "-c", f"{mount} && exec {program} --run-dir run"],
         capture_output=True,
         text=True,
@@ -226,10 +226,10 @@ def test_too_little_shared_memory_is_told_before_a_worker_starts(
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
-    assert ended.returncode == 2, ended.stderr
+    assert result.returncode == 2, result.stderr
     assert re.fullmatch(
         r"error: /dev/shm has [\d,]+ bytes free, [\d,]+ are needed: make it larger "
         r"\(docker run --shm-size=\dm\), or give smaller layers\n",
-        ended.stderr,
-    ), ended.stderr
+        result.stderr,
+    ), result.stderr
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Does it learn? Small problems whose answers are known."""
+"""Tests that A3C solves small problems with known solutions."""
 
 import pathlib
 
@@ -14,12 +14,12 @@ def train(env, folder: pathlib.Path, **more):
     return a3c.train(a3c.Config(env=env, run_dir=str(folder), **settings))
 
 
-def test_a_chain_with_a_known_optimum_is_solved(tmp_path: pathlib.Path) -> None:
+def test_a3c_finds_the_optimum_of_a_chain(tmp_path: pathlib.Path) -> None:
     agent = train(envs.Chain, tmp_path / "run", total_timesteps=40_000, ent_coef=0.02)
     assert agent.evaluate(10).tolist() == [1.0] * 10
 
 
-def test_a_time_limit_is_no_death(tmp_path: pathlib.Path) -> None:
+def test_a_time_limit_does_not_lower_the_value(tmp_path: pathlib.Path) -> None:
     gamma = 0.9
     agent = train(
         envs.truncated_clock, tmp_path / "run", total_timesteps=60_000, gamma=gamma,
@@ -30,7 +30,7 @@ def test_a_time_limit_is_no_death(tmp_path: pathlib.Path) -> None:
     assert values[0].item() == pytest.approx(1 / (1 - gamma), rel=0.03)
 
 
-def test_an_end_is_valued_by_its_finite_sum(tmp_path: pathlib.Path) -> None:
+def test_the_value_before_a_termination_is_the_finite_sum(tmp_path: pathlib.Path) -> None:
     gamma = 0.9
     agent = train(
         envs.terminated_clock, tmp_path / "run", total_timesteps=60_000, gamma=gamma,
@@ -46,6 +46,6 @@ def test_an_end_is_valued_by_its_finite_sum(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_cartpole_is_solved_by_its_preset(tmp_path: pathlib.Path, seed: int) -> None:
+def test_the_preset_solves_cartpole(tmp_path: pathlib.Path, seed: int) -> None:
     agent = a3c.train(a3c.Config(seed=seed, run_dir=str(tmp_path / "run")))
     assert agent.evaluate(20).mean() >= 475

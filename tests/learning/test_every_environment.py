@@ -1,4 +1,4 @@
-"""Every environment of gymnasium's own families, and five games, can be trained on and acted in."""
+"""Tests of training and acting on all environments of gymnasium and on five Atari games."""
 
 import itertools
 import pathlib
@@ -16,13 +16,13 @@ from hogwild_rl.envs import atari, make
 pytestmark = pytest.mark.long
 
 STEPS = 5_000
-FAMILIES = {"classic_control": None, "toy_text": None, "box2d": "Box2D"}  # and what they need
+FAMILIES = {"classic_control": None, "toy_text": None, "box2d": "Box2D"}  # required package
 GAMES = ["Pong", "Breakout", "SpaceInvaders", "Qbert", "Freeway"]
 SLOW = {"CarRacing-v3", *(f"ALE/{game}-v5" for game in GAMES if game != "Breakout")}
 
 
 def newest(family: str) -> list[str]:
-    """The newest version of every id whose class comes from this family."""
+    """Returns the newest version of every id of a family."""
     versions: dict[str, int] = {}
     for name, spec in gymnasium.registry.items():
         if str(spec.entry_point).startswith(f"gymnasium.envs.{family}."):
@@ -42,8 +42,8 @@ def cases() -> list[Any]:
     return found
 
 
-def test_the_families_are_those_that_are_known() -> None:
-    """An entry point that moved would leave a family untested."""
+def test_every_family_contains_its_known_environments() -> None:
+    """Environments would not be tested if gymnasium changed their entry points."""
     names = {family: set(newest(family)) for family in FAMILIES}
     assert names["classic_control"] >= {"CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0"}
     assert {name.partition("-")[0] for name in names["toy_text"]} >= {"Blackjack", "FrozenLake"}
@@ -51,9 +51,9 @@ def test_the_families_are_those_that_are_known() -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Box2D's and pygame's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Box2D and pygame
 @pytest.mark.parametrize(("name", "needs", "algorithm"), cases())
-def test_it_trains_and_its_agent_acts(
+def test_an_agent_trains_and_acts(
     name: str, needs: str | None, algorithm: str, tmp_path: pathlib.Path
 ) -> None:
     if needs is not None:
@@ -73,7 +73,7 @@ def test_it_trains_and_its_agent_acts(
         agent = a2c.train(config)
     counters = agent.checkpoint.counters
     assert counters.steps >= STEPS
-    assert counters.updates >= STEPS / (4 * 128)  # 128 is the longest of the presets' rollouts
+    assert counters.updates >= STEPS / (4 * 128)  # 128: longest rollout of the presets
     assert counters.dropped == 0
     initial = config.model(make.inspect_env(name)).state_dict()
     assert {
@@ -83,14 +83,14 @@ def test_it_trains_and_its_agent_acts(
     } == set()
     env = agent.make_env()
     observation, _ = env.reset(seed=0)
-    shown = []
+    actions = []
     for _ in range(5):
         action = agent.act(observation, deterministic=False)
         assert env.action_space.contains(action)
         observation, _, terminated, truncated, _ = env.step(action)
-        shown.append(np.asarray(agent.act(observation)))
+        actions.append(np.asarray(agent.act(observation)))
         if terminated or truncated:
             observation, _ = env.reset()
     env.close()
-    assert all(np.isfinite(action).all() for action in shown)
+    assert all(np.isfinite(action).all() for action in actions)
     assert atari.is_game(make.spec(name)) == name.startswith("ALE/")

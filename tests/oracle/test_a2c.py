@@ -1,4 +1,4 @@
-"""A2C and A3C with one worker are the same algorithm, to the last bit."""
+"""Tests that A2C and A3C with one worker are bit-identical."""
 
 import csv
 import pathlib
@@ -19,8 +19,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def trained(agent: Any) -> tuple[dict[str, Any], dict[str, Any], list[int], list[str]]:
-    """Parameters, statistics, counts, and mean return and length of the last 100 episodes."""
+def results_of(agent: Any) -> tuple[dict[str, Any], dict[str, Any], list[int], list[str]]:
+    """Returns parameters, statistics, counts, and mean return and length of the last episodes."""
     checkpoint = agent.checkpoint
     with (agent.run_dir / "progress.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
@@ -30,17 +30,19 @@ def trained(agent: Any) -> tuple[dict[str, Any], dict[str, Any], list[int], list
     return checkpoint.parameters, checkpoint.optimizer["state"][0], counts, episodes
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    for mine, theirs in zip(one[:2], other[:2], strict=True):
-        assert mine.keys() == theirs.keys()
-        for name, tensor in mine.items():
-            assert torch.equal(tensor, theirs[name]), name
-    assert one[2:] == other[2:]
+def assert_equal(found: Any, expected: Any) -> None:
+    for tensors, others in zip(found[:2], expected[:2], strict=True):
+        assert tensors.keys() == others.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, others[name]), name
+    assert found[2:] == expected[2:]
 
 
-@pytest.mark.parametrize(("num_envs", "how"), [(3, "sync"), (8, "native")])
-def test_one_worker_equals_a2c_bit_for_bit(tmp_path: pathlib.Path, num_envs: int, how: str) -> None:
-    steps = 55 * num_envs * 8  # 50 updates at the least: some steps only reset
+@pytest.mark.parametrize(("num_envs", "vectorization"), [(3, "sync"), (8, "native")])
+def test_a3c_with_one_worker_is_bit_identical_to_a2c(
+    tmp_path: pathlib.Path, num_envs: int, vectorization: str
+) -> None:
+    steps = 55 * num_envs * 8  # at least 50 updates: some steps only reset
     asynchronous = a3c.train(
         a3c.Config(
             workers=1,
@@ -53,7 +55,7 @@ def test_one_worker_equals_a2c_bit_for_bit(tmp_path: pathlib.Path, num_envs: int
     synchronous = a2c.train(
         a2c.Config(
             num_envs=num_envs,
-            vectorization=how,
+            vectorization=vectorization,
             total_timesteps=steps,
             run_dir=str(tmp_path / "a2c"),
             **SETTINGS,
@@ -61,23 +63,23 @@ def test_one_worker_equals_a2c_bit_for_bit(tmp_path: pathlib.Path, num_envs: int
     )
     assert asynchronous.checkpoint.counters.updates >= 50
     assert asynchronous.checkpoint.counters.episodes >= 30
-    assert_equal(trained(asynchronous), trained(synchronous))
+    assert_equal(results_of(asynchronous), results_of(synchronous))
 
 
-def test_a2c_gives_the_same_twice_and_on_every_backend(tmp_path: pathlib.Path) -> None:
+def test_a2c_is_reproducible_and_independent_of_the_backend(tmp_path: pathlib.Path) -> None:
     runs = [
-        trained(
+        results_of(
             a2c.train(
                 a2c.Config(
                     num_envs=4,
-                    vectorization=how,
+                    vectorization=backend,
                     total_timesteps=2000,
                     run_dir=str(tmp_path / str(index)),
                     **SETTINGS,
                 )
             )
         )
-        for index, how in enumerate(["sync", "sync", "async"])
+        for index, backend in enumerate(["sync", "sync", "async"])
     ]
     assert_equal(runs[0], runs[1])
     assert_equal(runs[0], runs[2])

@@ -1,4 +1,4 @@
-"""Generalized advantages against explicit sums in float64, and the values they converge to."""
+"""Tests of generalized advantages against explicit sums in float64 and known fixed points."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ Flags = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Steps of B environments: values has one row more than the rest, which are [T, B]."""
+    """Steps of B environments, [T, B]; `values` has one more row."""
 
     rewards: Floats
     values: Floats
@@ -25,7 +25,7 @@ class Stream:
     valid: Flags
 
     def cut(self, start: int, stop: int) -> "Stream":
-        """The rollout of the steps start..stop-1."""
+        """Returns the rollout of the steps start..stop-1."""
         return Stream(
             self.rewards[start:stop],
             self.values[start : stop + 1],
@@ -35,7 +35,7 @@ class Stream:
         )
 
     def advantages(self, gamma: float, gae_lambda: float) -> Floats:
-        """What the package makes of it."""
+        """Computes the advantages with the package."""
         arrays = (self.rewards, self.values, self.terminated, self.truncated, self.valid)
         found: Floats = generalized_advantages(
             *(torch.from_numpy(array.copy()) for array in arrays),
@@ -46,9 +46,7 @@ class Stream:
 
 
 def random_stream(rng: np.random.Generator, T: int, B: int, ends: tuple[float, float]) -> Stream:
-    """Random steps that obey the contract: after an end, one step that is not valid, pays nothing
-    and does not end.
-    """
+    """Returns random steps; the step after an end is invalid, has reward 0 and does not end."""
     rewards, values = rng.normal(size=(T, B)), rng.normal(size=(T + 1, B))
     terminated, truncated = (rng.random((T, B)) < share for share in ends)
     valid = np.ones((T, B), dtype=np.bool_)
@@ -61,15 +59,15 @@ def random_stream(rng: np.random.Generator, T: int, B: int, ends: tuple[float, f
 
 
 def episodes_of(length: int, T: int, *, terminated: bool) -> Stream:
-    """One environment that pays 1 per step and ends every `length` steps; values are all 0."""
+    """Returns steps of one environment with reward 1, values 0 and episodes of `length` steps."""
     position = np.arange(T)[:, None] % (length + 1)  # `length` is the step that resets
     ended, valid = position == length - 1, position != length
-    nothing = np.zeros_like(ended)
+    never = np.zeros_like(ended)
     return Stream(
         rewards=valid.astype(np.float64),
         values=np.zeros((T + 1, 1)),
-        terminated=ended if terminated else nothing,
-        truncated=nothing if terminated else ended,
+        terminated=ended if terminated else never,
+        truncated=never if terminated else ended,
         valid=valid,
     )
 
@@ -93,7 +91,7 @@ def explicit_sums(s: Stream, gamma: float, gae_lambda: float) -> Floats:
 
 
 def n_step_returns(s: Stream, t: int, b: int, gamma: float) -> float:
-    """r_t + γ r_{t+1} + … + γ^n V(s_{t+n}), V counting 0 behind a terminal step."""
+    """r_t + γ r_{t+1} + … + γ^n V(s_{t+n}), with V = 0 after a terminal step."""
     total, discount = 0.0, 1.0
     for k in range(t, len(s.rewards)):
         total += discount * float(s.rewards[k, b])
@@ -106,12 +104,12 @@ def n_step_returns(s: Stream, t: int, b: int, gamma: float) -> float:
 
 
 def assert_close(found: Floats, expected: Floats) -> None:
-    """Equal to 1e-6, NaN never."""
+    """Asserts equality to 1e-6; NaN is not equal to NaN."""
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6, equal_nan=False)
 
 
-def test_advantages_are_explicit_sums() -> None:
-    """Over 200 random patterns of ends, in one rollout each, GAE is the forward sum of δ."""
+def test_advantages_equal_explicit_sums() -> None:
+    """GAE equals the forward sum of δ in 200 rollouts with random ends."""
     rng = np.random.default_rng(0)
     seen = {"terminated": 0, "truncated": 0, "both": 0, "ends at the last step": 0}
     for _ in range(200):
@@ -126,8 +124,8 @@ def test_advantages_are_explicit_sums() -> None:
     assert min(seen.values()) > 20
 
 
-def test_advantages_of_a_stream_cut_into_rollouts() -> None:
-    """Where a rollout starts with the step that resets, that step is 0 and disturbs no other."""
+def test_advantages_of_a_stream_cut_into_rollouts_equal_explicit_sums() -> None:
+    """If a rollout starts with an invalid step, its advantage is 0 and affects no other."""
     rng, resetting_first_rows = np.random.default_rng(1), 0
     for _ in range(50):
         T, B = int(rng.integers(1, 6)), int(rng.integers(1, 4))
@@ -139,8 +137,8 @@ def test_advantages_of_a_stream_cut_into_rollouts() -> None:
     assert resetting_first_rows > 20
 
 
-def test_lambda_one_is_the_n_step_return_less_the_value() -> None:
-    """λ = 1: discounted rewards until the end, and V where the episode goes on, minus V(s_t)."""
+def test_lambda_one_is_the_n_step_return_minus_the_value() -> None:
+    """λ = 1: discounted rewards, plus the bootstrap value if not terminated, minus V(s_t)."""
     rng = np.random.default_rng(2)
     for _ in range(30):
         s = random_stream(rng, 9, 3, (0.15, 0.15))
@@ -151,7 +149,7 @@ def test_lambda_one_is_the_n_step_return_less_the_value() -> None:
 
 
 def test_lambda_zero_is_the_td_error() -> None:
-    """λ = 0: the one-step TD error, whatever comes after."""
+    """λ = 0: the one-step TD error."""
     rng = np.random.default_rng(3)
     for _ in range(30):
         s = random_stream(rng, 9, 3, (0.15, 0.15))
@@ -161,7 +159,7 @@ def test_lambda_zero_is_the_td_error() -> None:
 
 
 def test_invalid_entries_are_exactly_zero() -> None:
-    """Whatever the values there, a step that only resets has the advantage 0."""
+    """A step that only resets has the advantage 0 for any value."""
     s = random_stream(np.random.default_rng(4), 40, 5, (0.2, 0.2))
     found = s.advantages(0.99, 0.95)
     assert (~s.valid).sum() > 20
@@ -169,8 +167,8 @@ def test_invalid_entries_are_exactly_zero() -> None:
 
 
 @pytest.mark.parametrize("end", [2, 5])
-def test_the_value_of_a_terminal_state_is_never_used(end: int) -> None:
-    """V(terminal) = NaN changes nothing, in the middle of a rollout or at its last step."""
+def test_the_value_of_a_terminal_state_is_not_used(end: int) -> None:
+    """V(terminal) = NaN has no effect, in the middle of a rollout and at its last step."""
     s = random_stream(np.random.default_rng(5), 6, 1, (0.0, 0.0))
     s.terminated[end] = True
     s.valid[end + 1 :][:1] = False
@@ -181,7 +179,7 @@ def test_the_value_of_a_terminal_state_is_never_used(end: int) -> None:
 
 
 def test_the_value_after_a_truncated_step_is_used() -> None:
-    """A step cut off by a time limit bootstraps from the row that follows it."""
+    """A step truncated by a time limit bootstraps from the next row."""
     s = random_stream(np.random.default_rng(6), 6, 1, (0.0, 0.0))
     s.truncated[2], s.valid[3], s.rewards[3] = True, False, 0
     before = s.advantages(0.9, 0.8)
@@ -190,8 +188,8 @@ def test_the_value_after_a_truncated_step_is_used() -> None:
     assert_close(change[:, 0], np.array([9 * 0.72**2, 9 * 0.72, 9, 0, 0, 0]))
 
 
-def test_nothing_crosses_an_end() -> None:
-    """What comes after a terminated or truncated step has no influence on what came before."""
+def test_rewards_after_an_end_do_not_affect_steps_before_it() -> None:
+    """This holds for terminated and truncated steps."""
     for name in ("terminated", "truncated"):
         s = random_stream(np.random.default_rng(7), 8, 1, (0.0, 0.0))
         getattr(s, name)[3] = True
@@ -204,16 +202,16 @@ def test_nothing_crosses_an_end() -> None:
 
 
 @pytest.mark.parametrize("name", ["terminated", "truncated"])
-def test_an_end_stops_the_sum_by_itself(name: str) -> None:
-    """(1 − ended_t) stops the sum even where the row that follows is a valid one."""
+def test_an_end_stops_the_sum_even_if_the_next_step_is_valid(name: str) -> None:
+    """The factor (1 − ended_t) does not depend on `valid`."""
     s = random_stream(np.random.default_rng(9), 6, 2, (0.0, 0.0))
     getattr(s, name)[2] = True
     assert s.valid.all()
     assert_close(s.advantages(0.9, 0.8), explicit_sums(s, 0.9, 0.8))
 
 
-def test_arguments_are_left_alone() -> None:
-    """The equation is pure: none of its tensors is written."""
+def test_arguments_are_not_changed() -> None:
+    """The function is pure: it writes to none of its tensors."""
     s = random_stream(np.random.default_rng(8), 6, 2, (0.3, 0.3))
     arrays = (s.rewards, s.values, s.terminated, s.truncated, s.valid)
     tensors = [torch.from_numpy(array.copy()) for array in arrays]
@@ -237,8 +235,8 @@ def test_arguments_are_left_alone() -> None:
         ("rewards", (4,)),
     ],
 )
-def test_shapes_that_do_not_agree_are_refused(name: str, shape: tuple[int, ...]) -> None:
-    """Nothing is broadcast: a wrong shape is a ValueError."""
+def test_shapes_that_do_not_agree_are_rejected(name: str, shape: tuple[int, ...]) -> None:
+    """Arguments are not broadcast: a wrong shape raises ValueError."""
     arguments: dict[str, Any] = {
         "rewards": torch.zeros(4, 2),
         "values": torch.zeros(5, 2),
@@ -255,7 +253,7 @@ def test_shapes_that_do_not_agree_are_refused(name: str, shape: tuple[int, ...])
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
 @pytest.mark.parametrize("start", [0.0, 100.0])
 def test_a_time_limit_does_not_lower_the_value(gae_lambda: float, start: float) -> None:
-    """1 per step, cut off every 10 steps: iterating the targets gives 1 / (1 − γ)."""
+    """Reward 1, truncated every 10 steps: value iteration converges to 1 / (1 − γ)."""
     gamma, stream, value = 0.9, episodes_of(10, 44, terminated=False), start
     assert stream.truncated.sum() == 4
     for _ in range(300):
@@ -267,8 +265,8 @@ def test_a_time_limit_does_not_lower_the_value(gae_lambda: float, start: float) 
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
-def test_a_true_end_bounds_the_value(gae_lambda: float) -> None:
-    """1 per step, terminated after 10: iterating the targets gives (1 − γ^k) / (1 − γ), k to go."""
+def test_a_termination_bounds_the_value(gae_lambda: float) -> None:
+    """Reward 1, terminated after 10: V = (1 − γ^k) / (1 − γ) with k steps to go."""
     gamma, length, stream = 0.9, 10, episodes_of(10, 44, terminated=True)
     assert stream.terminated.sum() == 4
     to_go = length - np.arange(len(stream.values)) % (length + 1)

@@ -1,4 +1,4 @@
-"""Distributions over actions against torch.distributions, and samples against probabilities."""
+"""Tests of action distributions against torch.distributions, and of sample frequencies."""
 
 import dataclasses
 import math
@@ -22,26 +22,26 @@ LEADING = [(), (4,), (3, 4)]
 
 
 class TorchMultiCategorical:
-    """torch's Categoricals, one for each choice."""
+    """Product of torch's Categoricals."""
 
     def __init__(self, logits: Tensor, sizes: Sequence[int]) -> None:
         parts = logits.split(list(sizes), -1)
-        self._choices = [torch.distributions.Categorical(logits=part) for part in parts]
+        self._parts = [torch.distributions.Categorical(logits=part) for part in parts]
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        pairs = zip(self._choices, actions.unbind(-1), strict=True)
-        return torch.stack([choice.log_prob(taken) for choice, taken in pairs]).sum(0)
+        pairs = zip(self._parts, actions.unbind(-1), strict=True)
+        return torch.stack([part.log_prob(taken) for part, taken in pairs]).sum(0)
 
     def entropy(self) -> Tensor:
-        return torch.stack([choice.entropy() for choice in self._choices]).sum(0)
+        return torch.stack([part.entropy() for part in self._parts]).sum(0)
 
     @property
     def mode(self) -> Tensor:
-        return torch.stack([choice.mode for choice in self._choices], -1)
+        return torch.stack([part.mode for part in self._parts], -1)
 
 
 class TorchBernoulli(torch.distributions.Bernoulli):
-    """torch's, for integers."""
+    """torch's Bernoulli for integer actions."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         found: Tensor = super().log_prob(value.to(self.logits.dtype))
@@ -50,14 +50,14 @@ class TorchBernoulli(torch.distributions.Bernoulli):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A distribution for parameters of some shapes, and what torch calls the same.
+    """Distribution of the package and the corresponding one of torch.
 
     Attributes:
-        ours, theirs: make it of its parameters.
-        shapes: of the parameters.
+        ours, theirs: functions that create the two distributions from their parameters.
+        shapes: shapes of the parameters.
         actions: shape of the actions.
-        below: how many actions there are, for each choice; None where actions are real numbers.
-        center, spread: of the parameters in the tests.
+        below: number of actions of each component; None if actions are real numbers.
+        center, spread: mean and standard deviation of the parameters in the tests.
     """
 
     ours: Callable[..., StochasticDistribution]
@@ -69,17 +69,17 @@ class Case:
     spread: float = 1
 
     def parameters(self, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """Random ones, leaves that require a gradient."""
-        stream = torch.Generator().manual_seed(0)
-        drawn = [torch.randn(shape, generator=stream, dtype=dtype) for shape in self.shapes]
-        return [(self.center + self.spread * each).requires_grad_() for each in drawn]
+        """Returns random parameters, leaves that require a gradient."""
+        generator = torch.Generator().manual_seed(0)
+        noise = [torch.randn(shape, generator=generator, dtype=dtype) for shape in self.shapes]
+        return [(self.center + self.spread * each).requires_grad_() for each in noise]
 
     def random_actions(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Any actions at all, likely or not."""
-        stream = torch.Generator().manual_seed(1)
+        """Returns random actions, which do not depend on the parameters."""
+        generator = torch.Generator().manual_seed(1)
         if self.below is None:
-            return torch.randn(self.actions, generator=stream, dtype=dtype)
-        return (torch.rand(self.actions, generator=stream) * torch.tensor(self.below)).long()
+            return torch.randn(self.actions, generator=generator, dtype=dtype)
+        return (torch.rand(self.actions, generator=generator) * torch.tensor(self.below)).long()
 
 
 def categorical(leading: tuple[int, ...], size: int) -> Case:
@@ -101,8 +101,8 @@ def bernoulli(leading: tuple[int, ...], size: int) -> Case:
 
 
 def gaussian(leading: tuple[int, ...], size: int, state_dependent: bool) -> Case:
-    apart = lambda mean, log_std: torch.distributions.Normal(mean, log_std.exp())
-    theirs = lambda mean, log_std: torch.distributions.Independent(apart(mean, log_std), 1)
+    normal = lambda mean, log_std: torch.distributions.Normal(mean, log_std.exp())
+    theirs = lambda mean, log_std: torch.distributions.Independent(normal(mean, log_std), 1)
     shape = (*leading, size)
     return Case(Gaussian, theirs, (shape, shape if state_dependent else (size,)), shape, None)
 
@@ -129,7 +129,7 @@ every_dtype = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "floa
 
 
 def assert_close(found: Any, expected: Any, dtype: torch.dtype) -> None:
-    """Equal in shape, and in value but for rounding."""
+    """Asserts equal shapes, and equal values up to rounding."""
     tolerance = TOLERANCES[dtype]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
@@ -140,8 +140,8 @@ def chi_square(counts: Tensor, probabilities: Tensor) -> float:
     return float(((counts - expected).square() / expected).sum())
 
 
-def chance(counts: Tensor, probabilities: Tensor) -> float:
-    """The probability of a χ² as large as this, for counts of draws with these probabilities."""
+def p_value(counts: Tensor, probabilities: Tensor) -> float:
+    """p-value of the χ² test of the counts against the probabilities."""
     half_freedom = torch.tensor((len(counts) - 1) / 2, dtype=torch.float64)
     half_square = torch.tensor(chi_square(counts, probabilities) / 2, dtype=torch.float64)
     return float(torch.special.gammaincc(half_freedom, half_square))
@@ -149,8 +149,8 @@ def chance(counts: Tensor, probabilities: Tensor) -> float:
 
 @every_case
 @every_dtype
-def test_log_prob_is_torchs(case: Case, dtype: torch.dtype) -> None:
-    """The log-probability of any actions, one number for each state."""
+def test_log_prob_equals_torch_s(case: Case, dtype: torch.dtype) -> None:
+    """One log-probability per state, for any actions."""
     parameters, actions = case.parameters(dtype), case.random_actions(dtype)
     found = case.ours(*parameters).log_prob(actions)
     assert_close(found, case.theirs(*parameters).log_prob(actions), dtype)
@@ -158,8 +158,8 @@ def test_log_prob_is_torchs(case: Case, dtype: torch.dtype) -> None:
 
 @every_case
 @every_dtype
-def test_entropy_is_torchs(case: Case, dtype: torch.dtype) -> None:
-    """The entropy in nats, one number for each state."""
+def test_entropy_equals_torch_s(case: Case, dtype: torch.dtype) -> None:
+    """One entropy per state, in nats."""
     parameters = case.parameters(dtype)
     found = case.ours(*parameters).entropy()
     assert_close(found, case.theirs(*parameters).entropy(), dtype)
@@ -167,8 +167,7 @@ def test_entropy_is_torchs(case: Case, dtype: torch.dtype) -> None:
 
 @every_case
 @every_dtype
-def test_mode_is_torchs(case: Case, dtype: torch.dtype) -> None:
-    """The likeliest actions."""
+def test_mode_equals_torch_s(case: Case, dtype: torch.dtype) -> None:
     parameters = case.parameters(dtype)
     found = case.ours(*parameters).mode()
     assert found.dtype == (dtype if case.below is None else torch.int64)
@@ -177,8 +176,8 @@ def test_mode_is_torchs(case: Case, dtype: torch.dtype) -> None:
 
 @every_case
 @every_dtype
-def test_gradients_are_torchs(case: Case, dtype: torch.dtype) -> None:
-    """The derivatives by every parameter, each state weighed apart."""
+def test_gradients_equal_torch_s(case: Case, dtype: torch.dtype) -> None:
+    """Gradients of every parameter, with a different weight for each state."""
     parameters, actions = case.parameters(dtype), case.random_actions(dtype)
     states = case.shapes[0][:-1]
     weights = torch.arange(1, 1 + math.prod(states)).view(states)
@@ -189,7 +188,7 @@ def test_gradients_are_torchs(case: Case, dtype: torch.dtype) -> None:
         )
         by_entropy = torch.autograd.grad(
             (weights * policy.entropy()).sum(), parameters, materialize_grads=True
-        )  # a Gaussian's does not depend on its mean
+        )  # a Gaussian's entropy does not depend on its mean
         return by_log_prob, by_entropy
 
     assert_close(gradients(case.ours(*parameters)), gradients(case.theirs(*parameters)), dtype)
@@ -197,8 +196,8 @@ def test_gradients_are_torchs(case: Case, dtype: torch.dtype) -> None:
 
 @every_case
 @every_dtype
-def test_samples_are_actions(case: Case, dtype: torch.dtype) -> None:
-    """Samples have the shape and dtype of actions, lie in their range and carry no gradient."""
+def test_samples_have_the_shape_dtype_and_range_of_actions(case: Case, dtype: torch.dtype) -> None:
+    """They require no gradient."""
     sample = case.ours(*case.parameters(dtype)).sample(torch.Generator().manual_seed(0))
     assert sample.shape == case.actions
     assert not sample.requires_grad
@@ -210,32 +209,29 @@ def test_samples_are_actions(case: Case, dtype: torch.dtype) -> None:
 
 
 @every_case
-def test_modes_carry_no_gradient(case: Case) -> None:
-    """Whoever acts by them gets numbers only."""
+def test_modes_require_no_gradient(case: Case) -> None:
     assert not case.ours(*case.parameters()).mode().requires_grad
 
 
 @every_case
 def test_sampling_is_reproducible(case: Case) -> None:
-    """Equal generators give equal samples, and draw after draw differs."""
+    """Equal generators give equal samples, and consecutive samples differ."""
     policy = case.ours(*(torch.zeros(shape) for shape in case.shapes))
     first, second = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
-    draws = [policy.sample(first) for _ in range(30)]
-    assert all(torch.equal(draw, policy.sample(second)) for draw in draws)
-    assert case.below == 1 or any(not torch.equal(draw, draws[0]) for draw in draws)
+    samples = [policy.sample(first) for _ in range(30)]
+    assert all(torch.equal(sample, policy.sample(second)) for sample in samples)
+    assert case.below == 1 or any(not torch.equal(sample, samples[0]) for sample in samples)
 
 
 @every_case
-def test_sampling_with_a_generator_leaves_the_global_stream_untouched(case: Case) -> None:
-    """Who else draws from torch's global stream is not disturbed."""
+def test_sampling_with_a_generator_does_not_change_the_global_one(case: Case) -> None:
     before = torch.get_rng_state()
     case.ours(*case.parameters()).sample(torch.Generator().manual_seed(5))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @every_case
-def test_sampling_without_a_generator_follows_the_global_seed(case: Case) -> None:
-    """As torch's own samples do."""
+def test_sampling_without_a_generator_depends_on_the_global_seed(case: Case) -> None:
     policy = case.ours(*case.parameters())
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -244,8 +240,7 @@ def test_sampling_without_a_generator_follows_the_global_seed(case: Case) -> Non
 
 
 @every_case
-def test_a_distribution_stays_as_it_is(case: Case) -> None:
-    """Nothing that is asked of it changes its parameters."""
+def test_methods_do_not_change_the_parameters(case: Case) -> None:
     parameters, actions = case.parameters(), case.random_actions()
     before = [each.clone() for each in parameters]
     policy = case.ours(*parameters)
@@ -253,10 +248,10 @@ def test_a_distribution_stays_as_it_is(case: Case) -> None:
     policy.mode()
     policy.log_prob(actions)
     policy.entropy()
-    assert all(torch.equal(each, was) for each, was in zip(parameters, before, strict=True))
+    assert all(torch.equal(each, old) for each, old in zip(parameters, before, strict=True))
 
 
-def test_log_probs_add_up_to_one() -> None:
+def test_probabilities_sum_to_one() -> None:
     """Σ_a exp(log π(a)) = 1, also for logits far from 0."""
     logits = categorical((4,), 6).parameters(torch.float64)[0] + 1000
     policy = Categorical(logits)
@@ -264,16 +259,16 @@ def test_log_probs_add_up_to_one() -> None:
     torch.testing.assert_close(total, torch.ones(4, dtype=torch.float64))
 
 
-def test_log_probs_of_many_choices_add_up_to_one() -> None:
-    """Over all combinations of three choices."""
+def test_probabilities_of_a_multi_categorical_sum_to_one() -> None:
+    """The sum is over all combinations of three components."""
     logits = multi_categorical((), (3, 3, 2)).parameters(torch.float64)[0] + 1000
     every = torch.cartesian_prod(torch.arange(3), torch.arange(3), torch.arange(2))
     total = MultiCategorical(logits.expand(18, 8), [3, 3, 2]).log_prob(every).exp().sum()
     assert total.item() == pytest.approx(1, abs=1e-12)
 
 
-def test_entropy_by_hand() -> None:
-    """Log A where all are equal, 0 where one has all."""
+def test_entropy_equals_hand_computed_values() -> None:
+    """The entropy is log A for equal logits, 0 for a certain action."""
     entropies = Categorical(torch.tensor([[2.0, 2, 2, 2], [500.0, 0, 0, 0]])).entropy()
     torch.testing.assert_close(entropies, torch.tensor([math.log(4), 0.0]))
     entropies = MultiCategorical(torch.tensor([[2.0, 2, 0, 0, 0], [500.0, 0, 0, 0, 0]]), [2, 3])
@@ -281,8 +276,8 @@ def test_entropy_by_hand() -> None:
     assert Bernoulli(torch.zeros(3)).entropy().item() == pytest.approx(3 * math.log(2))
 
 
-def test_many_choices_of_which_there_is_one_are_a_categorical() -> None:
-    """To the bit, in all but the last axis of the actions."""
+def test_a_multi_categorical_with_one_component_is_a_categorical() -> None:
+    """Bit-identical, except that the actions have one more axis."""
     logits = categorical((4,), 6).parameters()[0]
     many, one, actions = MultiCategorical(logits, [6]), Categorical(logits), torch.arange(4)
     assert torch.equal(many.log_prob(actions.unsqueeze(-1)), one.log_prob(actions))
@@ -292,8 +287,8 @@ def test_many_choices_of_which_there_is_one_are_a_categorical() -> None:
 
 
 @every_dtype
-def test_certain_bits_are_numbers(dtype: torch.dtype) -> None:
-    """Logits of ±1000: log-probabilities 0 and −1000, entropy 0, and every derivative finite."""
+def test_bernoulli_is_finite_for_certain_bits(dtype: torch.dtype) -> None:
+    """Logits of ±1000: log-probabilities 0 and −1000, entropy 0, and finite gradients."""
     logits = torch.tensor([[1000.0], [-1000.0]], dtype=dtype, requires_grad=True)
     policy = Bernoulli(logits)
     likely, unlikely = torch.tensor([[1], [0]]), torch.tensor([[0], [1]])
@@ -306,8 +301,8 @@ def test_certain_bits_are_numbers(dtype: torch.dtype) -> None:
     assert torch.autograd.grad(loss, logits)[0].tolist() == [[-1], [1]]
 
 
-def test_nearly_certain_bits_keep_their_precision() -> None:
-    """At ±30 the small log-probability and entropy are right to six digits in float32."""
+def test_bernoulli_is_precise_for_nearly_certain_bits() -> None:
+    """With logits of ±30, log-probability and entropy have six correct digits in float32."""
     policy = Bernoulli(torch.tensor([[30.0], [-30.0]]))
     rare = math.exp(-30)
     log_probs = policy.log_prob(torch.tensor([[1], [0]]))
@@ -317,8 +312,8 @@ def test_nearly_certain_bits_keep_their_precision() -> None:
 
 @every_dtype
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_frequencies_are_the_probabilities(dtype: torch.dtype, seed: int) -> None:
-    """χ² of 40,000 draws stays below 27.9, its 99.999 % quantile for four degrees of freedom."""
+def test_categorical_frequencies_match_the_probabilities(dtype: torch.dtype, seed: int) -> None:
+    """χ² of 40,000 samples is below 27.9, the 99.999 % quantile with four degrees of freedom."""
     logits = torch.tensor([-1.5, 0.0, 2.0, 0.5, 1.0], dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     samples = Categorical(logits.expand(40_000, 5)).sample(generator)
@@ -327,25 +322,21 @@ def test_frequencies_are_the_probabilities(dtype: torch.dtype, seed: int) -> Non
 
 @every_dtype
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_choices_are_drawn_independently_with_their_probabilities(
-    dtype: torch.dtype, seed: int
-) -> None:
-    """All 18 combinations of three choices come as often as the product of their probabilities."""
+def test_components_are_sampled_independently(dtype: torch.dtype, seed: int) -> None:
+    """Frequencies of the 18 combinations match the products of the probabilities."""
     logits = torch.tensor([-1.0, 0, 1, 0.5, -0.5, 0, 0.3, -0.3], dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     a, b, c = MultiCategorical(logits.expand(40_000, 8), [3, 3, 2]).sample(generator).unbind(-1)
     counts = (6 * a + 2 * b + c).bincount(minlength=18)
     first, second, third = (part.softmax(0) for part in logits.split([3, 3, 2]))
     joint = first[:, None, None] * second[:, None] * third
-    assert chance(counts, joint.flatten()) > 1e-5
+    assert p_value(counts, joint.flatten()) > 1e-5
 
 
 @every_dtype
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_bits_are_drawn_independently_with_their_probabilities(
-    dtype: torch.dtype, seed: int
-) -> None:
-    """All eight combinations of three bits come as often as the product of their probabilities."""
+def test_bits_are_sampled_independently(dtype: torch.dtype, seed: int) -> None:
+    """Frequencies of the eight combinations match the products of the probabilities."""
     logits = torch.tensor([-1.0, 0.2, 1.5], dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     samples = Bernoulli(logits.expand(40_000, 3)).sample(generator)
@@ -353,31 +344,31 @@ def test_bits_are_drawn_independently_with_their_probabilities(
     p = logits.sigmoid()
     first, second, third = (torch.stack([1 - each, each]) for each in p)
     joint = first[:, None, None] * second[:, None] * third
-    assert chance(counts, joint.flatten()) > 1e-5
+    assert p_value(counts, joint.flatten()) > 1e-5
 
 
 @every_dtype
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("state_dependent", [False, True])
-def test_numbers_are_drawn_normally(dtype: torch.dtype, seed: int, state_dependent: bool) -> None:
-    """Kolmogorov and Smirnov: √n max |F_n − F| is below 2.47 in 99.999 % of all samples."""
-    draws = 40_000
-    mean = torch.tensor([-3.0, 0.5], dtype=dtype).expand(draws, 2)
+def test_gaussian_samples_are_normal(dtype: torch.dtype, seed: int, state_dependent: bool) -> None:
+    """Kolmogorov–Smirnov: √n max |F_n − F| is below 2.47 with probability 99.999 %."""
+    n = 40_000
+    mean = torch.tensor([-3.0, 0.5], dtype=dtype).expand(n, 2)
     log_std = torch.tensor([1.0, -2.0], dtype=dtype)
-    wide = log_std.expand(draws, 2) if state_dependent else log_std
-    samples = Gaussian(mean, wide).sample(torch.Generator().manual_seed(seed))
+    expanded = log_std.expand(n, 2) if state_dependent else log_std
+    samples = Gaussian(mean, expanded).sample(torch.Generator().manual_seed(seed))
     standard = ((samples - mean) / log_std.exp()).double()
     expected = torch.special.ndtr(standard.sort(0).values)
-    ranks = torch.arange(draws, dtype=torch.float64).unsqueeze(-1)
-    farthest = torch.maximum((ranks + 1) / draws - expected, expected - ranks / draws)
-    assert math.sqrt(draws) * farthest.max().item() < 2.47
-    # Correlations of independent numbers are normal with a deviation of 1/√n.
-    assert abs(standard.prod(-1).mean().item()) < 4.42 / math.sqrt(draws)
-    assert abs((standard[1:] * standard[:-1]).mean().item()) < 4.42 / math.sqrt(draws)
+    ranks = torch.arange(n, dtype=torch.float64).unsqueeze(-1)
+    difference = torch.maximum((ranks + 1) / n - expected, expected - ranks / n)
+    assert math.sqrt(n) * difference.max().item() < 2.47
+    # Correlations of independent samples are normal with a deviation of 1/√n.
+    assert abs(standard.prod(-1).mean().item()) < 4.42 / math.sqrt(n)
+    assert abs((standard[1:] * standard[:-1]).mean().item()) < 4.42 / math.sqrt(n)
 
 
-def test_rows_are_drawn_independently() -> None:
-    """Pairs of neighbouring rows fall on the product of the probabilities: χ² of 15 degrees."""
+def test_rows_are_sampled_independently() -> None:
+    """Frequencies of pairs match the products of the probabilities: χ² with 15 degrees."""
     logits = torch.tensor([0.0, 1.0, -1.0, 0.5])
     generator = torch.Generator().manual_seed(3)
     samples = Categorical(logits.expand(20_000, 2, 4)).sample(generator)
@@ -386,8 +377,8 @@ def test_rows_are_drawn_independently() -> None:
     assert chi_square(pairs, torch.outer(probabilities, probabilities).flatten()) < 50.5
 
 
-def test_each_row_follows_its_own_logits() -> None:
-    """A row with certain actions always gives them, whatever the other rows hold."""
+def test_each_row_is_sampled_with_its_own_logits() -> None:
+    """All rows have certain but different actions."""
     certain = torch.tensor([[2, 1], [0, 0], [1, 1], [2, 0]])
     first = 200 * torch.nn.functional.one_hot(certain[:, 0], 3).float()
     second = 200 * torch.nn.functional.one_hot(certain[:, 1], 2).float()
@@ -398,8 +389,8 @@ def test_each_row_follows_its_own_logits() -> None:
         assert torch.equal(both.sample(generator), certain)
 
 
-def test_each_row_follows_its_own_mean_and_deviation() -> None:
-    """Rows whose deviation is next to nothing give their means; a wide one beside them does not."""
+def test_each_row_is_sampled_with_its_own_mean_and_deviation() -> None:
+    """Rows with a tiny deviation give their means; a row with a large deviation does not."""
     mean = torch.tensor([[1.0, -2.0], [30.0, 4.0], [0.0, 0.0]])
     log_std = torch.tensor([[-30.0, -30], [-30, -30], [3, 3]])
     sample = Gaussian(mean, log_std).sample(torch.Generator().manual_seed(0))

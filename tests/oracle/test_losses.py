@@ -1,4 +1,4 @@
-"""The actor-critic loss against a plain loop in float64, and its gradient by differences."""
+"""Tests of the actor-critic loss against a loop in float64, and of its gradients."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ NAMES = ("log_probs", "entropies", "values", "advantages", "targets")
 
 
 def random_batch(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """Inputs of the loss; some entries are not valid, never all of a row or column."""
+    """Returns random inputs of the loss; some entries are invalid."""
     generator = torch.Generator().manual_seed(0)
     batch = {name: torch.randn(T, B, generator=generator, dtype=dtype) for name in NAMES}
     batch["valid"] = torch.ones(T, B, dtype=torch.bool)
@@ -26,20 +26,20 @@ def random_batch(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 
 
 def loss_of(batch: dict[str, Tensor]) -> losses.PolicyLoss:
-    """The loss with the weights of this file."""
+    """Returns the loss with VF_COEF and ENT_COEF."""
     return losses.a2c_loss(**batch, vf_coef=VF_COEF, ent_coef=ENT_COEF)
 
 
 def gradients_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients of the total by what has one."""
+    """Returns the gradients of the total with respect to NAMES[:3]."""
     names = NAMES[:3]
     leaves = {name: batch[name].clone().requires_grad_() for name in names}
     gradients = torch.autograd.grad(loss_of({**batch, **leaves}).total, list(leaves.values()))
     return dict(zip(names, gradients, strict=True))
 
 
-def plain_loop(batch: dict[str, Tensor]) -> tuple[float, float, float, float]:
-    """Total, policy, value and entropy as sums in Python floats, divided by their count."""
+def loss_by_loop(batch: dict[str, Tensor]) -> tuple[float, float, float, float]:
+    """Returns total, policy, value and entropy terms as means of Python floats."""
     policy = value = entropy = 0.0
     count = 0
     arrays = {name: tensor.numpy() for name, tensor in batch.items()}
@@ -54,16 +54,16 @@ def plain_loop(batch: dict[str, Tensor]) -> tuple[float, float, float, float]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_loss_is_a_plain_loop(dtype: torch.dtype) -> None:
-    """Every part is the mean over the valid entries, and the total their weighted sum."""
+def test_the_loss_equals_a_loop(dtype: torch.dtype) -> None:
+    """Every term is a mean over the valid entries; the total is their weighted sum."""
     batch = random_batch(dtype)
     loss = loss_of(batch)
     found = [part.item() for part in (loss.total, loss.policy, loss.value, loss.entropy)]
-    assert found == pytest.approx(plain_loop(batch), abs=1e-6)
+    assert found == pytest.approx(loss_by_loop(batch), abs=1e-6)
 
 
-def test_gradients_by_hand() -> None:
-    """−A/n by log π, 2 c_v (V − R)/n by V and −β/n by H at the n valid entries, 0 elsewhere."""
+def test_gradients_equal_closed_forms() -> None:
+    """∂/∂log π = −A/n, ∂/∂V = 2 c_v (V − R)/n, ∂/∂H = −β/n at the n valid entries, else 0."""
     batch = random_batch()
     valid = batch["valid"]
     n, found = int(valid.sum()), gradients_of(batch)
@@ -73,29 +73,29 @@ def test_gradients_by_hand() -> None:
         "entropies": torch.full_like(batch["entropies"], -ENT_COEF / n),
     }
     for name, gradient in expected.items():
-        wanted = torch.where(valid, gradient, 0)
-        torch.testing.assert_close(found[name], wanted, rtol=0, atol=1e-7)
+        masked = torch.where(valid, gradient, 0)
+        torch.testing.assert_close(found[name], masked, rtol=0, atol=1e-7)
         assert bool((found[name][~valid] == 0).all())
 
 
 @pytest.mark.parametrize("huge", [1e6, 1e30])
-def test_invalid_entries_do_not_count(huge: float) -> None:
-    """Whatever stands in entries that are not valid, the loss and its gradient are the same."""
+def test_invalid_entries_are_ignored(huge: float) -> None:
+    """Values of invalid entries do not change the loss and its gradients."""
     batch = random_batch(torch.float32)
-    spoilt = {
+    changed = {
         name: torch.where(batch["valid"], batch[name], -huge if name == "targets" else huge)
         for name in NAMES
     }
-    spoilt["valid"] = batch["valid"]
-    assert loss_of(spoilt).total.item() == loss_of(batch).total.item()
+    changed["valid"] = batch["valid"]
+    assert loss_of(changed).total.item() == loss_of(batch).total.item()
     expected = gradients_of(batch)
-    for name, gradient in gradients_of(spoilt).items():
+    for name, gradient in gradients_of(changed).items():
         assert torch.equal(gradient, expected[name])
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_means_not_sums(axis: int) -> None:
-    """A batch given twice, longer or wider, has the same loss; its gradient is shared by two."""
+def test_losses_are_means_not_sums(axis: int) -> None:
+    """A batch repeated along an axis has the same loss; its gradient is split between copies."""
     once = random_batch()
     twice = {name: torch.cat([tensor, tensor], axis) for name, tensor in once.items()}
     for name in ("total", "policy", "value", "entropy"):
@@ -107,8 +107,8 @@ def test_means_not_sums(axis: int) -> None:
         torch.testing.assert_close(halves[0] + halves[1], expected_gradients[name])
 
 
-def test_nothing_valid_is_no_loss() -> None:
-    """Without a valid entry loss and gradient are 0, not NaN."""
+def test_loss_and_gradients_are_zero_without_valid_entries() -> None:
+    """They are 0, not NaN."""
     batch = random_batch()
     batch["valid"] = torch.zeros_like(batch["valid"])
     loss = loss_of(batch)
@@ -117,7 +117,7 @@ def test_nothing_valid_is_no_loss() -> None:
 
 
 def small_model(shared_trunk: bool) -> ActorCritic:
-    """An actor-critic in float64 whose policy is not close to uniform."""
+    """Returns an actor-critic in float64 whose policy is not close to uniform."""
     model = ActorCritic(
         gymnasium.spaces.Box(-1, 1, (3,)),
         gymnasium.spaces.Discrete(4),
@@ -130,7 +130,7 @@ def small_model(shared_trunk: bool) -> ActorCritic:
 
 
 def loss_of_model(model: ActorCritic) -> Callable[[], Tensor]:
-    """The full loss of a rollout as a function of the parameters alone: targets stand fixed."""
+    """Returns the loss of a rollout as a function of the parameters; the targets are constant."""
     batch, generator = random_batch(), torch.Generator().manual_seed(2)
     observations = torch.randn(T + 1, B, 3, generator=generator, dtype=torch.float64)
     actions = torch.randint(4, (T, B), generator=generator)
@@ -153,31 +153,31 @@ def loss_of_model(model: ActorCritic) -> Callable[[], Tensor]:
 
 def central_differences(loss: Callable[[], Tensor], parameter: Tensor, h: float = 1e-5) -> Tensor:
     """(L(θ + h) − L(θ − h)) / 2h, element by element."""
-    slopes, flat = torch.zeros_like(parameter), parameter.data.view(-1)
+    differences, flat = torch.zeros_like(parameter), parameter.data.view(-1)
     for index, middle in enumerate(flat.tolist()):
         flat[index] = middle + h
         above = loss().item()
         flat[index] = middle - h
         below = loss().item()
         flat[index] = middle
-        slopes.view(-1)[index] = (above - below) / (2 * h)
-    return slopes
+        differences.view(-1)[index] = (above - below) / (2 * h)
+    return differences
 
 
 @pytest.mark.parametrize("shared_trunk", [False, True])
-def test_the_gradient_of_the_model_is_the_slope_of_the_loss(shared_trunk: bool) -> None:
-    """Autograd through network, distribution and loss agrees with central differences."""
+def test_the_gradient_of_the_model_equals_central_differences(shared_trunk: bool) -> None:
+    """Gradient through network, distribution and loss."""
     model = small_model(shared_trunk)
     loss, parameters = loss_of_model(model), list(model.parameters())
     gradients = torch.autograd.grad(loss(), parameters)
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            slopes = central_differences(loss, parameter)
+            expected = central_differences(loss, parameter)
             assert bool(gradient.any())
-            torch.testing.assert_close(gradient, slopes, rtol=1e-5, atol=1e-9)
+            torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-9)
 
 
-def test_explained_variance_is_that_of_numpy_over_the_valid_entries() -> None:
+def test_explained_variance_equals_numpy_s_over_the_valid_entries() -> None:
     random = np.random.default_rng(0)
     values, targets = random.normal(size=(2, 7, 5)).astype(np.float32)
     valid = random.random((7, 5)) < 0.7

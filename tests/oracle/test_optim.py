@@ -1,4 +1,4 @@
-"""The shared optimizers against their formulas in float64 and against torch.optim."""
+"""Tests of the shared optimizers against their formulas in float64 and against torch.optim."""
 
 import io
 import math
@@ -39,7 +39,7 @@ every_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.ke
 
 
 def shared_model(seed: int = 0) -> SharedModel[nn.Linear]:
-    """A linear layer with parameters in [-1/2, 1/2), where float32 is fine enough for 1e-6."""
+    """Returns a linear layer with parameters in [-1/2, 1/2), precise to 1e-6 in float32."""
     module, generator = nn.Linear(5, 3), torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         nn.init.uniform_(parameter, -0.5, 0.5, generator)
@@ -47,22 +47,22 @@ def shared_model(seed: int = 0) -> SharedModel[nn.Linear]:
 
 
 def random_gradients(steps: int = STEPS, size: int = 18) -> Tensor:
-    """Gradients whose size differs from element to element by four orders of magnitude."""
+    """Returns gradients whose elements differ by four orders of magnitude."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(steps, size, generator=generator) * torch.logspace(-3, 1, size)
 
 
 def applied(optimizer: SharedOptimizer, gradients: Tensor) -> Tensor:
-    """The parameters after stepping with every gradient in turn."""
+    """Applies the gradients in turn and returns the parameters."""
     for gradient in gradients:
         optimizer.apply(gradient.clone())
     return optimizer.parameter.detach().clone()
 
 
-def stepped(
+def torch_applied(
     make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], start: Tensor, gradients: Tensor
 ) -> Tensor:
-    """What torch's optimizer makes of one flat parameter."""
+    """Applies the gradients with torch's optimizer and returns the parameters."""
     parameter = nn.Parameter(start.detach().clone())
     optimizer = make([parameter])
     for gradient in gradients:
@@ -72,19 +72,19 @@ def stepped(
 
 
 def state_of(optimizer: SharedOptimizer) -> dict[str, Tensor]:
-    """The statistics of the flat parameter."""
+    """Returns the statistics of the flat parameter."""
     return dict(optimizer.state[optimizer.parameter])
 
 
-def sent_to_a_worker(optimizer: SharedOptimizer) -> SharedOptimizer:
-    """The copy that a worker process receives, made within this one."""
+def pickled(optimizer: SharedOptimizer) -> SharedOptimizer:
+    """Returns the copy that a worker process would receive."""
     copy: SharedOptimizer = pickle.loads(ForkingPickler.dumps(optimizer))
     assert copy.parameter is not optimizer.parameter
     return copy
 
 
-def saved_and_read(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state_dict that went through a file."""
+def save_and_load(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Returns a state_dict after saving it to a file and loading it."""
     stream = io.BytesIO()
     torch.save(state_dict, stream)
     stream.seek(0)
@@ -94,8 +94,8 @@ def saved_and_read(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("eps", [0.1, 1e-5])
-def test_rmsprop_is_its_formula(momentum: float, eps: float) -> None:
-    """θ follows g ← α g + (1−α) Δθ², m ← μ m + Δθ/√(g+ε), θ ← θ − η m."""
+def test_rmsprop_equals_its_formula(momentum: float, eps: float) -> None:
+    """RMSprop with momentum: g ← α g + (1−α) Δθ², m ← μ m + Δθ/√(g+ε), θ ← θ − η m."""
     model, gradients = shared_model(), random_gradients()
     theta = model.parameter.detach().numpy().astype(np.float64)
     square, buffer = np.zeros_like(theta), np.zeros_like(theta)
@@ -109,10 +109,10 @@ def test_rmsprop_is_its_formula(momentum: float, eps: float) -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("eps", [0.1, 1e-8])
-def test_rmsprop_with_eps_outside_the_root_is_torchs(momentum: float, eps: float) -> None:
-    """With eps_inside_root=False every bit is that of torch.optim.RMSprop."""
+def test_rmsprop_with_eps_outside_the_root_equals_torch_s(momentum: float, eps: float) -> None:
+    """eps_inside_root=False is bit-identical to torch.optim.RMSprop."""
     model, gradients = shared_model(), random_gradients()
-    expected = stepped(
+    expected = torch_applied(
         lambda p: torch.optim.RMSprop(
             p, lr=1e-2, alpha=0.9, eps=eps, momentum=momentum, foreach=False
         ),
@@ -125,8 +125,8 @@ def test_rmsprop_with_eps_outside_the_root_is_torchs(momentum: float, eps: float
     assert torch.equal(applied(optimizer, gradients), expected)
 
 
-def test_eps_inside_the_root_is_the_default_and_another_step() -> None:
-    """The same ε inside and outside the root does not give the same step."""
+def test_eps_is_inside_the_root_by_default() -> None:
+    """An equal ε inside and outside the root gives different steps."""
     gradients = random_gradients(steps=3)
     by_default = applied(SharedRMSprop(shared_model(), eps=0.1), gradients)
     inside = applied(SharedRMSprop(shared_model(), eps=0.1, eps_inside_root=True), gradients)
@@ -139,10 +139,10 @@ def test_eps_inside_the_root_is_the_default_and_another_step() -> None:
 @pytest.mark.parametrize(
     ("betas", "eps"), [((0.9, 0.999), 1e-8), ((0.5, 0.9), 1e-3), ((0.0, 0.99), 1e-8)]
 )
-def test_adam_is_torchs(betas: tuple[float, float], eps: float, alone: bool) -> None:
-    """SharedAdam follows torch.optim.Adam to 1e-6."""
+def test_adam_equals_torch_s(betas: tuple[float, float], eps: float, alone: bool) -> None:
+    """SharedAdam equals torch.optim.Adam to 1e-6."""
     model, gradients = shared_model(), random_gradients()
-    expected = stepped(
+    expected = torch_applied(
         lambda p: torch.optim.Adam(p, lr=1e-2, betas=betas, eps=eps, foreach=False),
         model.parameter,
         gradients,
@@ -152,10 +152,10 @@ def test_adam_is_torchs(betas: tuple[float, float], eps: float, alone: bool) -> 
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd_is_torchs(momentum: float) -> None:
-    """Every bit of SharedSGD is that of torch.optim.SGD."""
+def test_sgd_equals_torch_s(momentum: float) -> None:
+    """SharedSGD is bit-identical to torch.optim.SGD."""
     model, gradients = shared_model(), random_gradients()
-    expected = stepped(
+    expected = torch_applied(
         lambda p: torch.optim.SGD(p, lr=1e-2, momentum=momentum, foreach=False),
         model.parameter,
         gradients,
@@ -164,8 +164,8 @@ def test_sgd_is_torchs(momentum: float) -> None:
 
 
 @every_optimizer
-def test_a_step_moves_the_module(make: Make) -> None:
-    """The optimizer steps the shared memory itself, not a copy of it."""
+def test_a_step_changes_the_module(make: Make) -> None:
+    """The optimizer updates the shared memory, not a copy of it."""
     model = shared_model()
     before = model.module.weight.detach().clone()
     make(model).apply(torch.ones(18))
@@ -173,8 +173,8 @@ def test_a_step_moves_the_module(make: Make) -> None:
 
 
 @every_optimizer
-def test_torchs_way_to_step_is_the_same_step(make: Make) -> None:
-    """A gradient left in parameter.grad and step() do, bit for bit, what apply() does."""
+def test_step_equals_apply(make: Make) -> None:
+    """step() with the gradient in parameter.grad is bit-identical to apply()."""
     by_step, gradients = make(shared_model()), random_gradients(steps=5)
     for gradient in gradients:
         by_step.parameter.grad = gradient.clone()
@@ -183,8 +183,8 @@ def test_torchs_way_to_step_is_the_same_step(make: Make) -> None:
 
 
 @every_optimizer
-def test_apply_takes_the_gradient_it_is_given(make: Make) -> None:
-    """What was left in parameter.grad has no part in it, and what is given stays as it is."""
+def test_apply_uses_its_argument_only(make: Make) -> None:
+    """apply() ignores parameter.grad and does not change the gradient."""
     optimizer, gradients = make(shared_model()), random_gradients(steps=2)
     optimizer.parameter.grad = torch.full((18,), 100.0)
     before = gradients.clone()
@@ -195,8 +195,8 @@ def test_apply_takes_the_gradient_it_is_given(make: Make) -> None:
 
 
 @every_optimizer
-def test_step_without_a_gradient_does_nothing(make: Make) -> None:
-    """As in torch, step() before any gradient leaves parameters and statistics alone."""
+def test_step_without_a_gradient_has_no_effect(make: Make) -> None:
+    """As in torch, step() without parameter.grad changes no parameters and statistics."""
     optimizer = make(shared_model())
     before = optimizer.parameter.detach().clone()
     optimizer.step()
@@ -205,8 +205,8 @@ def test_step_without_a_gradient_does_nothing(make: Make) -> None:
 
 
 @every_optimizer
-def test_state_is_eager_and_shared(make: Make) -> None:
-    """All statistics exist before the first step, in shared memory, and no step replaces them."""
+def test_state_is_allocated_before_the_first_step_in_shared_memory(make: Make) -> None:
+    """A step does not replace the tensors."""
     optimizer = make(shared_model())
     before = {name: tensor.data_ptr() for name, tensor in state_of(optimizer).items()}
     optimizer.apply(torch.ones(18))
@@ -216,8 +216,8 @@ def test_state_is_eager_and_shared(make: Make) -> None:
 
 
 @every_optimizer
-def test_training_continues_after_a_round_trip(make: Make) -> None:
-    """Train, save, load into a fresh optimizer, train on: every bit as without interruption."""
+def test_training_continues_after_saving_and_loading(make: Make) -> None:
+    """Training with saving and loading is bit-identical to uninterrupted training."""
     gradients = random_gradients(steps=20)
     uninterrupted = applied(make(shared_model()), gradients)
 
@@ -227,27 +227,26 @@ def test_training_continues_after_a_round_trip(make: Make) -> None:
     second = make(second_model)
     first.learning_rate = second.learning_rate
     second_model.flat.copy_(applied(first, gradients[:10]))
-    second.load_state_dict(saved_and_read(first.state_dict()))
+    second.load_state_dict(save_and_load(first.state_dict()))
     assert torch.equal(applied(second, gradients[10:]), uninterrupted)
 
 
 @every_optimizer
-def test_loading_brings_the_settings(make: Make) -> None:
-    """A loaded state_dict brings the learning rate it was saved with."""
+def test_loading_restores_the_learning_rate(make: Make) -> None:
     first, second = make(shared_model()), make(shared_model())
     first.learning_rate = 0.125
-    second.load_state_dict(saved_and_read(first.state_dict()))
+    second.load_state_dict(save_and_load(first.state_dict()))
     assert second.learning_rate == 0.125
 
 
 @every_optimizer
-def test_loading_fills_the_very_same_shared_memory(make: Make) -> None:
-    """Loading writes into the tensors that other workers already hold."""
+def test_loading_writes_into_the_same_shared_memory(make: Make) -> None:
+    """Other workers already have these tensors."""
     first, second = make(shared_model()), make(shared_model())
     applied(first, random_gradients(steps=5))
     held = state_of(second)
     pointers = {name: tensor.data_ptr() for name, tensor in held.items()}
-    second.load_state_dict(saved_and_read(first.state_dict()))
+    second.load_state_dict(save_and_load(first.state_dict()))
     loaded = state_of(second)
     assert {name: tensor.data_ptr() for name, tensor in loaded.items()} == pointers
     assert all(tensor.is_shared() for tensor in loaded.values())
@@ -255,11 +254,11 @@ def test_loading_fills_the_very_same_shared_memory(make: Make) -> None:
 
 
 @every_optimizer
-def test_a_pickled_optimizer_shares_everything(make: Make) -> None:
-    """What a worker's copy steps, parameters and statistics, the first optimizer sees."""
+def test_a_pickled_optimizer_shares_parameters_and_statistics(make: Make) -> None:
+    """Updates by a worker's copy are visible in the first optimizer."""
     model, gradients = shared_model(), random_gradients(steps=3)
     optimizer = make(model)
-    copy = sent_to_a_worker(optimizer)
+    copy = pickled(optimizer)
     alone = applied(make(shared_model()), gradients)
     assert torch.equal(applied(copy, gradients), alone)
     assert torch.equal(optimizer.parameter, alone)
@@ -272,7 +271,7 @@ def test_a_pickled_optimizer_shares_everything(make: Make) -> None:
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_adam_counts_its_steps_in_shared_memory(alone: bool) -> None:
-    """Adam's t is a shared tensor that is 0 before the first step and rises by 1 with each."""
+    """Adam's t is a shared tensor, initially 0, incremented by each step."""
     optimizer = SharedAdam(shared_model(), alone=alone)
     step = state_of(optimizer)["step"]
     assert step.is_shared()
@@ -281,22 +280,22 @@ def test_adam_counts_its_steps_in_shared_memory(alone: bool) -> None:
     assert float(step) == 3
 
 
-def test_adam_corrects_by_the_count_of_all() -> None:
-    """Two workers that take turns step as one does: neither counts the steps apart."""
+def test_adam_s_bias_correction_counts_the_steps_of_all_workers() -> None:
+    """Two alternating workers update the parameters as one worker does."""
     gradients = random_gradients(steps=6)
     alone = applied(SharedAdam(shared_model(), lr=0.1), gradients)
     first = SharedAdam(shared_model(), lr=0.1)
-    workers = [first, sent_to_a_worker(first)]
-    for turn, gradient in enumerate(gradients):
-        workers[turn % 2].apply(gradient.clone())
+    workers = [first, pickled(first)]
+    for i, gradient in enumerate(gradients):
+        workers[i % 2].apply(gradient.clone())
     assert torch.equal(first.parameter, alone)
 
 
 @pytest.mark.parametrize("by_step", [False, True], ids=["apply", "step"])
-def test_a_scheduler_works(by_step: bool) -> None:
-    """LambdaLR, without a warning, sets the rate of each step as assigning learning_rate would."""
+def test_a_scheduler_sets_the_learning_rate(by_step: bool) -> None:
+    """LambdaLR, without a warning, is equivalent to assigning learning_rate."""
     gradients, rates = random_gradients(steps=4), [0.08, 0.04, 0.02, 0.01]
-    by_hand = SharedRMSprop(shared_model())
+    expected = SharedRMSprop(shared_model())
     scheduled = SharedRMSprop(shared_model(), lr=0.08)
     scheduler = torch.optim.lr_scheduler.LambdaLR(scheduled, lambda epoch: 0.5**epoch)
     for rate, gradient in zip(rates, gradients, strict=True):
@@ -307,13 +306,13 @@ def test_a_scheduler_works(by_step: bool) -> None:
         else:
             scheduled.apply(gradient.clone())
         scheduler.step()
-        by_hand.learning_rate = rate
-        by_hand.apply(gradient.clone())
-    assert torch.equal(scheduled.parameter, by_hand.parameter)
+        expected.learning_rate = rate
+        expected.apply(gradient.clone())
+    assert torch.equal(scheduled.parameter, expected.parameter)
 
 
-def test_making_and_saving_optimizers_does_not_import_dynamo() -> None:
-    """The compiler, 0.9 s of import in every process, stays out."""
+def test_creating_and_saving_optimizers_does_not_import_dynamo() -> None:
+    """Importing torch._dynamo takes 0.9 s in every process."""
     program = """
 import sys
 import torch
@@ -326,10 +325,10 @@ for make in (SharedAdam, SharedRMSprop, SharedSGD):
 assert "torch" in sys.modules
 sys.exit("torch._dynamo" in sys.modules)
 """
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -353,17 +352,17 @@ sys.exit("torch._dynamo" in sys.modules)
         (SharedSGD, {"momentum": math.nan}, math.nan),
     ],
 )
-def test_bad_settings_are_refused(
+def test_invalid_settings_are_rejected(
     make: Callable[..., SharedOptimizer], settings: dict[str, Any], value: float
 ) -> None:
-    """A number out of its range raises ValueError, and the message shows the number."""
+    """A number out of range raises ValueError with the number."""
     with pytest.raises(ValueError, match=rf"got {re.escape(str(value))}$"):
         make(shared_model(), **settings)
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 5.0, 40.0, 1e6])
-def test_clipping_is_torchs(max_norm: float) -> None:
-    """The clipped gradient and the returned norm are those of clip_grad_norm_ to 1e-5."""
+def test_clipping_equals_torch_s(max_norm: float) -> None:
+    """Clipped gradient and norm equal those of clip_grad_norm_ to 1e-5."""
     gradient = random_gradients(steps=1)[0]
     parameter = nn.Parameter(torch.zeros(18))
     parameter.grad = gradient.clone()
@@ -373,34 +372,30 @@ def test_clipping_is_torchs(max_norm: float) -> None:
 
 
 def test_clipping_bounds_the_norm_and_keeps_the_direction() -> None:
-    """(3, 4) clipped to 1 is (0.6, 0.8), and the norm returned is the 5 it was."""
+    """(3, 4) clipped to 1 is (0.6, 0.8); the returned norm is 5."""
     gradient = torch.tensor([3.0, 4.0])
     assert clip_by_global_norm_(gradient, 1.0) == 5.0
     torch.testing.assert_close(gradient, torch.tensor([0.6, 0.8]))
 
 
 @pytest.mark.parametrize("max_norm", [5.0, 6.0, math.inf])
-def test_clipping_leaves_short_gradients_alone(max_norm: float) -> None:
-    """A gradient no longer than max_norm keeps every bit."""
+def test_clipping_does_not_change_a_gradient_within_max_norm(max_norm: float) -> None:
     gradient = torch.tensor([3.0, 4.0])
     assert clip_by_global_norm_(gradient, max_norm) == 5.0
     assert torch.equal(gradient, torch.tensor([3.0, 4.0]))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("nonfinite", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("max_norm", [0.5, math.inf])
-def test_a_gradient_that_is_not_finite_shows_in_the_norm(bad: float, max_norm: float) -> None:
-    """One element that is not finite makes the returned norm not finite."""
-    gradient = torch.tensor([1.0, bad, 2.0])
+def test_a_non_finite_gradient_has_a_non_finite_norm(nonfinite: float, max_norm: float) -> None:
+    gradient = torch.tensor([1.0, nonfinite, 2.0])
     assert not math.isfinite(clip_by_global_norm_(gradient, max_norm))
 
 
 @every_optimizer
 @pytest.mark.parametrize("rate_as_tensor", [False, True])
-def test_a_step_without_a_read_by_the_host_is_clipping_and_a_step(
-    make: Make, rate_as_tensor: bool
-) -> None:
-    """Also with the learning rate in a tensor, as on a device, where its optimizer reads it."""
+def test_apply_if_finite_equals_clipping_and_apply(make: Make, rate_as_tensor: bool) -> None:
+    """Also with the learning rate in a tensor, as on a GPU."""
     expected, optimizer = make(shared_model()), make(shared_model())
     if rate_as_tensor:
         optimizer._rate = torch.tensor(0.0)
@@ -411,40 +406,40 @@ def test_a_step_without_a_read_by_the_host_is_clipping_and_a_step(
         expected.apply(clipped)
         assert float(optimizer.apply_if_finite(gradient, 5.0)) == pytest.approx(norm)
         torch.testing.assert_close(gradient, clipped)
-    for one, other in zip(expected.tensors, optimizer.tensors, strict=True):
-        torch.testing.assert_close(one, other)
+    for wanted, tensor in zip(expected.tensors, optimizer.tensors, strict=True):
+        torch.testing.assert_close(tensor, wanted)
 
 
 @every_optimizer
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
-def test_no_number_that_is_not_finite_reaches_parameters_or_statistics(
-    make: Make, bad: float
-) -> None:
-    """One element is bad, or the norm of all is too large for float32."""
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_apply_if_finite_ignores_a_non_finite_gradient(make: Make, value: float) -> None:
+    """One element is non-finite, or the norm overflows float32."""
     optimizer = make(shared_model())
     optimizer.apply(random_gradients()[0])
     before = [tensor.clone() for tensor in optimizer.tensors]
-    gradient = torch.full((18,), 1.0 if bad != 3e38 else bad)
-    gradient[3] = bad
+    gradient = torch.full((18,), 1.0 if value != 3e38 else value)
+    gradient[3] = value
     assert not optimizer.apply_if_finite(gradient, 0.5).isfinite()
     for tensor, unchanged in zip(optimizer.tensors, before, strict=True):
         assert torch.equal(tensor, unchanged)
     assert not gradient.any()
 
 
-def test_adam_alone_on_a_device_is_torchs() -> None:
-    """With the step count in float32, as torch's fused kernels for devices want it."""
+def test_adam_with_a_float32_step_count_equals_torch_s() -> None:
+    """Torch's fused GPU kernels require a float32 step count."""
     gradients = random_gradients()
     optimizer = SharedAdam(shared_model(), lr=1e-2, alone=True)
     optimizer.state[optimizer.parameter]["step"] = torch.zeros(())
     for gradient in gradients:
         assert optimizer.apply_if_finite(gradient.clone()).isfinite()
-    expected = stepped(lambda p: torch.optim.Adam(p, lr=1e-2), shared_model().parameter, gradients)
+    expected = torch_applied(
+        lambda p: torch.optim.Adam(p, lr=1e-2), shared_model().parameter, gradients
+    )
     torch.testing.assert_close(optimizer.parameter.detach(), expected)
 
 
-def test_statistics_of_another_optimizer_are_refused_and_change_nothing() -> None:
-    """Neither the shared tensors nor the settings are touched."""
+def test_loading_rejects_statistics_of_another_optimizer_and_changes_nothing() -> None:
+    """Shared tensors and settings are unchanged."""
     optimizer = SharedRMSprop(shared_model(), lr=0.1)
     state = optimizer.state[optimizer.parameter]["square_avg"]
     foreign = SharedSGD(shared_model(), lr=9.0, momentum=0.9).state_dict()
@@ -457,19 +452,19 @@ def test_statistics_of_another_optimizer_are_refused_and_change_nothing() -> Non
         optimizer.load_state_dict(smaller)
 
 
-# Workers that interleave: what others do to the statistics between two operations of a step.
+# Data races: another worker writes the statistics between two operations of a step.
 
 
-def largest_step_while_others_forget(optimizer: Any, statistic: str, steps: int) -> float:
-    """The largest step that any parameter took, while a thread sets a statistic to 0 all along."""
+def largest_step_during_race(optimizer: Any, statistic: str, steps: int) -> float:
+    """Returns the largest step of any parameter while a thread repeatedly zeroes a statistic."""
     state, parameter = optimizer.state[optimizer.parameter], optimizer.parameter
     generator, stop, largest = torch.Generator().manual_seed(0), threading.Event(), 0.0
 
-    def forget() -> None:
+    def zero_statistic() -> None:
         while not stop.is_set():
             state[statistic].zero_()
 
-    other = threading.Thread(target=forget)
+    other = threading.Thread(target=zero_statistic)
     other.start()
     try:
         for _ in range(steps):
@@ -491,16 +486,16 @@ def largest_step_while_others_forget(optimizer: Any, statistic: str, steps: int)
     ],
     ids=["RMSprop", "RMSprop, eps outside", "Adam"],
 )
-def test_no_race_makes_a_step_larger_than_one_worker_could(
+def test_a_race_does_not_exceed_the_largest_step_of_one_worker(
     make: Any, statistic: str, bound: float
 ) -> None:
     optimizer = make(SharedModel(nn.Linear(300, 300)))
-    assert 0 < largest_step_while_others_forget(optimizer, statistic, steps=150) <= bound * 1.001
+    assert 0 < largest_step_during_race(optimizer, statistic, steps=150) <= bound * 1.001
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9), (0.0, 0.99), (0.9, 0.82)])
-def test_adams_quotient_has_a_largest_value(betas: tuple[float, float]) -> None:
-    """It is reached by the gradients that Cauchy and Schwarz name, and exceeded by no others."""
+def test_largest_quotient_is_adam_s_largest_step(betas: tuple[float, float]) -> None:
+    """The gradients for which Cauchy–Schwarz is an equality reach it; no others exceed it."""
     rng = np.random.default_rng(0)
     for steps in (1, 2, 5, 30):
         w, u = ((1 - b) * b ** np.arange(steps)[::-1] / (1 - b**steps) for b in betas)
@@ -508,5 +503,5 @@ def test_adams_quotient_has_a_largest_value(betas: tuple[float, float]) -> None:
         worst = w / u
         assert abs(w @ worst) / math.sqrt(u @ worst**2) == pytest.approx(bound, rel=1e-9)
         for _ in range(200):
-            drawn = rng.standard_cauchy(steps)
-            assert abs(w @ drawn) / math.sqrt(u @ drawn**2) <= bound * (1 + 1e-12)
+            random = rng.standard_cauchy(steps)
+            assert abs(w @ random) / math.sqrt(u @ random**2) <= bound * (1 + 1e-12)

@@ -1,4 +1,4 @@
-"""Starts whole runs as processes, and sees to it that none outlives its test."""
+"""Fixture that starts training runs as processes and kills them after the test."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Run:
-    """A training process in a session of its own, so that all its descendants can be found."""
+    """Training process in its own session, which identifies all its descendants."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Run:
         )
 
     def alive(self) -> list[int]:
-        """Processes of this session that have not ended."""
+        """Ids of the processes of this session that have not exited."""
         pids = []
         for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -50,31 +50,32 @@ class Run:
                 pids.append(int(stat.parent.name))
         return pids
 
-    def until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < deadline, f"not within {timeout_s} s"
+            assert time.monotonic() < deadline, f"condition not met within {timeout_s} s"
             time.sleep(0.01)
 
-    def trains(self) -> bool:
+    def training(self) -> bool:
         log = self.folder / "progress.csv"
         return log.exists() and len(log.read_text().splitlines()) > 1
 
-    def stands_still(self) -> bool:
-        """Three rows of the log in which no step was taken."""
-        rows = (self.folder / "progress.csv").read_text().splitlines()[1:] if self.trains() else []
+    def is_stalled(self) -> bool:
+        """True if the last three log rows have equal step counts."""
+        log = self.folder / "progress.csv"
+        rows = log.read_text().splitlines()[1:] if self.training() else []
         return len({row.split(",")[1] for row in rows[-3:]}) == 1 and len(rows) >= 3
 
-    def end(self) -> tuple[int, str, str]:
-        """Exit code, output and errors, once nobody of the session is left."""
+    def wait(self) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr, after all processes of the session have exited."""
         out, err = self.process.communicate(timeout=60)
-        self.until(lambda: not self.alive(), timeout_s=5)
+        self.wait_until(lambda: not self.alive(), timeout_s=5)
         return self.process.returncode, out, err
 
 
 @pytest.fixture
 def start(tmp_path: pathlib.Path):
-    """Starts runs, and sees to it that none outlives its test or leaves anything in /dev/shm."""
+    """Starts runs; kills them after the test and checks that /dev/shm has no new files."""
     shm = set(pathlib.Path("/dev/shm").iterdir())
     runs: list[Run] = []
 
@@ -91,7 +92,7 @@ def start(tmp_path: pathlib.Path):
 
 
 def in_use(path: pathlib.Path) -> bool:
-    """True if a process maps the file: it is then another program's, as no run is alive."""
+    """True if a process maps the file; it is another program's, as all runs have exited."""
     for maps in pathlib.Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
             if str(path) in maps.read_text():

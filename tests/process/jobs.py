@@ -1,4 +1,4 @@
-"""What workers do in the tests; a process finds it by name."""
+"""Target functions of worker processes, importable by name."""
 
 import os
 import signal
@@ -23,10 +23,10 @@ def count(worker: Worker, counters: Counters, rounds: int) -> None:
             counts.add_dropped()
 
 
-def step_by_one(
+def update_own_element(
     worker: Worker, shared: SharedModel[Any], optimizer: SharedOptimizer, rounds: int
 ) -> None:
-    """Every gradient is 1 in the worker's own element: no two workers meet."""
+    """The gradient is 1 in the worker's own element and 0 in all others."""
     local = shared.replica()
     for _ in range(rounds):
         local.pull()
@@ -36,7 +36,7 @@ def step_by_one(
 def regress(
     worker: Worker, shared: SharedModel[Any], optimizer: SharedOptimizer, rounds: int
 ) -> None:
-    """Everybody fits y = x W* on batches of their own."""
+    """Linear regression y = x W* on minibatches sampled by this worker."""
     generator = torch.Generator().manual_seed(worker.random_seeds(1)[0])
     local = shared.replica()
     truth = torch.arange(8.0)
@@ -47,57 +47,57 @@ def regress(
         optimizer.apply(local.gradient(errors.square().mean()))
 
 
-def record_surroundings(worker: Worker, notes: torch.Tensor) -> None:
-    """Threads, whether denormals are flushed, and two seeds, for the parent to read."""
-    notes[worker.index, 0] = torch.get_num_threads()
-    notes[worker.index, 1] = torch.tensor([1e-310], dtype=torch.float64).mul(1).item() == 0
-    notes[worker.index, 2] = int(os.environ["OMP_NUM_THREADS"])
-    notes[worker.index, 3:] = torch.tensor(worker.random_seeds(2))
+def record_process_state(worker: Worker, records: torch.Tensor) -> None:
+    """Writes thread counts, the denormal flag and two seeds of this process to `records`."""
+    records[worker.index, 0] = torch.get_num_threads()
+    records[worker.index, 1] = torch.tensor([1e-310], dtype=torch.float64).mul(1).item() == 0
+    records[worker.index, 2] = int(os.environ["OMP_NUM_THREADS"])
+    records[worker.index, 3:] = torch.tensor(worker.random_seeds(2))
 
 
-def fail(worker: Worker, how: str) -> None:
-    """Worker 1 fails; the others wait to be printed to stop."""
+def fail(worker: Worker, mode: str) -> None:
+    """Worker 1 fails; the others wait for the request to stop."""
     if worker.index == 1:
-        if how == "raise":
-            raise RuntimeError("the gearbox is on fire")
-        if how == "long":
+        if mode == "raise":
+            raise RuntimeError("simulated failure")
+        if mode == "long":
             raise RuntimeError("x" * 1_000_000 + "the end")
-        if how == "exit":
+        if mode == "exit":
             os._exit(7)
-        if how == "leave":
+        if mode == "sys_exit":
             sys.exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
     while not worker.stopping:
         time.sleep(0.01)
 
 
-def never_end(worker: Worker) -> None:
+def sleep_forever(worker: Worker) -> None:
     while True:
         time.sleep(1)
 
 
-def stumble(worker: Worker, counters: Counters, how: str, goal: int) -> None:
-    """Counts steps until all have counted enough; worker 1 stumbles after every thousand."""
+def fail_later(worker: Worker, counters: Counters, mode: str, goal: int) -> None:
+    """Counts steps up to a total of `goal`; worker 1 fails 1,000 steps after each start."""
     counts = counters.writer(worker.index)
-    began = int(counters.rows["steps"][worker.index])
+    steps_at_start = int(counters.rows["steps"][worker.index])
     while not worker.stopping and counters.total("steps") < goal:
         counts.add_rollout(1, [])
         counts.lap("env")
         time.sleep(1e-4)
-        stumbles = worker.index == 1 and counters.rows["steps"][1] - began == 1000
-        if stumbles and how == "hang":
+        fails = worker.index == 1 and counters.rows["steps"][1] - steps_at_start == 1000
+        if fails and mode == "hang":
             time.sleep(3600)
-        elif stumbles and how == "stop":
+        elif fails and mode == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
-        elif stumbles:
-            fail(worker, how)
+        elif fails:
+            fail(worker, mode)
 
 
-def fail_at_once(worker: Worker, counters: Counters, who: int) -> None:
-    """Some workers fail before their first step, always; the others wait."""
+def fail_before_first_step(worker: Worker, counters: Counters, num_failing: int) -> None:
+    """The first `num_failing` workers always fail; the others wait for the request to stop."""
     counters.writer(worker.index)
-    if worker.index < who:
-        raise RuntimeError("the gearbox is on fire")
+    if worker.index < num_failing:
+        raise RuntimeError("simulated failure")
     while not worker.stopping:
         counters.rows["heartbeat_s"][worker.index] = time.monotonic()
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A2C as processes: environments that die, ranks that update together, nobody left behind."""
+"""Tests of A2C runs: signals, environment processes, distributed ranks, memory."""
 
 import functools
 import os
@@ -17,16 +17,16 @@ from hogwild_rl import a2c
 from hogwild_rl.collect.rollout import Collector, Rollout
 from hogwild_rl.envs import make, vectorize
 from hogwild_rl.hogwild.optimizers import SharedRMSprop
-from hogwild_rl.hogwild.processes import random_seeds
+from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel, clip_by_global_norm_
 from hogwild_rl.learn import losses
 
 ASYNC = ("--vectorization", "async", "--num-envs", "4")
 
 
-def test_a_run_trains_and_leaves_its_folder_and_nothing_else(start) -> None:
+def test_run_trains_and_writes_checkpoint_and_log(start) -> None:
     run = start("a2c", "--total-timesteps", "20000")
-    code, out, err = run.end()
+    code, out, err = run.wait()
     assert code == 0, err
     assert "Warning" not in err
     assert "device cpu: " in out
@@ -36,21 +36,21 @@ def test_a_run_trains_and_leaves_its_folder_and_nothing_else(start) -> None:
     assert int(last[1]) == counters.steps >= 20000
 
 
-def test_a_target_return_of_one_s_own_ends_the_run(start) -> None:
+def test_run_stops_at_a_custom_target_return(start) -> None:
     run = start("a2c", "--stop-when-solved", "--target-return", "40")
-    code, out, err = run.end()
+    code, out, err = run.wait()
     assert code == 0, err
     reached = re.search(r"solved: mean return ([\d.]+) .* after ([\d,]+) steps", out)
     assert 40 <= float(reached[1]) < 475
     assert int(reached[2].replace(",", "")) < 500_000
 
 
-def test_ctrl_c_saves_and_ends_cleanly_with_environments_in_processes(start) -> None:
+def test_ctrl_c_with_async_environments_saves_a_checkpoint_and_exits(start) -> None:
     run = start("a2c", "--total-timesteps", "1000000000", *ASYNC)
-    run.until(run.trains, 60)
+    run.wait_until(run.training, 60)
     assert len(run.alive()) >= 6  # parent, server, four environments
     os.killpg(run.process.pid, signal.SIGINT)
-    code, out, err = run.end()
+    code, out, err = run.wait()
     assert code == 130, err
     assert "Traceback" not in err
     assert f"hogwild_rl.a2c --resume {run.folder}" in out
@@ -58,18 +58,18 @@ def test_ctrl_c_saves_and_ends_cleanly_with_environments_in_processes(start) -> 
     assert resumed.vectorization == "async"
 
 
-def test_environments_leave_when_the_parent_is_killed(start) -> None:
+def test_environment_processes_exit_when_the_parent_is_killed(start) -> None:
     run = start("a2c", "--total-timesteps", "1000000000", *ASYNC)
-    run.until(run.trains, 60)
+    run.wait_until(run.training, 60)
     run.process.kill()
-    run.until(lambda: not run.alive(), timeout_s=2)
+    run.wait_until(lambda: not run.alive(), timeout_s=2)
 
 
-def test_an_environment_that_raises_in_this_process_ends_the_run_saved(start) -> None:
+def test_exception_in_a_sync_environment_ends_the_run_with_a_checkpoint(start) -> None:
     run = start("a2c", "--env", "tests.envs:FaultyRaise-v0", "--vectorization", "sync")
-    code, out, err = run.end()
+    code, out, err = run.wait()
     assert code == 1
-    assert "the gearbox is on fire" in err
+    assert "simulated failure" in err
     assert f"--resume {run.folder}" in out
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
 
@@ -87,27 +87,27 @@ CONFIG = {
 }
 
 
-def test_two_ranks_with_half_of_the_environments_equal_one_with_all(tmp_path) -> None:
-    """To floating-point reordering: every valid transition of all ranks weighs alike.
+def test_two_ranks_match_one_rank_with_all_environments(tmp_path) -> None:
+    """Results agree up to floating-point reordering.
 
-    So does every observation in the running moments.
+    All valid transitions, and all observations in the running moments, have equal weight.
     """
     folder = tmp_path / "ranks"
     program = (
         f"from hogwild_rl import a2c; a2c.train(a2c.Config(run_dir={str(folder)!r}, **{CONFIG}))"
     )
-    for rank in ranks_of(program):
+    for rank in start_ranks(program):
         _, err = rank.communicate(timeout=120)
         assert rank.returncode == 0, err.decode()
     saved = hogwild_rl.load(folder).checkpoint
-    parameters, steps, episodes = one_rank_with_all(a2c.Config(**CONFIG), saved.counters.updates)
+    parameters, steps, episodes = train_one_rank(a2c.Config(**CONFIG), saved.counters.updates)
     assert saved.counters.updates > 10
     assert (saved.counters.steps, saved.counters.episodes) == (steps, episodes)
     for name, parameter in parameters.items():
         torch.testing.assert_close(saved.parameters[name], parameter, rtol=1e-4, atol=1e-5)
 
 
-# Rank 1 finds a single GPU, which is rank 0's.
+# The only GPU belongs to rank 0, so that both ranks choose the CPU.
 AGREE = """
 import torch
 from hogwild_rl.training import devices
@@ -125,7 +125,7 @@ with ranks.joined(chosen.device):
     for _ in range(20):
         assert not ranks.stopping
         gathered.append(ranks.combine(torch.ones(2), 5, [(1.0, ranks.index)]))
-    assert ranks.stopping  # rank 0 as well
+    assert ranks.stopping  # also on rank 0
     last = ranks.gather()
 assert [steps for steps, _ in gathered] == [10] * 20
 assert [len(episodes) for _, episodes in gathered] == [0] * 15 + [32] + [0] * 4
@@ -133,14 +133,14 @@ assert sorted(last) == [(1.0, 0)] * 4 + [(1.0, 1)] * 4
 """
 
 
-def test_ranks_agree_on_one_device_and_exchange_episodes_now_and_then() -> None:
-    for rank in ranks_of(AGREE):
+def test_ranks_agree_on_a_device_and_exchange_episodes_periodically() -> None:
+    for rank in start_ranks(AGREE):
         _, err = rank.communicate(timeout=60)
         assert rank.returncode == 0, err.decode()
 
 
-def ranks_of(program: str) -> list[subprocess.Popen[bytes]]:
-    """Two processes of one run, as torchrun starts them on one machine."""
+def start_ranks(program: str) -> list[subprocess.Popen[bytes]]:
+    """Starts two processes of one run, as torchrun does on one machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -162,8 +162,8 @@ def ranks_of(program: str) -> list[subprocess.Popen[bytes]]:
     ]
 
 
-def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch.Tensor], int, int]:
-    """The environments and draws of both ranks, side by side in one rollout and one loss."""
+def train_one_rank(config: a2c.Config, updates: int) -> tuple[dict[str, torch.Tensor], int, int]:
+    """Reference: environments and random streams of both ranks in one rollout and one loss."""
     env_info = make.inspect_env(config.env)
     model = config.model(env_info)
     normalization = config.normalization(env_info, workers=2)
@@ -171,7 +171,7 @@ def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch
     optimizer = SharedRMSprop(shared, config.learning_rate, config.rms_alpha, config.rms_eps)
     collectors, generators, normalizers = [], [], []
     for rank in (0, 1):
-        env_seed, action_seed = random_seeds(config.seed, rank, 0, 2)
+        env_seed, action_seed = Worker(rank, 0, config.seed, bool).random_seeds(2)
         envs = vectorize.sync_vector_env(config.env, config.num_envs // 2)
         normalizers.append(config.normalizer(normalization, rank))
         env_codec = config.env_codec(env_info, normalizers[-1])
@@ -181,18 +181,18 @@ def one_rank_with_all(config: a2c.Config, updates: int) -> tuple[dict[str, torch
         generators.append(torch.Generator().manual_seed(action_seed))
     steps = episodes = 0
     for _ in range(updates):
-        halves = []
+        rollouts = []
         normalization.write_to(model)
         for collector, generator in zip(collectors, generators, strict=True):
-            halves.append(collector.collect(functools.partial(model.act, generator=generator)))
+            rollouts.append(collector.collect(functools.partial(model.act, generator=generator)))
             steps += collector.steps
             episodes += len(collector.episodes)
-        for normalizer, half in zip(normalizers, halves, strict=True):
-            normalizer.add(half)
-        union = Rollout(
-            **{name: torch.cat([getattr(h, name) for h in halves], 1) for name in vars(halves[0])}
+        for normalizer, rollout in zip(normalizers, rollouts, strict=True):
+            normalizer.add(rollout)
+        merged = Rollout(
+            **{key: torch.cat([vars(r)[key] for r in rollouts], 1) for key in vars(rollouts[0])}
         )
-        gradient = shared.gradient(losses.actor_critic_loss(model, union, config).total)
+        gradient = shared.gradient(losses.actor_critic_loss(model, merged, config).total)
         clip_by_global_norm_(gradient, config.max_grad_norm)
         optimizer.apply(gradient)
     normalization.write_to(model)
@@ -221,8 +221,8 @@ def test_torchrun_with_two_ranks_solves_cartpole(tmp_path: pathlib.Path) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_does_not_grow_with_the_length_of_a_run(start) -> None:
-    """Box2D's small blocks between torch's large ones took 600 bytes for every step."""
+def test_memory_does_not_grow_during_a_run(start) -> None:
+    """Heap fragmentation by small blocks of Box2D took 600 bytes per step."""
     pytest.importorskip("Box2D")
 
     def resident_mb() -> float:
@@ -230,14 +230,14 @@ def test_memory_does_not_grow_with_the_length_of_a_run(start) -> None:
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
     def steps() -> int:
-        rows = (run.folder / "progress.csv").read_text().splitlines() if run.trains() else []
+        rows = (run.folder / "progress.csv").read_text().splitlines() if run.training() else []
         return int(rows[-1].split(",")[1]) if len(rows) > 1 else 0
 
     flags = ("--env", "LunarLander-v3", "--total-timesteps", "1000000000")
-    run = start("a2c", *flags, warnings="default")  # Box2D's own
-    run.until(lambda: steps() > 150_000, 110)
+    run = start("a2c", *flags, warnings="default")  # Box2D itself warns
+    run.wait_until(lambda: steps() > 150_000, 110)
     before = resident_mb()
-    run.until(lambda: steps() > 450_000, 200)
-    assert resident_mb() - before < 90  # 180 where nothing is given back
+    run.wait_until(lambda: steps() > 450_000, 200)
+    assert resident_mb() - before < 90  # 180 if freed memory is not returned to the system
     os.killpg(run.process.pid, signal.SIGINT)
-    assert run.end()[0] == 130
+    assert run.wait()[0] == 130

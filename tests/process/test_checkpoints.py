@@ -1,4 +1,4 @@
-"""Checkpoints of whole runs: what is there when one is torn, and when none can be written."""
+"""Tests of a run's checkpoints: truncated files, kills during a save, full disks."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ from hogwild_rl.runs.agent import Agent
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {"total_timesteps": 30_000, "checkpoint_every": 0.2, "hidden": (8,)}
 
-# Writes of more than so many bytes to one file fail, as on a full disk.
+# Writes beyond 60,000 bytes per file fail, as on a full disk.
 SMALL_FILES = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
@@ -25,8 +25,8 @@ program, *sys.argv[1:] = sys.argv[1:]
 runpy.run_module(f"hogwild_rl.{program}", run_name="__main__", alter_sys=True)
 """
 
-# Killed as soon as one checkpoint has been renamed to make room for the next.
-KILLED_BETWEEN_TWO_NAMES = """
+# The process is killed just before the new checkpoint is renamed to its final name.
+KILLED_BEFORE_RENAME = """
 import os, pathlib, runpy, signal, sys
 from hogwild_rl.runs import checkpoint
 rename = pathlib.Path.replace
@@ -41,50 +41,50 @@ runpy.run_module("hogwild_rl.a2c", run_name="__main__")
 
 
 def trained(folder: pathlib.Path) -> Agent:
-    """A run with several checkpoints."""
+    """Agent of a run with several checkpoints."""
     return a2c.train(a2c.Config(num_envs=4, quiet=True, run_dir=str(folder), **SETTINGS))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kept", [0, 50, 2_000, -1, None])
-def test_a_torn_checkpoint_is_passed_over(
-    kept: int | None, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("size", [0, 50, 2_000, -1, None])
+def test_resume_falls_back_to_the_previous_checkpoint(
+    size: int | None, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = trained(tmp_path / "run").checkpoint.counters
+    counters = trained(tmp_path / "run").checkpoint.counters
     newest, previous = (tmp_path / "run" / f"checkpoint{name}.pt" for name in ("", ".previous"))
     steps = hogwild_rl.load(previous).checkpoint.counters.steps
-    assert 0 < steps <= whole.steps
-    if kept is None:
-        newest.unlink()  # killed between the two names
+    assert 0 < steps <= counters.steps
+    if size is None:
+        newest.unlink()  # as after a kill between the two renames
     else:
-        newest.write_bytes(newest.read_bytes()[:kept])
+        newest.write_bytes(newest.read_bytes()[:size])
     assert hogwild_rl.load(tmp_path / "run").checkpoint.counters.steps == steps
-    again = a2c.Config(resume=str(tmp_path / "run"), total_timesteps=40_000, quiet=False)
-    after = a2c.train(again).checkpoint.counters
+    config = a2c.Config(resume=str(tmp_path / "run"), total_timesteps=40_000, quiet=False)
+    after = a2c.train(config).checkpoint.counters
     assert f"resuming from {previous}" in capsys.readouterr().err
     assert 40_000 <= after.steps < 40_000 + 4 * 16
     rows = (tmp_path / "run" / "progress.csv").read_text().splitlines()[1:]
     counted = [int(row.split(",")[1]) for row in rows]
-    assert counted == sorted(set(counted))  # what came after the older checkpoint is struck out
+    assert counted == sorted(set(counted))  # rows after the older checkpoint were removed
 
 
 @pytest.mark.long
-def test_there_is_always_a_whole_checkpoint_under_its_name(tmp_path: pathlib.Path) -> None:
-    """Also when the newest is torn and a run that goes on from the one before is killed saving."""
+def test_valid_checkpoint_remains_after_a_kill_during_a_save(tmp_path: pathlib.Path) -> None:
+    """The newest is truncated; the run resumed from the previous one is killed during a save."""
     trained(tmp_path / "run")
     newest, previous = (tmp_path / "run" / f"checkpoint{name}.pt" for name in ("", ".previous"))
     newest.write_bytes(newest.read_bytes()[:50])
     before = previous.read_bytes()
-    ended = subprocess.run(
+    result = subprocess.run(
         [
-            *(sys.executable, "-c", KILLED_BETWEEN_TWO_NAMES, "--resume", str(tmp_path / "run")),
+            *(sys.executable, "-c", KILLED_BEFORE_RENAME, "--resume", str(tmp_path / "run")),
             *("--total-timesteps", "1000000000"),
         ],
         check=False,
         timeout=100,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert ended.returncode == -signal.SIGKILL
+    assert result.returncode == -signal.SIGKILL
     assert previous.read_bytes() == before
     assert not newest.exists()
     assert hogwild_rl.load(tmp_path / "run").checkpoint.counters.sessions == 1
@@ -95,15 +95,15 @@ def test_there_is_always_a_whole_checkpoint_under_its_name(tmp_path: pathlib.Pat
     [
         ("a2c", "checkpoint.pt", "--num-envs 16 --total-timesteps 60000"),
         ("a3c", "checkpoint.pt", "--workers 1 --total-timesteps 60000"),
-        # Its checkpoints, and its share of the memory that files are made of, are small.
+        # Its checkpoints and its shared memory, which consists of files, are small.
         ("td3", "replay_0.pt", "--env Pendulum-v1 --hidden 8 --save-replay --total-timesteps 1500"),
     ],
 )
-def test_a_disk_that_is_full_is_told_once_and_training_goes_on(
+def test_full_disk_is_reported_once_and_training_continues(
     program: str, file: str, given: str, tmp_path: pathlib.Path
 ) -> None:
     flags = [*given.split(), "--checkpoint-every", "0.1", "--run-dir", str(tmp_path / "run")]
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", SMALL_FILES, program, *flags],
         capture_output=True,
         text=True,
@@ -111,10 +111,10 @@ def test_a_disk_that_is_full_is_told_once_and_training_goes_on(
         timeout=100,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count(" cannot be written (") == 1
-    assert "Traceback" not in ended.stderr
-    assert re.search("trained (6.,|1,5)", ended.stdout)
-    left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert file not in left
-    assert not any(name.startswith(".") for name in left)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(" cannot be written (") == 1
+    assert "Traceback" not in result.stderr
+    assert re.search("trained (6.,|1,5)", result.stdout)
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert file not in files
+    assert not any(name.startswith(".") for name in files)

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed ends as the one that was never stopped, bit for bit."""
+"""Tests of exact resume: an interrupted and resumed run is bitwise equal to a continuous one."""
 
 import contextlib
 import csv
@@ -45,32 +45,32 @@ RUNS = {
 }
 
 
-def end_of(run: pathlib.Path) -> Checkpoint:
+def load_checkpoint(run: pathlib.Path) -> Checkpoint:
     return Checkpoint.load(run / CHECKPOINT_FILE)
 
 
-def assert_equal(one: object, other: object, path: str = "") -> None:
-    assert type(one) is type(other), path
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            assert_equal(one[key], other[key], f"{path}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+def assert_equal(actual: object, expected: object, path: str = "") -> None:
+    assert type(actual) is type(expected), path
+    if isinstance(actual, torch.Tensor):
+        assert torch.equal(actual, expected), path
+    elif isinstance(actual, dict):
+        assert actual.keys() == expected.keys(), path
+        for key in actual:
+            assert_equal(actual[key], expected[key], f"{path}.{key}")
+    elif isinstance(actual, list | tuple):
+        assert len(actual) == len(expected), path
+        for number, (a, b) in enumerate(zip(actual, expected, strict=True)):
             assert_equal(a, b, f"{path}[{number}]")
     else:
-        assert repr(one) == repr(other), path  # also where it is NaN
+        assert repr(actual) == repr(expected), path  # NaN equals NaN
 
 
 class Copies:
-    """Copies of a run's folder as it was at some of its checkpoints."""
+    """Copies a run's folder in a thread at its first `count` checkpoints."""
 
     def __init__(self, run: pathlib.Path, count: int) -> None:
         self._run, self._count, self.folders = run, count, []
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
 
     def __enter__(self) -> "Copies":
         self._thread = threading.Thread(target=self._watch)
@@ -78,12 +78,12 @@ class Copies:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._stopped.set()
         self._thread.join()
 
     def _watch(self) -> None:
         seen = None
-        while not self._ended.is_set() and len(self.folders) < self._count:
+        while not self._stopped.is_set() and len(self.folders) < self._count:
             with contextlib.suppress(OSError):
                 inode = (self._run / CHECKPOINT_FILE).stat().st_ino
                 if inode != seen:
@@ -94,28 +94,28 @@ class Copies:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_resumed_from_any_checkpoint_ends_as_it_did_itself(name, tmp_path) -> None:
-    program, own = RUNS[name]
-    whole = tmp_path / "whole"
-    with Copies(whole, 2) as copies:
-        program.train(program.Config(run_dir=str(whole), **{**PLAIN, **own}))
+def test_run_resumed_from_any_checkpoint_is_bitwise_equal(name, tmp_path) -> None:
+    program, overrides = RUNS[name]
+    reference = tmp_path / "reference"
+    with Copies(reference, 2) as copies:
+        program.train(program.Config(run_dir=str(reference), **{**PLAIN, **overrides}))
     assert copies.folders
     for copy in copies.folders:
-        before = end_of(copy)
-        assert 0 < before.counters.steps < end_of(whole).counters.steps
+        before = load_checkpoint(copy)
+        assert 0 < before.counters.steps < load_checkpoint(reference).counters.steps
         program.train(program.Config(resume=str(copy)))
-        assert_same_end(end_of(whole), end_of(copy))
+        assert_same_result(load_checkpoint(copy), load_checkpoint(reference))
 
 
-def assert_same_end(one: Checkpoint, other: Checkpoint) -> None:
+def assert_same_result(actual: Checkpoint, expected: Checkpoint) -> None:
     for name in ("steps", "updates", "episodes", "recent_returns", "recent_lengths"):
-        assert getattr(one.counters, name) == getattr(other.counters, name)
+        assert getattr(actual.counters, name) == getattr(expected.counters, name)
     for part in ("parameters", "optimizer", "normalization", "worker_state"):
-        assert_equal(getattr(one, part), getattr(other, part), part)
+        assert_equal(getattr(actual, part), getattr(expected, part), part)
 
 
 @pytest.mark.parametrize("program", ["a2c", "a3c"])
-def test_a_run_that_was_interrupted_ends_as_one_that_was_not(start, program, tmp_path) -> None:
+def test_interrupted_and_resumed_run_is_bitwise_equal(start, program, tmp_path) -> None:
     flags = (
         "--total-timesteps",
         "60000",
@@ -126,36 +126,36 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(start, program, tmp
         "--learning-rate",
         "1e-3",
     )
-    # Not auto: on a busy machine it chooses processes, whose environments cannot be saved.
+    # Not auto: on a busy machine it chooses async, whose environments are not in checkpoints.
     a2c_flags = ("--num-envs", "4", "--vectorization", "sync")
     flags += ("--workers", "1") if program == "a3c" else a2c_flags
-    whole, parts = start(program, *flags), start(program, *flags)
-    parts.until(parts.trains, 60)
-    os.killpg(parts.process.pid, signal.SIGINT)
-    assert parts.end()[0] == 130
-    assert 0 < end_of(parts.folder).counters.steps < 60_000
+    reference, interrupted = start(program, *flags), start(program, *flags)
+    interrupted.wait_until(interrupted.training, 60)
+    os.killpg(interrupted.process.pid, signal.SIGINT)
+    assert interrupted.wait()[0] == 130
+    assert 0 < load_checkpoint(interrupted.folder).counters.steps < 60_000
     module = {"a2c": a2c, "a3c": a3c}[program]
-    module.train(module.Config(resume=str(parts.folder), quiet=True))
-    assert whole.end()[0] == 0
-    assert_same_end(end_of(whole.folder), end_of(parts.folder))
+    module.train(module.Config(resume=str(interrupted.folder), quiet=True))
+    assert reference.wait()[0] == 0
+    assert_same_result(load_checkpoint(interrupted.folder), load_checkpoint(reference.folder))
 
 
-def test_another_seed_or_number_of_environments_begins_new_episodes(tmp_path, capsys) -> None:
+def test_resume_with_other_seed_or_num_envs_restarts_episodes(tmp_path, capsys) -> None:
     settings = {**PLAIN, **A2C, "total_timesteps": 400}
     for number, other in enumerate([{"seed": 6}, {"num_envs": 8}]):
         run = tmp_path / str(number)
         a2c.train(a2c.Config(run_dir=str(run), **settings))
         config = a2c.Config(resume=str(run), total_timesteps=900, quiet=False, **other)
-        assert (resume.state_to_resume(end_of(run), config) is None) == ("seed" in other)
+        assert (resume.state_to_resume(load_checkpoint(run), config) is None) == ("seed" in other)
         a2c.train(config)
         printed = capsys.readouterr().out
         assert ("holds another number of environments" in printed) == ("num_envs" in other)
-        assert end_of(run).counters.steps >= 900
-        assert len(end_of(run).worker_state["carried"]["returns"]) == config.num_envs
+        assert load_checkpoint(run).counters.steps >= 900
+        assert len(load_checkpoint(run).worker_state["carried"]["returns"]) == config.num_envs
 
 
-def test_a_run_that_goes_on_on_another_device_says_that_episodes_begin_anew(tmp_path, capsys):
-    """The random stream of a GPU is 16 bytes, and that of the CPU 5,056."""
+def test_resume_on_another_device_reports_restarted_episodes(tmp_path, capsys):
+    """The generator state has 16 bytes on a GPU and 5,056 on the CPU."""
     run = tmp_path / "run"
     a2c.train(a2c.Config(run_dir=str(run), **{**PLAIN, **A2C, "total_timesteps": 400}))
     path = run / CHECKPOINT_FILE
@@ -166,11 +166,11 @@ def test_a_run_that_goes_on_on_another_device_says_that_episodes_begin_anew(tmp_
     assert "episodes restart: the checkpoint's random stream is of another device" in (
         capsys.readouterr().out
     )
-    assert end_of(run).counters.steps >= 900
+    assert load_checkpoint(run).counters.steps >= 900
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Box2D's own
-def test_environments_outside_python_are_named_and_begun_anew(tmp_path, capsys) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from Box2D
+def test_environments_with_native_objects_are_reported_and_restarted(tmp_path, capsys) -> None:
     pytest.importorskip("Box2D")
     settings = {"env": "LunarLander-v3", "num_envs": 2, "vectorization": "sync", "n_steps": 8}
     run = tmp_path / "run"
@@ -182,11 +182,11 @@ def test_environments_outside_python_are_named_and_begun_anew(tmp_path, capsys) 
     assert "Swig" in printed
 
 
-def test_many_workers_go_on_with_counts_and_statistics(tmp_path) -> None:
+def test_resume_with_several_workers_continues_counters_and_statistics(tmp_path) -> None:
     settings = {"workers": 2, "envs_per_worker": 4, "normalize_observations": True, "quiet": True}
     run = tmp_path / "run"
     a3c.train(a3c.Config(run_dir=str(run), total_timesteps=2_000, **settings))
-    before = end_of(run)
+    before = load_checkpoint(run)
     assert before.worker_state is None
     after = a3c.train(a3c.Config(resume=str(run), total_timesteps=4_000, workers=3)).checkpoint
     assert after.counters.steps >= 4_000 > before.counters.steps

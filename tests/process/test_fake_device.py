@@ -1,4 +1,4 @@
-"""A2C, DDPG and TD3 with the learner's tensors on a fake device: what mixes devices, raises."""
+"""Tests of A2C, DDPG and TD3 on a fake device, which raises if an operation mixes devices."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 A2C = {"num_envs": 4, "total_timesteps": 300}
 REPLAY = {"total_timesteps": 150, "learning_starts": 100, "batch_size": 16, "buffer_size": 1_000}
-# By name: algorithm, settings, and how many graphs are captured where that is asked for.
+# By name: algorithm, settings and number of graphs captured with `compile`.
 RUNS: dict[str, tuple[str, dict[str, Any], int]] = {
     "vectors": ("a2c", {**A2C, "env": "CartPole-v1"}, 3),
     "two groups, LSTM, normalizers": (
@@ -27,13 +27,13 @@ RUNS: dict[str, tuple[str, dict[str, Any], int]] = {
         3,
     ),
     "continuous": ("a2c", {**A2C, "env": "Pendulum-v1", "state_dependent_std": True}, 3),
-    "small images": ("a2c", {**A2C, "env": "tests.envs:Pictures-v0"}, 3),
+    "small images": ("a2c", {**A2C, "env": "tests.envs:Images-v0"}, 3),
     "atari": (
         "a2c",
         {**A2C, "env": "PongNoFrameskip-v4", "total_timesteps": 60, "n_steps": 5},
         3,
     ),
-    "numbers that are not finite": ("a2c", {**A2C, "env": "tests.envs:FaultyNan-v0"}, 3),
+    "non-finite rewards": ("a2c", {**A2C, "env": "tests.envs:FaultyNan-v0"}, 3),
     "ddpg": ("ddpg", REPLAY, 1),
     "td3": ("td3", REPLAY, 2),
 }
@@ -52,12 +52,12 @@ QUICK = ("vectors", "two groups, LSTM, normalizers", "atari", "td3")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.long) for n in RUNS]
 )
-def test_training_on_a_device_mixes_no_devices_and_captures_its_updates(name) -> None:
-    """The recorder runs everything once before it captures, so this covers training without it."""
+def test_training_mixes_no_devices_and_captures_the_expected_graphs(name) -> None:
+    """Each function runs once without capture first, so this also covers `compile=False`."""
     algorithm, settings, graphs = RUNS[name]
-    done = train(algorithm, {**settings, "compile": True})
-    assert done.returncode == 0, done.stderr[-3000:]
-    steps, updates, captured = json.loads(done.stdout)
+    result = train(algorithm, {**settings, "compile": True})
+    assert result.returncode == 0, result.stderr[-3000:]
+    steps, updates, captured = json.loads(result.stdout)
     assert steps >= settings["total_timesteps"]
     assert updates > 0
     assert captured == graphs
@@ -67,13 +67,13 @@ def test_training_on_a_device_mixes_no_devices_and_captures_its_updates(name) ->
 @pytest.mark.parametrize(
     ("network", "operation"), [("reading", "item"), ("masking", "__getitem__")]
 )
-def test_a_network_that_cannot_be_captured_is_named(network, operation) -> None:
+def test_error_names_a_network_that_cannot_be_captured(network, operation) -> None:
     settings = {**A2C, "env": "CartPole-v1", "network": network}
-    done = train("a2c", {**settings, "compile": True})
-    assert done.returncode == 1
+    result = train("a2c", {**settings, "compile": True})
+    assert result.returncode == 1
     assert f"UserError: network tests.fake_device.{network.title()} cannot be" in (
-        done.stderr.replace("__main__", "tests.fake_device")
+        result.stderr.replace("__main__", "tests.fake_device")
     )
-    assert operation in done.stderr
-    assert "set compile to False" in done.stderr
+    assert operation in result.stderr
+    assert "set compile to False" in result.stderr
     assert train("a2c", {**settings, "compile": False}).returncode == 0

@@ -1,4 +1,4 @@
-"""REINFORCE as a process: what it says, what it leaves, and how it goes on."""
+"""Tests of REINFORCE runs: output, checkpoints, resume and failures."""
 
 import os
 import pathlib
@@ -19,9 +19,9 @@ BATCH = re.compile(
 )
 
 
-def run_again(*arguments: str) -> str:
-    """A program that must end well; what it printed."""
-    ended = subprocess.run(
+def execute(*arguments: str) -> str:
+    """Output of a program, which must succeed."""
+    result = subprocess.run(
         [sys.executable, "-W", "error", "-m", *arguments],
         capture_output=True,
         text=True,
@@ -29,13 +29,13 @@ def run_again(*arguments: str) -> str:
         timeout=100,
         env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
     )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
-def test_a_run_tells_its_batches_is_resumed_and_played(start) -> None:
+def test_run_prints_batches_and_can_be_resumed_and_evaluated(start) -> None:
     run = start("reinforce", "--total-timesteps", "3000", "--returns", "total", "--hidden", "8")
-    code, out, err = run.end()
+    code, out, err = run.wait()
     assert code == 0, err
     assert "Warning" not in err
     batches = BATCH.findall(out)
@@ -51,37 +51,37 @@ def test_a_run_tells_its_batches_is_resumed_and_played(start) -> None:
     last = (run.folder / "progress.csv").read_text().splitlines()[-1].split(",")
     assert int(last[1]) == first.counters.steps
 
-    goes_on = ("--resume", str(run.folder), "--total-timesteps", "6000")
-    assert BATCH.search(run_again("hogwild_rl.reinforce", *goes_on))
+    flags = ("--resume", str(run.folder), "--total-timesteps", "6000")
+    assert BATCH.search(execute("hogwild_rl.reinforce", *flags))
     second = hogwild_rl.load(run.folder).checkpoint
     assert second.counters.steps >= 6000
     assert second.counters.updates > first.counters.updates
     assert (second.settings["returns"], second.settings["hidden"]) == ("total", (8,))
-    assert "return" in run_again("hogwild_rl.evaluate", str(run.folder), "--episodes", "3")
+    assert "return" in execute("hogwild_rl.evaluate", str(run.folder), "--episodes", "3")
 
 
-def test_ctrl_c_saves_and_ends_cleanly(start) -> None:
+def test_ctrl_c_saves_a_checkpoint_and_exits(start) -> None:
     run = start("reinforce", "--total-timesteps", "1000000000")
-    run.until(run.trains, 60)
+    run.wait_until(run.training, 60)
     os.killpg(run.process.pid, signal.SIGINT)
-    code, out, err = run.end()
+    code, out, err = run.wait()
     assert code == 130, err
     assert "Traceback" not in err
     assert f"hogwild_rl.reinforce --resume {run.folder}" in out
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
 
 
-def test_an_environment_that_raises_ends_the_run_saved(start) -> None:
+def test_exception_in_an_environment_ends_the_run_with_a_checkpoint(start) -> None:
     run = start("reinforce", "--env", "tests.envs:FaultyRaise-v0")
-    code, out, err = run.end()
+    code, out, err = run.wait()
     assert code == 1
-    assert "the gearbox is on fire" in err
+    assert "simulated failure" in err
     assert f"--resume {run.folder}" in out
     assert hogwild_rl.load(run.folder).checkpoint.counters.steps > 0
 
 
 def trained(folder: pathlib.Path, **given: object) -> dict[str, torch.Tensor]:
-    """The parameters after a short run in this process."""
+    """Parameters after a short run in this process."""
     settings = {"total_timesteps": 2000, "hidden": (8,), "quiet": True, "run_dir": str(folder)}
     return reinforce.train(reinforce.Config(**{**settings, **given})).checkpoint.parameters
 
@@ -97,16 +97,16 @@ def trained(folder: pathlib.Path, **given: object) -> dict[str, torch.Tensor]:
     ],
     ids=str,
 )
-def test_one_seed_gives_one_run_to_the_last_bit(tmp_path: pathlib.Path, given) -> None:
+def test_runs_with_equal_seeds_are_bitwise_equal(tmp_path: pathlib.Path, given) -> None:
     first, second = (trained(tmp_path / name, **given) for name in "ab")
     other = trained(tmp_path / "c", seed=1, **given)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_gradients_that_are_not_finite_are_dropped_and_told(start) -> None:
-    run = start("reinforce", "--env", "tests.envs:FaultyBlip-v0", "--total-timesteps", "40000")
-    code, out, err = run.end()
+def test_nonfinite_gradients_are_dropped_and_reported(start) -> None:
+    run = start("reinforce", "--env", "tests.envs:FaultyRareNan-v0", "--total-timesteps", "40000")
+    code, out, err = run.wait()
     assert code == 0, err
     saved = hogwild_rl.load(run.folder).checkpoint
     assert saved.counters.dropped >= 1

@@ -1,4 +1,4 @@
-"""A policy's actions on their way to the environment."""
+"""Tests of ActionCodec: conversion of the policy's actions for the environment."""
 
 import pickle
 import re
@@ -44,55 +44,54 @@ SIZES |= {"multibinary matrix": 6, "box matrix": 6, "box unbounded": 2, "box lar
 
 
 def policy_actions(name: str) -> np.ndarray[Any, Any]:
-    """What a policy may draw, [B, *A]: any choice counted from 0, any number."""
-    space, stream = ALL[name], np.random.default_rng(0)
+    """Random actions of a policy, [B, *A]: choices counted from 0, unbounded numbers."""
+    space, rng = ALL[name], np.random.default_rng(0)
     if isinstance(space, spaces.Discrete):
-        return stream.integers(int(space.n), size=B)
+        return rng.integers(int(space.n), size=B)
     if isinstance(space, spaces.MultiDiscrete):
-        return stream.integers(space.nvec.reshape(-1).astype(np.int64), size=(B, space.nvec.size))
+        return rng.integers(space.nvec.reshape(-1).astype(np.int64), size=(B, space.nvec.size))
     size = SIZES.get(name, 3)
     if isinstance(space, spaces.MultiBinary):
-        return stream.integers(2, size=(B, size))
-    return (3 * stream.standard_normal((B, size))).astype(np.float32)
+        return rng.integers(2, size=(B, size))
+    return (3 * rng.standard_normal((B, size))).astype(np.float32)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("name", ALL)
-def test_every_row_is_an_action_of_the_space(name: str, rescale: bool) -> None:
-    """Of its shape, dtype and bounds, whatever the policy drew; and what it drew stays."""
-    space, drawn = ALL[name], policy_actions(name)
-    before = drawn.copy()
-    taken = ActionCodec.of(space, rescale).to_env(drawn)
-    assert taken.dtype == space.dtype
-    assert taken.shape == (B, *(space.shape or ()))
-    assert all(space.contains(row) for row in taken)
-    assert np.array_equal(drawn, before)
+def test_converted_actions_are_in_the_action_space(name: str, rescale: bool) -> None:
+    """Shape, dtype and bounds are those of the space; the policy's actions are not modified."""
+    space, sampled = ALL[name], policy_actions(name)
+    before = sampled.copy()
+    converted = ActionCodec.of(space, rescale).to_env(sampled)
+    assert converted.dtype == space.dtype
+    assert converted.shape == (B, *(space.shape or ()))
+    assert all(space.contains(row) for row in converted)
+    assert np.array_equal(sampled, before)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_shape_and_dtype_are_those_of_the_policys_actions(name: str) -> None:
-    """A single choice is a number, all else has one axis; numbers of a Box are float32."""
-    codec, drawn = ActionCodec.of(ALL[name]), policy_actions(name)
-    assert codec.shape == drawn.shape[1:]
-    assert codec.dtype == drawn.dtype
+def test_codec_shape_and_dtype_equal_those_of_policy_actions(name: str) -> None:
+    """Discrete actions are scalars, all others have one axis; Box actions are float32."""
+    codec, sampled = ActionCodec.of(ALL[name]), policy_actions(name)
+    assert codec.shape == sampled.shape[1:]
+    assert codec.dtype == sampled.dtype
 
 
 @pytest.mark.parametrize("name", DISCRETE)
-def test_choices_are_counted_from_the_start(name: str) -> None:
-    """Action 0 of the policy is the first of the space."""
+def test_discrete_actions_are_offset_by_start(name: str) -> None:
+    """Action 0 of the policy is the space's first action."""
     space = DISCRETE[name]
-    taken = ActionCodec.of(space).to_env(np.arange(int(space.n)))
-    assert taken.tolist() == [int(space.start) + i for i in range(int(space.n))]
+    converted = ActionCodec.of(space).to_env(np.arange(int(space.n)))
+    assert converted.tolist() == [int(space.start) + i for i in range(int(space.n))]
 
 
-def test_plain_choices_are_handed_through() -> None:
-    """From 0 and in int64, nothing is computed and nothing copied."""
-    drawn = np.array([3, 0, 2])
-    assert ActionCodec.of(spaces.Discrete(4)).to_env(drawn) is drawn
+def test_discrete_int64_actions_without_offset_are_not_copied() -> None:
+    sampled = np.array([3, 0, 2])
+    assert ActionCodec.of(spaces.Discrete(4)).to_env(sampled) is sampled
 
 
-def test_flat_actions_are_laid_out_row_by_row() -> None:
-    """The last axis of the space varies fastest, as in nvec, start and bounds flattened."""
+def test_flat_actions_are_in_row_major_order() -> None:
+    """The last axis of the space varies fastest, as in flattened nvec, start and bounds."""
     flat = np.arange(6)[None]
     many = spaces.MultiDiscrete(np.full((2, 3), 6), start=[[0, 10, 20], [30, 40, 50]])
     assert ActionCodec.of(many).to_env(flat).tolist() == [[[0, 11, 22], [33, 44, 55]]]
@@ -108,57 +107,54 @@ def test_flat_actions_are_laid_out_row_by_row() -> None:
     ]
 
 
-def test_a_space_without_axes_takes_one_number() -> None:
-    """The policy's axis of one goes."""
+def test_scalar_box_removes_the_policys_axis() -> None:
     codec = ActionCodec.of(spaces.Box(-1, 1, ()))
     assert codec.shape == (1,)
     assert codec.to_env(np.array([[0.5], [3]], np.float32)).tolist() == [0.5, 1]
 
 
-def test_numbers_within_the_bounds_are_not_changed() -> None:
-    """Clipping leaves them to the bit, and without bounds it leaves all."""
-    drawn = np.array([[0.1, -0.7, 1], [5, -5, 0.3]], np.float32)
-    taken = ActionCodec.of(spaces.Box(-1, 1, (3,))).to_env(drawn)
-    assert np.array_equal(taken, np.array([[0.1, -0.7, 1], [1, -1, 0.3]], np.float32))
+def test_actions_within_the_bounds_are_unchanged() -> None:
+    """Clipping keeps them bit for bit; without bounds it changes no action."""
+    sampled = np.array([[0.1, -0.7, 1], [5, -5, 0.3]], np.float32)
+    converted = ActionCodec.of(spaces.Box(-1, 1, (3,))).to_env(sampled)
+    assert np.array_equal(converted, np.array([[0.1, -0.7, 1], [1, -1, 0.3]], np.float32))
     free = ActionCodec.of(spaces.Box(-INF, INF, (3,)))
-    assert np.array_equal(free.to_env(1000 * drawn), 1000 * drawn)
+    assert np.array_equal(free.to_env(1000 * sampled), 1000 * sampled)
 
 
 def test_rescaling_maps_the_unit_interval_to_the_bounds() -> None:
-    """−1, 0 and 1 become low, the middle and high; beyond them the bounds hold."""
+    """−1, 0 and 1 become low, the midpoint and high; other actions are clipped to the bounds."""
     space = spaces.Box(np.array([2, -10], np.float32), np.array([6, 0], np.float32))
-    drawn = np.array([[-1, -1], [0, 0], [0.5, 1], [1, 0.2], [-7, 7]], np.float32)
-    taken = ActionCodec.of(space, rescale=True).to_env(drawn)
+    sampled = np.array([[-1, -1], [0, 0], [0.5, 1], [1, 0.2], [-7, 7]], np.float32)
+    converted = ActionCodec.of(space, rescale=True).to_env(sampled)
     expected = np.array([[2, -10], [4, -5], [5, 0], [6, -4], [2, 0]], np.float32)
-    np.testing.assert_allclose(taken, expected, rtol=1e-7, atol=1e-6)
+    np.testing.assert_allclose(converted, expected, rtol=1e-7, atol=1e-6)
 
 
-def test_rescaling_leaves_what_lacks_a_bound() -> None:
-    """Dimensions open at one end or both are clipped only; those beside them are mapped."""
+def test_rescaling_only_clips_dimensions_without_both_bounds() -> None:
     space = spaces.Box(np.array([0, 0, -INF, -INF]), np.array([10, INF, 2, INF]), dtype=np.float64)
-    taken = ActionCodec.of(space, rescale=True).to_env(
+    converted = ActionCodec.of(space, rescale=True).to_env(
         np.array([[0.5] * 4, [-3] * 4, [3] * 4], np.float32)
     )
-    assert taken.tolist() == [[7.5, 0.5, 0.5, 0.5], [0, 0, -3, -3], [10, 3, 2, 3]]
+    assert converted.tolist() == [[7.5, 0.5, 0.5, 0.5], [0, 0, -3, -3], [10, 3, 2, 3]]
 
 
 def test_rescaling_reaches_the_bounds_exactly() -> None:
-    """±1 are the bounds to the bit, also where these are the largest numbers there are."""
+    """±1 become the bounds bit for bit, including the largest float32 numbers."""
     for space in (spaces.Box(0.1, 0.3, (1,)), BOXES["box largest"], spaces.Box(-1, 3, (1,), float)):
         assert isinstance(space, spaces.Box)
-        ends = np.repeat(np.array([[-1], [1]], np.float32), space.shape[0], axis=1)
-        taken = ActionCodec.of(space, rescale=True).to_env(ends)
-        assert np.array_equal(taken, np.stack([space.low, space.high]))
+        actions = np.repeat(np.array([[-1], [1]], np.float32), space.shape[0], axis=1)
+        converted = ActionCodec.of(space, rescale=True).to_env(actions)
+        assert np.array_equal(converted, np.stack([space.low, space.high]))
 
 
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("name", ALL)
-def test_codecs_can_be_sent_to_workers(name: str, rescale: bool) -> None:
-    """A copy that was pickled gives the same actions."""
-    codec, drawn = ActionCodec.of(ALL[name], rescale), policy_actions(name)
+def test_pickled_codecs_give_the_same_actions(name: str, rescale: bool) -> None:
+    codec, sampled = ActionCodec.of(ALL[name], rescale), policy_actions(name)
     copy = pickle.loads(pickle.dumps(codec))
     assert (copy.shape, copy.dtype) == (codec.shape, codec.dtype)
-    assert np.array_equal(copy.to_env(drawn), codec.to_env(drawn))
+    assert np.array_equal(copy.to_env(sampled), codec.to_env(sampled))
 
 
 @pytest.mark.parametrize(
@@ -172,32 +168,31 @@ def test_codecs_can_be_sent_to_workers(name: str, rescale: bool) -> None:
     ],
     ids=["dict", "tuple", "text", "sequence", "integers"],
 )
-def test_other_spaces_are_refused(space: gymnasium.Space[Any]) -> None:
-    """One line names the space and what there is instead."""
-    with pytest.raises(errors.UserError, match=re.escape(str(space))) as caught:
+def test_unsupported_spaces_raise(space: gymnasium.Space[Any]) -> None:
+    """The message names the space and the supported ones."""
+    with pytest.raises(errors.UserError, match=re.escape(str(space))) as error:
         ActionCodec.of(space)
-    assert str(caught.value).endswith(
+    assert str(error.value).endswith(
         "is not supported: use Discrete, MultiDiscrete, MultiBinary or Box of floats"
     )
 
 
-def test_a_wide_space_is_refused_in_one_line() -> None:
-    """A space whose bounds fill several lines when printed is still printed in one."""
+def test_error_message_for_a_wide_space_is_one_line() -> None:
+    """The space's own representation has several lines."""
     bounds = np.arange(1, 61)
     space = spaces.Box(-bounds, bounds, dtype=np.int64)
     assert "\n" in str(space)
-    with pytest.raises(errors.UserError, match="Box") as caught:
+    with pytest.raises(errors.UserError, match="Box") as error:
         ActionCodec.of(space)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0"])
-def test_vector_environments_take_them(env: str) -> None:
-    """A batch of actions is one of the vector environment's own action space."""
+def test_vector_environments_accept_converted_actions(env: str) -> None:
     envs = gymnasium.make_vec(env, 3, vectorization_mode="sync")
     codec = ActionCodec.of(envs.single_action_space)
     envs.reset(seed=0)
-    taken = codec.to_env(np.ones((3, *codec.shape), codec.dtype))
-    assert envs.action_space.contains(taken)
-    envs.step(taken)
+    converted = codec.to_env(np.ones((3, *codec.shape), codec.dtype))
+    assert envs.action_space.contains(converted)
+    envs.step(converted)
     envs.close()

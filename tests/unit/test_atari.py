@@ -1,4 +1,4 @@
-"""Atari games in C++ against gymnasium's wrappers, and what a run makes of them."""
+"""Tests of Atari: the C++ environments against gymnasium's wrappers, lives and reward clipping."""
 
 import copy
 import functools
@@ -14,17 +14,18 @@ from hogwild_rl.collect.rollout import Collector, Rollout
 from hogwild_rl.envs import atari, make, vectorize
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.learn.normalization import Clip, Normalization, Normalizer
+from tests.envs import make_vector_env
 
 pytest.importorskip("ale_py")
 pytest.importorskip("cv2")  # gymnasium's wrappers need it
 
 SEED = 3
 GAMES = ["Pong", "Breakout", "SpaceInvaders", "Qbert", "Freeway"]
-both_forms = pytest.mark.parametrize("form", ["native", "in turn"])
+both_forms = pytest.mark.parametrize("form", ["native", "sync"])
 
 
 def spec(game: str) -> EnvSpec:
-    """Without repetition of actions by chance."""
+    """Spec of a game without sticky actions."""
     return make.spec(f"{game}NoFrameskip-v4")
 
 
@@ -34,48 +35,48 @@ def cpp(source: EnvSpec, num_envs: int, **options: Any) -> VectorEnv[Any, Any, A
     return made
 
 
-# One game, twice.
+# C++ against gymnasium's wrappers.
 
 
 @pytest.mark.parametrize("game", GAMES)
-def test_cpp_gives_what_gymnasium_s_wrappers_give(game: str) -> None:
-    """Bit for bit, also across the ends of games."""
+def test_cpp_equals_gymnasiums_wrappers(game: str) -> None:
+    """Bit for bit, also across resets at the end of a game."""
     source, rng = spec(game), np.random.default_rng(0)
-    single, both = atari.make(source, noops=0), cpp(source, 2, noops=0)
-    assert both.single_observation_space == single.observation_space
-    assert both.single_action_space == single.action_space
-    seen, _ = single.reset(seed=SEED)
-    np.testing.assert_array_equal(both.reset(seed=SEED)[0], [seen, seen])
-    frames, paid, ends, ended = {seen.tobytes()}, 0.0, 0, False
+    single, pair = atari.make(source, noops=0), cpp(source, 2, noops=0)
+    assert pair.single_observation_space == single.observation_space
+    assert pair.single_action_space == single.action_space
+    observation, _ = single.reset(seed=SEED)
+    np.testing.assert_array_equal(pair.reset(seed=SEED)[0], [observation] * 2)
+    frames, total, ends, ended = {observation.tobytes()}, 0.0, 0, False
     for _ in range(600):
         action = rng.integers(single.action_space.n)
         if ended:
-            (seen, info), outcome = single.reset(), (0.0, False, False)
+            (observation, info), outcome = single.reset(), (0.0, False, False)
         else:
-            seen, *outcome, info = single.step(action)
-        rows, rewards, terminated, truncated, infos = both.step(np.array([action, action]))
+            observation, *outcome, info = single.step(action)
+        rows, rewards, terminated, truncated, infos = pair.step(np.array([action, action]))
         for b in range(2):
-            np.testing.assert_array_equal(rows[b], seen)
+            np.testing.assert_array_equal(rows[b], observation)
             assert (rewards[b], terminated[b], truncated[b]) == tuple(outcome)
             assert infos["lives"][b] == info["lives"]
         ended = outcome[1] or outcome[2]
-        paid, ends = paid + abs(outcome[0]), ends + ended
-        frames.add(seen.tobytes())
+        total, ends = total + abs(outcome[0]), ends + ended
+        frames.add(observation.tobytes())
     assert len(frames) > 100
-    assert paid > 0 or game == "Freeway"
+    assert total > 0 or game == "Freeway"
     assert ends > 0 or game in ("Pong", "Freeway")
     single.close()
-    both.close()
+    pair.close()
 
 
 @pytest.mark.parametrize("game", ["Breakout", "Qbert"])
-def test_the_step_after_a_game_over_only_resets(game: str) -> None:
-    """It ignores its action, pays nothing, and shows what the first reset showed."""
+def test_step_after_game_over_only_resets(game: str) -> None:
+    """It ignores its action and returns reward 0 and the initial observation."""
     envs, rng = cpp(spec(game), 2, noops=0), np.random.default_rng(1)
     first, _ = envs.reset(seed=SEED)
     assert not first[:, :3].any()  # frames before the first are black
-    overs, ended = 0, False
-    while overs < 2:
+    games, ended = 0, False
+    while games < 2:
         actions = np.full(2, rng.integers(4))
         if ended:
             actions = np.array([0, 3])
@@ -84,7 +85,7 @@ def test_the_step_after_a_game_over_only_resets(game: str) -> None:
             np.testing.assert_array_equal(rows, first)
             assert rewards.tolist() == [0, 0]
             assert not (terminated | truncated).any()
-            overs += 1
+            games += 1
         else:
             assert not (rows == first).all()
         ended = bool(terminated[0])
@@ -92,16 +93,16 @@ def test_the_step_after_a_game_over_only_resets(game: str) -> None:
     envs.close()
 
 
-# What a run sees of them.
+# Environment ids and settings.
 
 
 @pytest.mark.parametrize("name", ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5"])
-def test_ids_give_preprocessed_games(name: str) -> None:
+def test_ids_are_preprocessed_games(name: str) -> None:
     env_info = make.inspect_env(name)
     assert env_info.frames_per_step == 4
     assert env_info.observation_space.shape == (4, 84, 84)
     assert ObservationCodec.of(env_info.observation_space).images[0].chw == (4, 84, 84)
-    single, envs = make.make_env(name), vectorize.make_vector_env(name, 2)
+    single, envs = make.make_env(name), make_vector_env(name, 2)
     assert type(envs).__name__ == "Games"
     assert single.observation_space == envs.single_observation_space == env_info.observation_space
     assert single.action_space == envs.single_action_space == env_info.action_space
@@ -119,26 +120,26 @@ def test_ids_give_preprocessed_games(name: str) -> None:
     envs.close()
 
 
-def test_other_environments_have_no_frames() -> None:
+def test_other_environments_have_one_frame_per_step() -> None:
     assert make.inspect_env("CartPole-v1").frames_per_step == 1
 
 
-def test_sticky_actions_are_the_id_s() -> None:
-    """One sequence of actions, two seeds: a difference shows that actions were repeated."""
+def test_sticky_actions_follow_the_id() -> None:
+    """With one sequence of actions, two seeds differ only if actions are sticky."""
     differ = {}
     for name in ("BreakoutNoFrameskip-v4", "ALE/Breakout-v5"):
-        shown = []
+        frames = []
         for seed in (1, 2):
             envs, rng = cpp(make.spec(name), 1, noops=0), np.random.default_rng(0)
             envs.reset(seed=seed)
             rows = [envs.step(rng.integers(4, size=1))[0].copy() for _ in range(100)]
-            shown.append(np.stack(rows))
+            frames.append(np.stack(rows))
             envs.close()
-        differ[name] = bool((shown[0] != shown[1]).any())
+        differ[name] = bool((frames[0] != frames[1]).any())
     assert differ == {"BreakoutNoFrameskip-v4": False, "ALE/Breakout-v5": True}
 
 
-def test_noops_make_starts_differ_by_the_seed() -> None:
+def test_noop_starts_depend_on_the_seed() -> None:
     for made in (atari.make(spec("Breakout")), cpp(spec("Breakout"), 1)):
         starts = [made.reset(seed=seed)[1]["episode_frame_number"] for seed in (*range(8), 0)]
         frames = [int(np.squeeze(start)) for start in starts]
@@ -149,23 +150,23 @@ def test_noops_make_starts_differ_by_the_seed() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"mode": 4}, {"difficulty": 1}], ids=str)
-def test_a_mode_that_cpp_does_not_have_is_played_in_turn(settings: dict[str, int]) -> None:
+def test_modes_without_cpp_support_use_gymnasium(settings: dict[str, int]) -> None:
     source = make.spec("ALE/Breakout-v5")
     changed = copy.deepcopy(source)
     changed.kwargs.update(settings)
     assert vectorize.has_native(source)
     assert not vectorize.has_native(changed)
-    envs = vectorize.make_vector_env(changed, 2)
+    envs = make_vector_env(changed, 2)
     assert envs.reset(seed=0)[0].shape == (2, 4, 84, 84)
     assert [env.unwrapped._game_mode for env in envs.envs] == [settings.get("mode")] * 2
     envs.close()
 
 
 @pytest.mark.parametrize("settings", [{"obs_type": "ram"}, {"continuous": True}], ids=str)
-def test_what_is_no_screen_with_buttons_is_as_registered(settings: dict[str, Any]) -> None:
+def test_ram_and_continuous_variants_are_not_preprocessed(settings: dict[str, Any]) -> None:
     changed = copy.deepcopy(make.spec("ALE/Breakout-v5"))
     changed.kwargs.update(settings)
-    env_info, envs = make.inspect_env(changed), vectorize.make_vector_env(changed, 6)
+    env_info, envs = make.inspect_env(changed), make_vector_env(changed, 6)
     assert env_info.frames_per_step == 1
     assert envs.single_observation_space == env_info.observation_space
     assert envs.single_action_space == env_info.action_space
@@ -177,95 +178,91 @@ def test_what_is_no_screen_with_buttons_is_as_registered(settings: dict[str, Any
 
 def vectorized(game: str, form: str) -> VectorEnv[Any, Any, Any]:
     source = spec(game)
-    made = (
-        vectorize.make_vector_env(source, 2)
-        if form == "native"
-        else vectorize.sync_vector_env(source, 2)
-    )
+    made = make_vector_env(source, 2) if form == "native" else vectorize.sync_vector_env(source, 2)
     assert (type(made).__name__ == "Games") == (form == "native")
     return made
 
 
-def played(
+def collect(
     game: str, form: str, steps: int, clip: Clip = "none", **env_codec: Any
 ) -> tuple[Rollout, list[tuple[float, int]]]:
-    """Random actions through a collector, with a normaliser that only clips."""
+    """Rollout with random actions and a normalizer that only clips."""
     envs = vectorized(game, form)
     codec = ObservationCodec.of(envs.single_observation_space)
-    pay = Normalizer(
+    transform = Normalizer(
         Normalization(1, codec, observations=False, rewards=False), 0, 0.99, clip, 1.0
     ).transform_rewards
     actions = ActionCodec.of(envs.single_action_space)
-    talk = EnvCodec(codec, actions, rewards=pay, **env_codec)
-    collector = Collector([envs], talk, steps, SEED, lambda phase: None)
+    full_codec = EnvCodec(codec, actions, rewards=transform, **env_codec)
+    collector = Collector([envs], full_codec, steps, SEED, lambda phase: None)
     generator = torch.Generator().manual_seed(SEED)
     choices = int(envs.single_action_space.n)
-    draw = functools.partial(torch.randint, choices, generator=generator)
-    rollout = collector.collect(lambda rows, state: (draw((len(rows),)), state))
+    sample = functools.partial(torch.randint, choices, generator=generator)
+    rollout = collector.collect(lambda rows, state: (sample((len(rows),)), state))
     envs.close()
     return rollout, collector.episodes
 
 
-def replayed(game: str, form: str, rollout: Rollout) -> dict[str, Any]:
-    """The same actions by hand: what was paid, what lives were left, where games were over."""
+def replay(game: str, form: str, rollout: Rollout) -> dict[str, Any]:
+    """Lives [T+1, B], rewards and ends [T, B] of the rollout's actions, without a collector."""
     envs = vectorized(game, form)
     _, info = envs.reset(seed=SEED)
-    lives, rewards, overs = [info["lives"].copy()], [], []
+    lives, rewards, ends = [info["lives"].copy()], [], []
     for actions in rollout.actions.numpy():
         _, reward, terminated, truncated, info = envs.step(actions)
         lives.append(info["lives"].copy())
         rewards.append(np.array(reward, np.float64))
-        overs.append(terminated | truncated)
+        ends.append(terminated | truncated)
     envs.close()
-    return {"lives": np.stack(lives), "rewards": np.stack(rewards), "overs": np.stack(overs)}
+    return {"lives": np.stack(lives), "rewards": np.stack(rewards), "ends": np.stack(ends)}
 
 
-def whole_games(rewards: Any, overs: Any) -> list[tuple[float, int]]:
-    """Return and length of every game that came to its end."""
+def whole_games(rewards: Any, ends: Any) -> list[tuple[float, int]]:
+    """Return and length of every complete game."""
     games = []
     for b in range(rewards.shape[1]):
         start = 0
-        for t in np.flatnonzero(overs[:, b]):
+        for t in np.flatnonzero(ends[:, b]):
             games.append((float(rewards[start : t + 1, b].sum()), int(t + 1 - start)))
-            start = t + 2  # the step between only reset
+            start = t + 2  # the step in between only resets
     return sorted(games)
 
 
 @both_forms
-def test_a_lost_life_ends_the_values_but_not_the_episode(form: str) -> None:
-    rollout, episodes = played("Breakout", form, 380, terminal_on_life_loss=True)
-    true = replayed("Breakout", form, rollout)
-    overs, lost = true["overs"], (np.diff(true["lives"], axis=0) < 0) & ~true["overs"]
-    assert overs.sum() >= 2
-    assert lost.sum() >= 4 * overs.sum()  # of five lives, four within a game
-    np.testing.assert_array_equal(rollout.terminated.numpy(), overs | lost)
+def test_lost_life_terminates_the_value_but_not_the_episode(form: str) -> None:
+    rollout, episodes = collect("Breakout", form, 380, terminal_on_life_loss=True)
+    expected = replay("Breakout", form, rollout)
+    ends, lost = expected["ends"], (np.diff(expected["lives"], axis=0) < 0) & ~expected["ends"]
+    assert ends.sum() >= 2
+    assert lost.sum() >= 4 * ends.sum()  # four of five lives before the game is over
+    np.testing.assert_array_equal(rollout.terminated.numpy(), ends | lost)
     assert not rollout.truncated.any()
     assert bool(rollout.valid.numpy()[1:][lost[:-1]].all())
-    np.testing.assert_array_equal(rollout.valid.numpy()[1:], ~overs[:-1])
-    assert sorted(episodes) == whole_games(true["rewards"], overs)
-    assert sum(paid for paid, _ in episodes) > 0
-    without, printed = played("Breakout", form, 380)
-    np.testing.assert_array_equal(without.terminated.numpy(), overs)
-    assert sorted(printed) == sorted(episodes)
+    np.testing.assert_array_equal(rollout.valid.numpy()[1:], ~ends[:-1])
+    assert sorted(episodes) == whole_games(expected["rewards"], ends)
+    assert sum(episode_return for episode_return, _ in episodes) > 0
+    without, same_episodes = collect("Breakout", form, 380)
+    np.testing.assert_array_equal(without.terminated.numpy(), ends)
+    assert sorted(same_episodes) == sorted(episodes)
 
 
-def test_a_game_without_lives_loses_none() -> None:
-    rollout, _ = played("Pong", "native", 150, terminal_on_life_loss=True)
+def test_game_without_lives_never_terminates_on_life_loss() -> None:
+    rollout, _ = collect("Pong", "native", 150, terminal_on_life_loss=True)
     assert not rollout.terminated.any()
     assert bool(rollout.valid.all())
 
 
 @pytest.mark.parametrize(
-    ("form", "clip"), [("native", "sign"), ("native", 20.0), ("native", 20), ("in turn", "sign")]
+    ("form", "clip"), [("native", "sign"), ("native", 20.0), ("native", 20), ("sync", "sign")]
 )
-def test_clipping_changes_what_is_learnt_from_but_not_what_is_told(form: str, clip: Clip) -> None:
-    plain, printed = played("Qbert", form, 450)
-    clipped, episodes = played("Qbert", form, 450, clip)
-    rewards = replayed("Qbert", form, plain)["rewards"]
+def test_clipping_changes_rewards_but_not_reported_returns(form: str, clip: Clip) -> None:
+    plain, unclipped_episodes = collect("Qbert", form, 450)
+    clipped, episodes = collect("Qbert", form, 450, clip)
+    rewards = replay("Qbert", form, plain)["rewards"]
     np.testing.assert_array_equal(plain.rewards.numpy(), rewards)
     limit = 1 if clip == "sign" else clip
     expected = np.where(rewards > 0, limit, 0) - np.where(rewards < 0, limit, 0)
     np.testing.assert_array_equal(clipped.rewards.numpy(), expected)
     assert rewards.max() >= 25 > limit
-    assert episodes == printed
-    assert max(paid for paid, _ in episodes) >= 25
+    assert episodes == unclipped_episodes
+    assert max(episode_return for episode_return, _ in episodes) >= 25

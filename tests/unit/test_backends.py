@@ -1,4 +1,4 @@
-"""Every way of stepping environments keeps one contract: trajectories equal a plain loop's."""
+"""Tests of vectorization backends: trajectories equal those of a loop over single environments."""
 
 import contextlib
 import importlib.util
@@ -21,38 +21,38 @@ needs_pool = pytest.mark.skipif(
 )
 
 
-def interface_of(envs: VectorEnv[Any, Any, Any]) -> EnvCodec:
-    """Observations and actions as the environments have them, and nothing remembered."""
+def env_codec_of(envs: VectorEnv[Any, Any, Any]) -> EnvCodec:
+    """Codec of the environments' observations and actions, without recurrent state."""
     return EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
     )
 
 
-def at_random() -> Act:
-    """Takes either of two actions equally often."""
+def random_act() -> Act:
+    """Policy that samples one of two actions uniformly."""
     generator = torch.Generator().manual_seed(SEED)
     return lambda rows, state: (torch.randint(2, (len(rows),), generator=generator), None)
 
 
-def played(name: str, num_envs: int, groups: int = 1) -> Rollout:
-    """Random actions in CartPole-v1, through a collector."""
+def collect(name: str, num_envs: int, groups: int = 1) -> Rollout:
+    """Rollout of random actions in CartPole-v1."""
     spec = make.spec("CartPole-v1")
     backend = vectorize.Backend(name, "")
     made = [vectorize.make_envs(spec, backend, num_envs // groups, 2) for _ in range(groups)]
-    collector = Collector(made, interface_of(made[0]), STEPS, SEED, lambda phase: None)
-    rollout = collector.collect(at_random())
+    collector = Collector(made, env_codec_of(made[0]), STEPS, SEED, lambda phase: None)
+    rollout = collector.collect(random_act())
     for envs in made:
         envs.close()
     return rollout
 
 
-def replayed(rollout: Rollout, b: int, env: Any, start: Any) -> None:
-    """Plays one column's actions in one environment, and compares every row.
+def replay(rollout: Rollout, b: int, env: Any, start: Any) -> None:
+    """Replays the actions of column b in one environment and compares every row.
 
     Args:
         env: a single environment.
-        start: called with it and an observation, to begin the episode that starts there.
+        start: called with the environment and the initial observation of an episode.
     """
     ended = False
     for t in range(STEPS):
@@ -77,13 +77,12 @@ def replayed(rollout: Rollout, b: int, env: Any, start: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["native", "sync", "async", pytest.param("envpool", marks=needs_pool)]
 )
-def test_trajectories_equal_a_plain_loop_over_single_environments(name: str) -> None:
-    """Every environment is taken up where its episode starts, and must go the same way to its end.
+def test_trajectories_equal_those_of_single_environments(name: str) -> None:
+    """Every episode is replayed from its recorded initial state.
 
-    The single ones are put into the recorded state, since native and EnvPool's draw their starts
-    from streams of their own.
+    Native and EnvPool environments sample initial states from generators of their own.
     """
-    rollout = played(name, num_envs=6)
+    rollout = collect(name, num_envs=6)
     ends = 0
 
     def start(env: gymnasium.Env[Any, Any], observation: Any) -> None:
@@ -91,15 +90,15 @@ def test_trajectories_equal_a_plain_loop_over_single_environments(name: str) -> 
         env.unwrapped.state = observation.astype(np.float64)
 
     for b in range(6):
-        replayed(rollout, b, gymnasium.make("CartPole-v1"), start)
+        replay(rollout, b, gymnasium.make("CartPole-v1"), start)
         ends += int(rollout.terminated[:, b].sum())
     assert ends > 6
     assert int((~rollout.valid).sum()) >= ends - 6
 
 
 @pytest.mark.parametrize("name", ["sync", "async"])
-def test_starts_too_are_those_of_seeded_single_environments(name: str) -> None:
-    rollout = played(name, num_envs=3)
+def test_initial_states_equal_those_of_seeded_single_environments(name: str) -> None:
+    rollout = collect(name, num_envs=3)
     for b in range(3):
         env = gymnasium.make("CartPole-v1")
         seeds = iter([SEED + b])
@@ -108,14 +107,14 @@ def test_starts_too_are_those_of_seeded_single_environments(name: str) -> None:
             first, _ = env.reset(seed=next(seeds, None))
             np.testing.assert_array_equal(first, observation)
 
-        replayed(rollout, b, env, start)
+        replay(rollout, b, env, start)
 
 
 @pytest.mark.parametrize("name", ["sync", "async", pytest.param("envpool", marks=needs_pool)])
-def test_groups_step_the_same_environments(name: str) -> None:
-    """Two groups hold the environments of one: the same seeds, columns and contract."""
-    rollout = played(name, num_envs=6, groups=2)
-    whole = played(name, num_envs=6)
+def test_two_groups_equal_one_group(name: str) -> None:
+    """The seeds and columns of the environments do not depend on the number of groups."""
+    rollout = collect(name, num_envs=6, groups=2)
+    whole = collect(name, num_envs=6)
     torch.testing.assert_close(rollout.observations[0], whole.observations[0], rtol=0, atol=0)
 
     def start(env: gymnasium.Env[Any, Any], observation: Any) -> None:
@@ -123,14 +122,14 @@ def test_groups_step_the_same_environments(name: str) -> None:
         env.unwrapped.state = observation.astype(np.float64)
 
     for b in range(6):
-        replayed(rollout, b, gymnasium.make("CartPole-v1"), start)
+        replay(rollout, b, gymnasium.make("CartPole-v1"), start)
 
 
 @pytest.mark.parametrize(
     "name", ["native", "sync", "async", pytest.param("envpool", marks=needs_pool)]
 )
-def test_a_reset_without_a_seed_goes_on_and_one_with_a_seed_begins_again(name: str) -> None:
-    """In the middle of episodes too: other starts every time, and the first ones from the seed."""
+def test_reset_without_seed_continues_and_with_seed_restarts_the_generator(name: str) -> None:
+    """Also within episodes: initial states differ without a seed and repeat with the same seed."""
     source = make.spec("CartPole-v1")
     envs = vectorize.make_envs(source, vectorize.Backend(name, "for this test"), 3, cores=1)
     with contextlib.closing(envs):
@@ -143,13 +142,13 @@ def test_a_reset_without_a_seed_goes_on_and_one_with_a_seed_begins_again(name: s
     np.testing.assert_array_equal(starts[0], starts[-1])
 
 
-def test_a_rollout_copied_to_a_device_is_the_same() -> None:
-    """The way over a copy in the host's memory, as for a GPU, here with the CPU as device."""
+def test_rollout_copied_to_a_device_is_equal() -> None:
+    """The copy through host memory, as for a GPU, with the CPU as device."""
     rollouts = []
     for device in (None, torch.device("cpu")):
         envs = vectorize.sync_vector_env("CartPole-v1", 4)
-        collector = Collector([envs], interface_of(envs), 16, SEED, lambda phase: None, device)
-        act = at_random()
+        collector = Collector([envs], env_codec_of(envs), 16, SEED, lambda phase: None, device)
+        act = random_act()
         for _ in range(5):
             rollout = collector.collect(act)
         rollouts.append(rollout)
@@ -157,8 +156,7 @@ def test_a_rollout_copied_to_a_device_is_the_same() -> None:
         assert torch.equal(tensor, getattr(rollouts[1], name)), name
 
 
-def test_bytes_stay_bytes() -> None:
-    """Images take a byte a pixel in a rollout."""
+def test_images_are_stored_as_bytes() -> None:
     image = ObservationCodec.of(gymnasium.spaces.Box(0, 255, (8, 6, 3), np.uint8))
     env_codec = EnvCodec(image, ActionCodec.of(gymnasium.spaces.Discrete(2)))
     observations = Rollout.empty(2, 4, env_codec).observations
@@ -173,22 +171,22 @@ def test_bytes_stay_bytes() -> None:
         ("tests.envs:Chain-v0", 1, 2, "sync"),
         ("tests.envs:Chain-v0", 8, 1, "sync"),
         ("tests.envs:Chain-v0", 8, 2, "sync"),
-        ("tests.envs:Sleepy-v0", 8, 2, "async"),
+        ("tests.envs:Slow-v0", 8, 2, "async"),
     ],
 )
-def test_auto_takes_the_fastest_and_says_why(env, num_envs, cores, name) -> None:
+def test_auto_selects_the_fastest_backend_and_gives_a_reason(env, num_envs, cores, name) -> None:
     backend = vectorize.choose(make.spec(env), "auto", num_envs, cores)
     assert backend.name == name
     assert backend.reason
 
 
 @needs_pool
-def test_auto_takes_envpool_where_it_has_the_environment() -> None:
+def test_auto_selects_envpool_if_it_has_the_environment() -> None:
     assert vectorize.choose(make.spec("Acrobot-v1"), "auto", 8, 2).name == "envpool"
 
 
 @pytest.mark.parametrize("wanted", ["native", "envpool"])
-def test_what_an_environment_does_not_have_is_refused(wanted: Any) -> None:
+def test_unavailable_backends_raise(wanted: Any) -> None:
     source = make.spec("tests.envs:Chain-v0")
     with pytest.raises(UserError, match=r"Chain-v0|not installed"):
         vectorize.choose(source, wanted, 4, 2)
@@ -204,6 +202,6 @@ def test_what_an_environment_does_not_have_is_refused(wanted: Any) -> None:
         ("PongNoFrameskip-v4", "native", True),
     ],
 )
-def test_threads_and_processes_step_while_the_caller_goes_on(env, name, expected) -> None:
+def test_backends_with_threads_or_processes_step_asynchronously(env, name, expected) -> None:
     backend = vectorize.Backend(name, "")
     assert vectorize.steps_asynchronously(make.spec(env), backend) == expected

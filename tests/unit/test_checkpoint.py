@@ -1,4 +1,4 @@
-"""A checkpoint's file gives back what was saved."""
+"""Tests of checkpoint files."""
 
 import collections
 import pathlib
@@ -13,7 +13,7 @@ from hogwild_rl.runs.logger import Progress
 
 
 class Angle(spaces.Box):
-    """A Box of a caller's own class."""
+    """User-defined subclass of Box."""
 
 
 WIDEST = np.iinfo(np.int64)
@@ -38,8 +38,8 @@ SPACES = {
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
-def test_spaces_come_back_as_they_were(space: Space[Any], tmp_path: pathlib.Path) -> None:
-    """Equal, and the parts in the same order: the network's inputs stand in it."""
+def test_loaded_spaces_equal_the_saved_ones(space: Space[Any], tmp_path: pathlib.Path) -> None:
+    """Equal, with the parts in the same order, which is that of the network's inputs."""
     saved = Checkpoint("a3c", {}, space, space, {}, {}, {}, Progress())
     saved.save(tmp_path / "file.pt")
     loaded = Checkpoint.load(tmp_path / "file.pt")

@@ -1,4 +1,4 @@
-"""Devices, precision and CUDA graphs; tests that need a GPU are skipped where there is none."""
+"""Tests of devices, precision and CUDA graphs; those that need a GPU are skipped without one."""
 
 import functools
 import math
@@ -20,9 +20,9 @@ from hogwild_rl.learn import cuda_graphs, losses
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from hogwild_rl.training import devices
 from hogwild_rl.training.distributed import Ranks
-from hogwild_rl.training.outcomes import Outcomes
+from hogwild_rl.training.learner import Outcomes
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CPU = torch.device("cpu")
 
 
@@ -46,7 +46,7 @@ def rollout_of(n_steps: int = 16) -> Rollout:
     )
 
 
-def test_small_networks_stay_on_the_cpu_and_it_is_said_why() -> None:
+def test_small_networks_stay_on_the_cpu_and_the_reason_is_given() -> None:
     chosen = devices.choose("auto", model_of())
     assert chosen.device == CPU
     assert ("no GPU" in chosen.reason) or ("too few" in chosen.reason)
@@ -54,12 +54,12 @@ def test_small_networks_stay_on_the_cpu_and_it_is_said_why() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_refused() -> None:
+def test_missing_gpu_raises() -> None:
     with pytest.raises(UserError, match="device cuda needs 1 GPU"):
         devices.choose("cuda", model_of())
 
 
-def test_little_work_takes_one_thread_and_gives_the_others_back() -> None:
+def test_small_models_use_one_thread_and_restore_the_count() -> None:
     before = torch.get_num_threads()
     with devices.limit_threads(model_of(), 16):
         assert torch.get_num_threads() == 1
@@ -76,7 +76,7 @@ def test_little_work_takes_one_thread_and_gives_the_others_back() -> None:
         torch.set_num_threads(before)
 
 
-def test_bfloat16_keeps_parameters_and_losses_float32_and_comes_close() -> None:
+def test_bfloat16_keeps_parameters_and_losses_in_float32() -> None:
     rollout, config = rollout_of(), a2c.Config()
     values = []
     for bfloat16 in (False, True):
@@ -97,10 +97,10 @@ def test_bfloat16_keeps_parameters_and_losses_float32_and_comes_close() -> None:
     ("env", "declined"),
     [
         ("CartPole-v1", "on the CPU bfloat16 is faster for images only"),
-        ("tests.envs:Pictures-v0", "this processor has no bfloat16"),
+        ("tests.envs:Images-v0", "this processor has no bfloat16"),
     ],
 )
-def test_a_run_in_bfloat16_trains_or_says_why_not(
+def test_bfloat16_run_trains_or_reports_float32(
     program: Any, env: str, declined: str, tmp_path: pathlib.Path, capsys: Any
 ) -> None:
     config = program.Config(
@@ -117,19 +117,19 @@ def test_a_run_in_bfloat16_trains_or_says_why_not(
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_bfloat16_on_the_cpu_is_for_images_and_on_a_gpu_that_has_it_for_all(
+def test_bfloat16_on_the_cpu_needs_images_and_on_a_gpu_native_support(
     native: bool, monkeypatch: Any
 ) -> None:
-    asked: list[bool] = []
+    calls: list[bool] = []
 
     def is_supported(including_emulation: bool = True) -> bool:
-        asked.append(including_emulation)
+        calls.append(including_emulation)
         return native or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     env_info = make.inspect_env("CartPole-v1")
     assert not devices.bfloat16("bfloat16", env_info).on
-    assert asked == []
+    assert calls == []
     precision = devices.bfloat16("bfloat16", env_info, "cuda")
     assert (precision.on, precision.reason) == (
         (True, "") if native else (False, "this GPU has no bfloat16")
@@ -147,7 +147,7 @@ def test_bfloat16_on_the_cpu_is_for_images_and_on_a_gpu_that_has_it_for_all(
         (1, 0, 64, "too few"),
     ],
 )
-def test_auto_is_a_gpu_of_this_rank_that_is_faster(
+def test_auto_selects_this_ranks_gpu_for_large_networks(
     found: int, local: int, hidden: int, reason: str, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
@@ -159,7 +159,7 @@ def test_auto_is_a_gpu_of_this_rank_that_is_faster(
         assert chosen.device == torch.device("cuda", local)
 
 
-def test_target_networks_do_not_make_a_model_large(monkeypatch: Any) -> None:
+def test_frozen_parameters_do_not_count_in_the_choice_of_a_device(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     model = model_of(500)
     assert devices.choose("auto", model).device.type == "cuda"
@@ -167,7 +167,7 @@ def test_target_networks_do_not_make_a_model_large(monkeypatch: Any) -> None:
     assert devices.choose("auto", model).device == CPU
 
 
-def test_memory_of_a_gpu_that_is_full_is_one_line() -> None:
+def test_out_of_gpu_memory_raises_one_line() -> None:
     printed = "num_envs 64 and n_steps 5 need more memory than the GPU has: reduce them"
     with (
         pytest.raises(UserError, match=printed),
@@ -177,7 +177,7 @@ def test_memory_of_a_gpu_that_is_full_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(("compiled", "expected"), [("auto", "cuda"), (True, "both"), (False, "")])
-def test_graphs_are_captured_on_a_gpu_unless_told_otherwise(compiled: Any, expected: str) -> None:
+def test_graphs_are_captured_on_a_gpu_by_default(compiled: Any, expected: str) -> None:
     config = a2c.Config(compile=compiled)
     assert config.compiles(torch.device("cuda", 0)) == (expected != "")
     assert config.compiles(torch.device("meta")) == (expected == "both")
@@ -200,49 +200,49 @@ def test_graphs_are_captured_on_a_gpu_unless_told_otherwise(compiled: Any, expec
         ({"num_envs": 32, "env_groups": 4}, 1, False, 4),
     ],
 )
-def test_two_groups_are_the_default_where_one_steps_while_a_gpu_acts_for_the_other(
+def test_two_groups_are_the_default_if_acting_and_stepping_overlap(
     settings: Any, count: int, overlapping: bool, groups: int
 ) -> None:
     config = a2c.Config(**settings)
     assert a2c.number_of_groups(config, Ranks(count=count), overlapping) == groups
 
 
-@pytest.mark.parametrize("taken", [[True, False, True], [False], []])
-def test_outcomes_on_a_device_are_counted_one_step_late_and_all_in_the_end(taken: Any) -> None:
+@pytest.mark.parametrize("applied", [[True, False, True], [False], []])
+def test_outcomes_are_counted_one_step_late_and_completely_by_finish(applied: Any) -> None:
     counters = Counters(1)
     outcomes = Outcomes(counters.writer(0), CPU)
     norm = torch.tensor(0.0)  # one tensor, overwritten by every step
-    for number, each in enumerate(taken):
+    for number, each in enumerate(applied):
         outcomes.add(norm.fill_(1.5 if each else math.nan))
         assert counters.total("updates") + counters.total("dropped") == number
     for _ in range(2):
         outcomes.finish()
-        assert counters.total("updates") == sum(taken)
-        assert counters.total("dropped") == len(taken) - sum(taken)
-    assert outcomes.norm == pytest.approx(1.5 if taken and taken[-1] else math.nan, nan_ok=True)
+        assert counters.total("updates") == sum(applied)
+        assert counters.total("dropped") == len(applied) - sum(applied)
+    assert outcomes.norm == pytest.approx(1.5 if applied and applied[-1] else math.nan, nan_ok=True)
 
 
 @pytest.mark.gpu
-@NO_GPU
-def test_a_step_on_the_gpu_equals_one_on_the_cpu() -> None:
+@needs_gpu
+def test_updates_on_the_gpu_equal_those_on_the_cpu() -> None:
     rollout, config = rollout_of(), a2c.Config()
     flats = []
     for device in (CPU, torch.device("cuda")):
         shared = SharedModel(model_of(), device)
         optimizer = SharedRMSprop(shared, 1e-3, 0.99, 1e-5)
-        there = Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout).items()})
+        moved = Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout).items()})
         for _ in range(3):
             optimizer.apply(
-                shared.gradient(losses.actor_critic_loss(shared.module, there, config).total)
+                shared.gradient(losses.actor_critic_loss(shared.module, moved, config).total)
             )
         flats.append(shared.flat.cpu())
     torch.testing.assert_close(flats[0], flats[1], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.gpu
-@NO_GPU
-def test_graphs_equal_eager() -> None:
-    """Acting and gradients, over several calls with new inputs."""
+@needs_gpu
+def test_captured_graphs_equal_eager_execution() -> None:
+    """Compares acting, gradients and optimizer steps in several calls with new inputs."""
     device, config = torch.device("cuda"), a2c.Config()
     shared = SharedModel(model_of(), device)
     static = Rollout(**{name: tensor.to(device) for name, tensor in vars(rollout_of()).items()})
@@ -257,26 +257,26 @@ def test_graphs_equal_eager() -> None:
         torch.testing.assert_close(replayed, gradient())
     optimizer, eager = (SharedRMSprop(shared, 1e-3), SharedRMSprop(SharedModel(model_of(), device)))
     before = [tensor.clone() for tensor in optimizer.tensors]
-    given = torch.zeros_like(shared.gradient.flat)
+    gradients = torch.zeros_like(shared.gradient.flat)
     step = cuda_graphs.Captured(
-        lambda: optimizer.apply_if_finite(given, 0.5), device, changes=optimizer.tensors
+        lambda: optimizer.apply_if_finite(gradients, 0.5), device, changes=optimizer.tensors
     )
     assert all(map(torch.equal, optimizer.tensors, before))
     for rate, value in ((1e-3, 1.0), (1e-2, float("nan")), (1e-2, 2.0), (1e-2, float("inf"))):
         optimizer.learning_rate = eager.learning_rate = rate
-        given.fill_(value)
-        norms = step(), eager.apply_if_finite(torch.full_like(given, value), 0.5)
+        gradients.fill_(value)
+        norms = step(), eager.apply_if_finite(torch.full_like(gradients, value), 0.5)
         assert torch.equal(norms[0].isfinite(), norms[1].isfinite())
         assert bool(shared.flat.isfinite().all())
     for one, other in zip(optimizer.tensors, eager.tensors, strict=True):
         torch.testing.assert_close(one, other)
-    streams = [torch.Generator(device).manual_seed(1) for _ in range(2)]
-    act = functools.partial(shared.module.act, generator=streams[0])
+    generators = [torch.Generator(device).manual_seed(1) for _ in range(2)]
+    act = functools.partial(shared.module.act, generator=generators[0])
     replayed_act = cuda_graphs.captured_act(
-        functools.partial(shared.module.act, generator=streams[1]),
+        functools.partial(shared.module.act, generator=generators[1]),
         static,
         static.actions.shape[1],
-        streams[1],
+        generators[1],
     )
     with torch.inference_mode():
         for row in static.observations:
@@ -284,9 +284,9 @@ def test_graphs_equal_eager() -> None:
 
 
 @pytest.mark.gpu
-@NO_GPU
+@needs_gpu
 @pytest.mark.parametrize("program", [ddpg, td3], ids=["ddpg", "td3"])
-def test_learning_from_a_replay_on_the_gpu_equals_its_eager_form(
+def test_captured_off_policy_training_equals_eager_training(
     program: Any, tmp_path: pathlib.Path
 ) -> None:
     parameters = []
@@ -309,9 +309,9 @@ def test_learning_from_a_replay_on_the_gpu_equals_its_eager_form(
 
 
 @pytest.mark.gpu
-@NO_GPU
+@needs_gpu
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_run_on_the_gpu_trains(tmp_path: pathlib.Path, compiled: bool) -> None:
+def test_gpu_run_trains(tmp_path: pathlib.Path, compiled: bool) -> None:
     agent = a2c.train(
         a2c.Config(
             device="cuda",

@@ -1,4 +1,4 @@
-"""Collected episodes against a plain loop over single environments."""
+"""Tests of EpisodeCollector against a loop over single environments."""
 
 import dataclasses
 from typing import Any
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from hogwild_rl.collect.episodes import EpisodeCollector
 from hogwild_rl.collect.rollout import Rollout
-from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from tests import envs
+from tests.envs import make_vector_env
 
 SEED = 11
-ENVIRONMENTS = ("CartPole-v1", "tests.envs:Chain-v0", "tests.envs:Pictures-v0", "Pendulum-v1")
+ENVIRONMENTS = ("CartPole-v1", "tests.envs:Chain-v0", "tests.envs:Images-v0", "Pendulum-v1")
 
 
-class Recorder:
-    """Takes random actions, keeps them, and refuses what is not [B, *O]."""
+class RandomPolicy:
+    """Samples random actions; asserts that observations are [B, *O]."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self._shape = (envs.num_envs, *ObservationCodec.of(envs.single_observation_space).shape)
@@ -31,7 +32,7 @@ class Recorder:
         self._generator = torch.Generator().manual_seed(SEED)
 
     def __call__(self, observations: Tensor, state: Tensor) -> tuple[Tensor, None]:
-        """An action per environment."""
+        """Actions, one per environment."""
         assert observations.shape == self._shape
         assert state.shape == (2, len(observations), 0)
         if isinstance(self._space, spaces.Discrete):
@@ -41,27 +42,27 @@ class Recorder:
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """What one `collect` gave."""
+    """Results of one `collect`."""
 
     rollout: Rollout
     episodes: list[tuple[float, int]]
     steps: int
 
 
-def interface_of(envs: VectorEnv[Any, Any, Any], **given: Any) -> EnvCodec:
-    """Observations and actions as the environments have them."""
+def env_codec_of(envs: VectorEnv[Any, Any, Any], **options: Any) -> EnvCodec:
+    """Codec of the environments' observations and actions."""
     return EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
-        **given,
+        **options,
     )
 
 
-def collect(env: make.EnvSource, num_envs: int, times: int, **given: Any) -> list[Collected]:
-    """Some batches in a row."""
-    envs = vectorize.make_vector_env(env, num_envs)
-    collector = EpisodeCollector(envs, interface_of(envs, **given), SEED, lambda phase: None)
-    policy, collected = Recorder(envs), []
+def collect(env: make.EnvSource, num_envs: int, times: int, **options: Any) -> list[Collected]:
+    """Results of `times` successive batches."""
+    envs = make_vector_env(env, num_envs)
+    collector = EpisodeCollector(envs, env_codec_of(envs, **options), SEED, lambda phase: None)
+    policy, collected = RandomPolicy(envs), []
     for _ in range(times):
         rollout = collector.collect(policy)
         collected.append(Collected(rollout, list(collector.episodes), collector.steps))
@@ -69,8 +70,8 @@ def collect(env: make.EnvSource, num_envs: int, times: int, **given: Any) -> lis
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
-def test_episodes_are_those_of_single_environments(env: str) -> None:
-    """Played alone from the same seed with the recorded actions, each gives the same rows."""
+def test_episodes_equal_those_of_single_environments(env: str) -> None:
+    """A single environment with the same seed and actions gives the same rows."""
     B = 3
     collected = collect(env, B, times=2 if env == "Pendulum-v1" else 6)
     lengths = set()
@@ -84,20 +85,20 @@ def test_episodes_are_those_of_single_environments(env: str) -> None:
             seed, total, length, over, resets = None, 0.0, 0, False, False
             for t, actions in enumerate(r.actions):
                 assert (r.observations[t, b].numpy() == observation).all()
-                paid, terminated, truncated = 0.0, False, False
+                reward, terminated, truncated = 0.0, False, False
                 if resets:
                     observation, _ = single.reset()
                     resets = False
                 else:
                     action = decode(actions.numpy())[b]
-                    observation, paid, terminated, truncated, _ = single.step(action)
+                    observation, reward, terminated, truncated, _ = single.step(action)
                     resets = terminated or truncated
                 assert r.valid[t, b] == (not over)
-                if over:  # what is played on while others are not over counts for nothing
-                    paid, terminated, truncated = 0.0, False, False
-                assert r.rewards[t, b] == np.float32(paid)
+                if over:  # steps until the longest episode ends are ignored
+                    reward, terminated, truncated = 0.0, False, False
+                assert r.rewards[t, b] == np.float32(reward)
                 assert (r.terminated[t, b], r.truncated[t, b]) == (terminated, truncated)
-                total, length = total + paid, length + (not over)
+                total, length = total + reward, length + (not over)
                 over = over or resets
             assert over
             assert (r.observations[-1, b].numpy() == observation).all()
@@ -107,11 +108,11 @@ def test_episodes_are_those_of_single_environments(env: str) -> None:
     assert all(each.steps == int(each.rollout.valid.sum()) for each in collected)
 
 
-def test_environments_that_are_vectors_themselves() -> None:
-    """CartPole's own: the same rows, and one episode each, whose ends are printed."""
+def test_native_vector_environments_give_one_episode_per_column() -> None:
+    """The rows of CartPole's own vector environment equal those of stepping it directly."""
     collected, envs = (
         collect("CartPole-v1", 8, times=5),
-        vectorize.make_vector_env("CartPole-v1", 8),
+        make_vector_env("CartPole-v1", 8),
     )
     assert not isinstance(envs, gymnasium.vector.SyncVectorEnv)
     seed: int | None = SEED
@@ -131,12 +132,12 @@ def test_environments_that_are_vectors_themselves() -> None:
         assert len({length for _, length in each.episodes}) > 1
         assert each.episodes == [(float(n), n) for n in r.valid.sum(0).tolist()]
     starts = torch.cat([each.rollout.observations[0] for each in collected])
-    assert len(starts.unique(dim=0)) == 40  # every episode begins anew
+    assert len(starts.unique(dim=0)) == 40  # no two initial states are equal
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
-def test_a_batch_has_one_episode_each_and_as_many_rows_as_the_longest(num_envs: int) -> None:
-    """Valid is a prefix of each column, and its last entry is where the episode ended."""
+def test_batch_has_one_episode_per_column_and_the_length_of_the_longest(num_envs: int) -> None:
+    """`valid` is a prefix of each column, up to the end of the episode."""
     for each in collect("CartPole-v1", num_envs, times=4):
         r, lengths = each.rollout, [length for _, length in each.episodes]
         T = max(lengths)
@@ -149,8 +150,8 @@ def test_a_batch_has_one_episode_each_and_as_many_rows_as_the_longest(num_envs: 
 
 
 @pytest.mark.parametrize("clock", [envs.truncated_clock, envs.terminated_clock])
-def test_a_time_limit_is_told_from_an_end(clock: Any) -> None:
-    """Ten steps, and the last of them says how it ended."""
+def test_time_limit_truncates_and_terminal_state_terminates(clock: Any) -> None:
+    """Episodes have ten steps; the last one has the flag."""
     for each in collect(clock, 2, times=2):
         r = each.rollout
         last = torch.arange(10)[:, None].expand(10, 2) == 9
@@ -166,12 +167,12 @@ def test_a_time_limit_is_told_from_an_end(clock: Any) -> None:
     ("env", "observations", "actions"),
     [
         ("CartPole-v1", ((4,), torch.float32), ((), torch.int64)),
-        ("tests.envs:Pictures-v0", ((20, 20, 3), torch.uint8), ((), torch.int64)),
+        ("tests.envs:Images-v0", ((20, 20, 3), torch.uint8), ((), torch.int64)),
         ("Pendulum-v1", ((3,), torch.float32), ((1,), torch.float32)),
     ],
 )
 def test_shapes_and_types(env: str, observations: Any, actions: Any) -> None:
-    """Time first, then environments; pictures stay bytes."""
+    """Axes are time and environment; images are stored as bytes."""
     rollout = collect(env, num_envs=3, times=1)[0].rollout
     T = len(rollout.valid)
     found = {name: (tuple(t.shape), t.dtype) for name, t in vars(rollout).items()}
@@ -186,25 +187,25 @@ def test_shapes_and_types(env: str, observations: Any, actions: Any) -> None:
     }
 
 
-def test_continuous_actions_are_kept_as_drawn() -> None:
-    """Also beyond the bounds, which only the environment sees: log π is that of the sample."""
+def test_continuous_actions_are_stored_unclipped() -> None:
+    """Only the environment's action is clipped, as log π is that of the sample."""
     rollout = collect("MountainCarContinuous-v0", num_envs=1, times=1)[0].rollout
     assert rollout.actions.abs().max() > 1
     assert bool(rollout.truncated[-1]) or bool(rollout.terminated[-1])
 
 
-def test_the_learner_may_be_paid_otherwise() -> None:
-    """The hook gets [T, B] once per batch, in place; returns stay those of the environment."""
-    asked = []
+def test_reward_transform_changes_rewards_but_not_returns() -> None:
+    """The transform gets [T, B] once per batch and works in place."""
+    calls = []
 
     def doubled(rewards: Any, ended: Any, valid: Any) -> None:
-        asked.append((rewards.copy(), ended.copy(), valid.copy()))
+        calls.append((rewards.copy(), ended.copy(), valid.copy()))
         rewards *= 2
 
-    paid = collect("CartPole-v1", 3, times=3, rewards=doubled)
+    transformed = collect("CartPole-v1", 3, times=3, rewards=doubled)
     plain = collect("CartPole-v1", 3, times=3)
-    assert len(asked) == 3
-    for (rewards, ended, valid), ours, theirs in zip(asked, paid, plain, strict=True):
+    assert len(calls) == 3
+    for (rewards, ended, valid), ours, theirs in zip(calls, transformed, plain, strict=True):
         r = theirs.rollout
         assert rewards.dtype == np.float32
         assert (rewards == r.rewards.numpy()).all()
@@ -214,8 +215,8 @@ def test_the_learner_may_be_paid_otherwise() -> None:
         assert ours.episodes == theirs.episodes
 
 
-class Late(envs.Chain):
-    """Pays NaN in every second episode."""
+class LateNaN(envs.Chain):
+    """Chain with NaN rewards after its first episode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,16 +231,14 @@ class Late(envs.Chain):
         return observation, reward if self._resets == 1 else np.nan, *rest
 
 
-def test_what_is_played_after_the_end_cannot_spoil_an_episode() -> None:
-    """Rewards that are not finite count as little there as any others."""
-    (each,) = collect(Late, 8, times=1)
+def test_nan_rewards_after_the_end_of_an_episode_are_ignored() -> None:
+    (each,) = collect(LateNaN, 8, times=1)
     assert not bool(each.rollout.valid.all())
     assert bool(each.rollout.rewards.isfinite().all())
     assert all(total in (0.1, 1.0) for total, _ in each.episodes)
 
 
-def test_the_same_seeds_give_the_same_batches_and_the_next_batch_is_another() -> None:
-    """Reproducible, and never the same episodes twice."""
+def test_equal_seeds_give_equal_batches_and_batches_differ() -> None:
     first, second = (collect("CartPole-v1", 3, times=3) for _ in range(2))
     for ours, theirs in zip(first, second, strict=True):
         for name, tensor in vars(ours.rollout).items():
@@ -248,33 +247,31 @@ def test_the_same_seeds_give_the_same_batches_and_the_next_batch_is_another() ->
     assert len(starts.unique(dim=0)) == 9
 
 
-def test_a_batch_is_not_overwritten_by_the_next() -> None:
-    """Each has memory of its own."""
-    envs = vectorize.make_vector_env("tests.envs:Pictures-v0", 2)
-    collector = EpisodeCollector(envs, interface_of(envs), SEED, lambda phase: None)
-    policy = Recorder(envs)
+def test_batches_do_not_share_memory() -> None:
+    envs = make_vector_env("tests.envs:Images-v0", 2)
+    collector = EpisodeCollector(envs, env_codec_of(envs), SEED, lambda phase: None)
+    policy = RandomPolicy(envs)
     rollout = collector.collect(policy)
     before = {name: tensor.clone() for name, tensor in vars(rollout).items()}
     collector.collect(policy)
     assert all(torch.equal(getattr(rollout, name), before[name]) for name in before)
 
 
-def test_phases_are_told_as_they_end() -> None:
-    """Acting and stepping in turn, once for every row."""
+def test_phases_are_timed_for_every_row() -> None:
     laps: list[str] = []
-    envs = vectorize.make_vector_env("CartPole-v1", 2)
-    collector = EpisodeCollector(envs, interface_of(envs), SEED, laps.append)
-    rollout = collector.collect(Recorder(envs))
+    envs = make_vector_env("CartPole-v1", 2)
+    collector = EpisodeCollector(envs, env_codec_of(envs), SEED, laps.append)
+    rollout = collector.collect(RandomPolicy(envs))
     assert laps == ["act", "env"] * len(rollout.valid)
 
 
-def test_a_batch_can_be_learnt_from() -> None:
-    """Acting leaves no autograd behind, and the rows can go through a model that is trained."""
-    envs = vectorize.make_vector_env("CartPole-v1", 3)
+def test_batch_has_no_graph_and_trains_a_model() -> None:
+    """Acting records no autograd graph; every parameter gets a gradient from the batch."""
+    envs = make_vector_env("CartPole-v1", 3)
     model = ActorCritic(
         envs.single_observation_space, envs.single_action_space, Architecture(hidden=(8,))
     )
-    rollout = EpisodeCollector(envs, interface_of(envs), SEED, lambda _: None).collect(model.act)
+    rollout = EpisodeCollector(envs, env_codec_of(envs), SEED, lambda _: None).collect(model.act)
     assert not any(tensor.requires_grad for tensor in vars(rollout).values())
     policy, values = model(rollout.observations)
     (policy.log_prob(rollout.actions).sum() + values.sum()).backward()

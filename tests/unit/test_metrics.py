@@ -1,4 +1,4 @@
-"""What is counted from the counters."""
+"""Tests of metrics computed from the counters."""
 
 import math
 
@@ -7,7 +7,7 @@ from hogwild_rl.runs import logger
 from hogwild_rl.runs.logger import Progress
 
 
-def test_the_last_100_episodes_reach_back_into_earlier_lives() -> None:
+def test_recent_episodes_include_those_of_earlier_sessions() -> None:
     counters = Counters(2)
     before = Progress(
         steps=1_000,
@@ -29,7 +29,7 @@ def test_the_last_100_episodes_reach_back_into_earlier_lives() -> None:
     assert snapshot.length_mean == (sum(range(2, 100)) + 15) / 100
 
 
-def test_before_the_first_episode_the_mean_return_is_nan() -> None:
+def test_mean_return_is_nan_before_the_first_episode() -> None:
     episodes = logger.recent_episodes(Counters(1), Progress())
     assert episodes == ((), ())
     assert math.isnan(

@@ -1,4 +1,4 @@
-"""One flat shared tensor under a module, and the copies that workers compute with."""
+"""Tests of SharedModel, one flat tensor with all parameters, and of its replicas."""
 
 import pathlib
 import pickle
@@ -13,7 +13,7 @@ from hogwild_rl.hogwild.shared_model import Replica, SharedModel
 
 
 class Mixed(nn.Module):
-    """A trainable, a frozen and again a trainable layer, and one that no loss reaches."""
+    """Trainable, frozen and trainable layer, and a parameter without gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,14 +23,13 @@ class Mixed(nn.Module):
         self.unused = nn.Parameter(torch.ones(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Through the three layers."""
         hidden: Tensor = self.frozen(self.first(x).tanh())
-        found: Tensor = self.last(hidden.tanh())
-        return found
+        output: Tensor = self.last(hidden.tanh())
+        return output
 
 
 class Tied(nn.Module):
-    """Two layers with one weight between them."""
+    """Two layers that share one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,13 +37,12 @@ class Tied(nn.Module):
         self.b.weight = self.a.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Through both layers."""
-        found: Tensor = self.b(self.a(x).tanh())
-        return found
+        output: Tensor = self.b(self.a(x).tanh())
+        return output
 
 
 class Sum(nn.Module):
-    """A scalar parameter among others, and one without elements."""
+    """Scalar, empty and three-dimensional parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +51,6 @@ class Sum(nn.Module):
         self.grid = nn.Parameter(torch.arange(24.0).reshape(2, 3, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """All of it, added up."""
         return x.sum() * self.scalar + self.empty.sum() + self.grid.square().sum()
 
 
@@ -65,7 +62,7 @@ every_module = pytest.mark.parametrize("name", MODULES)
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Layers draw their first weights from torch's global stream."""
+    """Seeds torch's global generator, which initializes the layers."""
     torch.manual_seed(0)
 
 
@@ -75,30 +72,30 @@ def batch() -> Tensor:
 
 
 def loss_of(module: nn.Module) -> Tensor:
-    """Some scalar of the module's outputs."""
+    """Sum of squares of the module's outputs."""
     outputs: Tensor = module(batch())
     return outputs.square().sum()
 
 
 def copies(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters' values by name."""
+    """Copies of the parameters by name."""
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
 def equal(module: nn.Module, expected: dict[str, Tensor]) -> bool:
-    """Whether the module has these parameters, bit for bit."""
+    """Returns True if the parameters are equal bit for bit."""
     return all(torch.equal(p, expected[name]) for name, p in module.named_parameters())
 
 
 def in_storage_of(view: Tensor, whole: Tensor) -> bool:
-    """Whether a tensor lies within another's memory."""
+    """Returns True if a tensor's memory is within that of another."""
     start, stop = whole.data_ptr(), whole.data_ptr() + whole.nbytes
     return start <= view.data_ptr() and view.data_ptr() + view.nbytes <= stop
 
 
 @every_module
 def test_parameters_become_views_of_one_shared_tensor(name: str) -> None:
-    """Every parameter lies, contiguous and unchanged, within one flat tensor in shared memory."""
+    """Every parameter is contiguous, unchanged and in the flat tensor."""
     module = MODULES[name]()
     before = copies(module)
     shared = SharedModel(module)
@@ -114,21 +111,20 @@ def test_parameters_become_views_of_one_shared_tensor(name: str) -> None:
 
 
 @every_module
-def test_the_flat_tensor_holds_each_element_once(name: str) -> None:
-    """Trainable parameters fill the first part without gaps, frozen ones the rest."""
+def test_flat_tensor_has_each_element_once(name: str) -> None:
+    """Trainable parameters are the first part without gaps, frozen ones the rest."""
     shared = SharedModel(MODULES[name]())
     shared.flat.copy_(torch.arange(float(len(shared.flat))))
     trainable = [p for p in shared.module.parameters() if p.requires_grad]
     frozen = [p for p in shared.module.parameters() if not p.requires_grad]
-    found = torch.cat([p.detach().reshape(-1) for p in trainable]).sort().values
-    assert torch.equal(found, torch.arange(float(TRAINABLE[name])))
+    first = torch.cat([p.detach().reshape(-1) for p in trainable]).sort().values
+    assert torch.equal(first, torch.arange(float(TRAINABLE[name])))
     rest = torch.cat([torch.zeros(0), *(p.reshape(-1) for p in frozen)]).sort().values
     assert torch.equal(rest, torch.arange(float(FROZEN[name])) + TRAINABLE[name])
 
 
 @every_module
-def test_the_parameter_is_the_trainable_part(name: str) -> None:
-    """`parameter` is shared memory of all that is trained and of nothing that is frozen."""
+def test_parameter_is_the_trainable_part_of_the_flat_tensor(name: str) -> None:
     shared = SharedModel(MODULES[name]())
     assert isinstance(shared.parameter, nn.Parameter)
     assert shared.parameter.shape == (TRAINABLE[name],)
@@ -137,8 +133,8 @@ def test_the_parameter_is_the_trainable_part(name: str) -> None:
 
 
 @every_module
-def test_a_replica_starts_equal_in_memory_of_its_own(name: str) -> None:
-    """A replica computes the same at first, and its parameters are views of its flat tensor."""
+def test_replica_is_an_equal_copy_in_separate_memory(name: str) -> None:
+    """A replica's parameters are views of its own flat tensor."""
     shared = SharedModel(MODULES[name]())
     replica = shared.replica()
     assert isinstance(replica, Replica)
@@ -153,10 +149,8 @@ def test_a_replica_starts_equal_in_memory_of_its_own(name: str) -> None:
 
 
 @every_module
-def test_a_replica_changes_only_when_it_pulls(name: str) -> None:
-    """What is written to the shared parameters reaches a replica with its next pull, and all of it
-    does, the frozen ones too.
-    """
+def test_replica_changes_only_by_pull(name: str) -> None:
+    """`pull` copies all shared parameters, including frozen ones."""
     shared = SharedModel(MODULES[name]())
     replica = shared.replica()
     before = copies(replica.module)
@@ -168,7 +162,6 @@ def test_a_replica_changes_only_when_it_pulls(name: str) -> None:
 
 
 def test_replicas_do_not_write_to_the_shared_model() -> None:
-    """A replica is a copy: what is done to it stays with it."""
     shared = SharedModel(Mixed())
     first, second = shared.replica(), shared.replica()
     before = copies(shared.module)
@@ -178,7 +171,7 @@ def test_replicas_do_not_write_to_the_shared_model() -> None:
 
 
 def test_tied_weights_stay_tied() -> None:
-    """One weight under two names is one parameter in module and replica, counted once."""
+    """The module and the replica have one parameter with two names, which is counted once."""
     shared = SharedModel(Tied())
     assert shared.module.a.weight is shared.module.b.weight
     module = shared.replica().module
@@ -186,29 +179,27 @@ def test_tied_weights_stay_tied() -> None:
     assert len(shared.flat) == 9 + 3 + 3
 
 
-def test_a_frozen_parameter_is_not_moved_by_a_step() -> None:
-    """A step on `parameter` moves all that is trained, and nothing that is frozen."""
+def test_step_on_the_parameter_does_not_change_frozen_ones() -> None:
     shared = SharedModel(Mixed())
     before = copies(shared.module)
     with torch.no_grad():
         shared.parameter.sub_(1)
     for name, parameter in shared.module.named_parameters():
-        moved = 1 if parameter.requires_grad else 0
-        assert torch.equal(parameter, before[name] - moved)
+        change = 1 if parameter.requires_grad else 0
+        assert torch.equal(parameter, before[name] - change)
 
 
-def test_a_frozen_parameter_stays_frozen_in_the_replica() -> None:
-    """The replica asks for the same gradients as the module."""
+def test_replica_keeps_requires_grad() -> None:
     shared = SharedModel(Mixed())
-    wanted = {name: p.requires_grad for name, p in shared.module.named_parameters()}
+    expected = {name: p.requires_grad for name, p in shared.module.named_parameters()}
     found = {name: p.requires_grad for name, p in shared.replica().module.named_parameters()}
-    assert found == wanted
+    assert found == expected
     assert not all(found.values())
 
 
 @every_module
-def test_the_gradient_lies_as_the_parameter_does(name: str) -> None:
-    """Subtracting `gradient` from `parameter` takes from each parameter its own gradient."""
+def test_gradient_has_the_layout_of_the_parameter(name: str) -> None:
+    """Subtracting `gradient` from `parameter` subtracts from each parameter its own gradient."""
     shared = SharedModel(MODULES[name]())
     replica, before = shared.replica(), copies(shared.module)
     trainable = {n: p for n, p in shared.module.named_parameters() if p.requires_grad}
@@ -223,26 +214,26 @@ def test_the_gradient_lies_as_the_parameter_does(name: str) -> None:
         assert torch.equal(parameter, before[key] - (0 if wanted is None else wanted))
 
 
-def test_a_parameter_the_loss_does_not_reach_has_gradient_zero() -> None:
-    """It is 0 after a loss that reached it, too: nothing stays of an earlier gradient."""
+def test_unused_parameter_has_gradient_zero() -> None:
+    """It is also 0 after a loss in which the parameter was used."""
     replica = SharedModel(Mixed()).replica()
-    everywhere = sum(p.sum() for p in replica.module.parameters() if p.requires_grad)
-    assert isinstance(everywhere, Tensor)
-    assert torch.equal(replica.gradient(everywhere), torch.ones(30))
+    total = sum(p.sum() for p in replica.module.parameters() if p.requires_grad)
+    assert isinstance(total, Tensor)
+    assert torch.equal(replica.gradient(total), torch.ones(30))
     gradient = replica.gradient(loss_of(replica.module))
     assert int((gradient == 0).sum()) == replica.module.unused.numel()
 
 
 def test_gradients_do_not_accumulate() -> None:
-    """The same loss twice has the same gradient twice."""
+    """Two calls with the same loss give the same gradient."""
     replica = SharedModel(Mixed()).replica()
     first = replica.gradient(loss_of(replica.module)).clone()
     assert first.any()
     assert torch.equal(replica.gradient(loss_of(replica.module)), first)
 
 
-def test_the_gradient_does_not_grow_with_an_earlier_backward() -> None:
-    """What lies in the parameters' grad from elsewhere is left out."""
+def test_gradient_does_not_include_an_earlier_backward() -> None:
+    """`backward` has filled the `grad` of the parameters."""
     replica = SharedModel(Mixed()).replica()
     first = replica.gradient(loss_of(replica.module)).clone()
     loss_of(replica.module).backward()
@@ -250,22 +241,22 @@ def test_the_gradient_does_not_grow_with_an_earlier_backward() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_precisions_are_refused(dtype: torch.dtype) -> None:
-    """A parameter that is not float32 is named, with its type."""
+def test_other_dtypes_raise(dtype: torch.dtype) -> None:
+    """The message has the parameter's name and dtype."""
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).to(dtype))
     with pytest.raises(ValueError, match=rf"1\.weight.*{dtype}"):
         SharedModel(module)
 
 
-def test_other_devices_are_refused() -> None:
-    """A parameter that is not on the CPU is named, with its device."""
+def test_other_devices_raise() -> None:
+    """The message has the parameter's name and device."""
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     with pytest.raises(ValueError, match=r"1\.weight.*meta"):
         SharedModel(module)
 
 
-def test_buffers_are_refused() -> None:
-    """Running statistics are named."""
+def test_buffers_raise() -> None:
+    """The message has the buffers' names."""
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(ValueError, match=r"1\.running_mean.*1\.running_var"):
         SharedModel(module)
@@ -274,35 +265,33 @@ def test_buffers_are_refused() -> None:
 @pytest.mark.parametrize(
     "module", [nn.Linear(2, 2).requires_grad_(False), nn.Tanh()], ids=["frozen", "empty"]
 )
-def test_nothing_to_train_is_refused(module: nn.Module) -> None:
-    """A module without a trainable parameter is a mistake."""
+def test_module_without_trainable_parameters_raises(module: nn.Module) -> None:
     with pytest.raises(ValueError, match="no trainable parameter"):
         SharedModel(module)
 
 
 @every_module
-def test_a_pickled_model_is_the_same_memory(name: str) -> None:
-    """What a worker's copy writes, through flat, parameter or module, the first model shows."""
+def test_pickled_model_shares_memory(name: str) -> None:
+    """Writes to the copy's flat tensor, parameter or module change the original, and vice versa."""
     shared = SharedModel(MODULES[name]())
-    sent: SharedModel[nn.Module] = pickle.loads(ForkingPickler.dumps(shared))
-    assert sent.module is not shared.module
-    assert equal(sent.module, copies(shared.module))
+    copy: SharedModel[nn.Module] = pickle.loads(ForkingPickler.dumps(shared))
+    assert copy.module is not shared.module
+    assert equal(copy.module, copies(shared.module))
     with torch.no_grad():
-        sent.flat.fill_(3)
+        copy.flat.fill_(3)
         assert equal(
-            shared.module, {key: torch.full_like(v, 3) for key, v in copies(sent.module).items()}
+            shared.module, {key: torch.full_like(v, 3) for key, v in copies(copy.module).items()}
         )
-        sent.parameter.fill_(4)
+        copy.parameter.fill_(4)
         assert bool((shared.parameter == 4).all())
-        next(sent.module.parameters()).fill_(5)
+        next(copy.module.parameters()).fill_(5)
         assert bool((next(shared.module.parameters()) == 5).all())
         shared.flat.fill_(6)
-    assert equal(sent.module, copies(shared.module))
-    assert torch.equal(sent.replica().flat, shared.flat)
+    assert equal(copy.module, copies(shared.module))
+    assert torch.equal(copy.replica().flat, shared.flat)
 
 
-def test_a_pickled_model_keeps_ties_and_freezing() -> None:
-    """Tied stays tied and frozen stays frozen on the way to a worker."""
+def test_pickled_model_keeps_tied_and_frozen_parameters() -> None:
     tied: SharedModel[Tied] = pickle.loads(ForkingPickler.dumps(SharedModel(Tied())))
     assert tied.module.a.weight is tied.module.b.weight
     mixed: SharedModel[Mixed] = pickle.loads(ForkingPickler.dumps(SharedModel(Mixed())))
@@ -311,19 +300,19 @@ def test_a_pickled_model_keeps_ties_and_freezing() -> None:
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/fd").is_dir(), reason="counts files in /proc")
-def test_a_deep_model_travels_with_few_file_descriptors() -> None:
-    """Fifty layers are sent as one shared tensor: no parameter brings a descriptor or its data."""
+def test_deep_model_is_pickled_with_few_file_descriptors() -> None:
+    """Fifty layers are one shared tensor, without a descriptor or data per parameter."""
     layers = [nn.Linear(64, 64) for _ in range(50)]
     shared = SharedModel(nn.Sequential(*layers))
-    pickle.loads(ForkingPickler.dumps(SharedModel(nn.Linear(1, 1))))  # opens what all share
+    pickle.loads(ForkingPickler.dumps(SharedModel(nn.Linear(1, 1))))  # opens shared descriptors
     before = open_files()
     pickled = ForkingPickler.dumps(shared)
     assert open_files() - before <= 4
     assert len(pickled) < shared.flat.nbytes / 20
-    sent: SharedModel[nn.Sequential] = pickle.loads(pickled)
-    assert equal(sent.module, copies(shared.module))
+    copy: SharedModel[nn.Sequential] = pickle.loads(pickled)
+    assert equal(copy.module, copies(shared.module))
 
 
 def open_files() -> int:
-    """File descriptors of this process."""
+    """Number of open file descriptors of this process."""
     return len(list(pathlib.Path("/proc/self/fd").iterdir()))

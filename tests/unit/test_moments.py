@@ -1,4 +1,4 @@
-"""Mean and variance in one row per worker: exact, whole at every instruction, portable."""
+"""Tests of RunningMoments: exact values, atomic rows and checkpoints."""
 
 import io
 import pickle
@@ -16,7 +16,7 @@ from hogwild_rl.hogwild.running_moments import RunningMoments
 
 
 def assert_equals_numpy(moments: RunningMoments, data: np.ndarray) -> None:
-    """The merged reading equals numpy's over all data at once."""
+    """Asserts that the merged moments equal NumPy's over all data."""
     merged = moments.merged()
     assert merged.count == len(data)
     np.testing.assert_allclose(merged.mean, data.mean(axis=0, dtype=np.float64), rtol=1e-6)
@@ -24,42 +24,42 @@ def assert_equals_numpy(moments: RunningMoments, data: np.ndarray) -> None:
 
 
 def filled(workers: int, size: int, seed: int = 0) -> tuple[RunningMoments, np.ndarray]:
-    """Every worker has added a few batches; also all that they added, [N, size]."""
-    random = np.random.default_rng(seed)
+    """Moments with three batches per worker, and all their data, [N, size]."""
+    rng = np.random.default_rng(seed)
     moments = RunningMoments(workers, size)
     batches = []
     for index in range(3 * workers):
-        batches.append(random.normal(3 * index, 1 + index, (5 + index, size)))
+        batches.append(rng.normal(3 * index, 1 + index, (5 + index, size)))
         moments.writer(index % workers).add(batches[-1])
     return moments, np.concatenate(batches)
 
 
 @pytest.mark.parametrize("offset", [0.0, -30.0, 1e4])
 @pytest.mark.parametrize("size", [1, 8, 31, 32, 400])
-def test_rows_merge_to_the_moments_of_all_data(offset: float, size: int) -> None:
-    """Eight workers, uneven batches, and means up to ten thousand standard deviations away."""
-    random = np.random.default_rng(size)
+def test_merged_rows_equal_the_moments_of_all_data(offset: float, size: int) -> None:
+    """Eight workers, batches of different size, and means of up to 10,000 standard deviations."""
+    rng = np.random.default_rng(size)
     moments = RunningMoments(8, size)
     writers = [moments.writer(worker) for worker in range(8)]
     batches = []
     for index in range(60):
-        lengths = random.integers(1, 200)
-        batches.append((offset + random.standard_normal((lengths, size))).astype(np.float32))
-        writers[index**2 % 7].add(batches[-1])  # some add much, some nothing
+        lengths = rng.integers(1, 200)
+        batches.append((offset + rng.standard_normal((lengths, size))).astype(np.float32))
+        writers[index**2 % 7].add(batches[-1])  # uneven; some workers add none
     assert_equals_numpy(moments, np.concatenate(batches))
 
 
 @pytest.mark.parametrize(("length", "size"), [(150_000, 1), (20_000, 17), (400, 400), (3, 70_000)])
-def test_large_batches_in_blocks_equal_one_pass(length: int, size: int) -> None:
-    """Batches of several blocks, the last not full, and of vectors larger than a block."""
-    random = np.random.default_rng(0)
-    batch = random.normal(1e4, 1, (length, size)) + np.linspace(0, 50, length)[:, None]
+def test_large_batches_equal_one_pass(length: int, size: int) -> None:
+    """Batches of several blocks with a partial last one, and vectors larger than a block."""
+    rng = np.random.default_rng(0)
+    batch = rng.normal(1e4, 1, (length, size)) + np.linspace(0, 50, length)[:, None]
     moments = RunningMoments(1, size)
     moments.writer(0).add(batch)
     assert_equals_numpy(moments, batch)
 
 
-def test_values_by_hand() -> None:
+def test_hand_computed_values() -> None:
     """1, 2 and 6 in one row and 7 in another: mean 4, variance (9 + 4 + 4 + 9) / 4."""
     moments = RunningMoments(2, 1)
     moments.writer(0).add([[1], [2], [6]])
@@ -71,8 +71,7 @@ def test_values_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["u1", "?", "i8", "f2", "f4", "f8"])
-def test_any_real_numbers_are_added_in_float64_and_left_alone(dtype: str) -> None:
-    """No dtype overflows or rounds, and the caller's batch is as it was."""
+def test_batches_of_all_dtypes_are_added_in_float64_and_not_modified(dtype: str) -> None:
     batch = np.random.default_rng(0).integers(0, 256, (300, 3)).astype(dtype)
     before = batch.copy()
     moments = RunningMoments(1, 3)
@@ -81,8 +80,7 @@ def test_any_real_numbers_are_added_in_float64_and_left_alone(dtype: str) -> Non
     assert np.array_equal(batch, before)
 
 
-def test_slices_and_tensors_are_batches_too() -> None:
-    """What does not lie in one piece, and what is a tensor."""
+def test_slices_and_tensors_are_accepted_as_batches() -> None:
     data = np.random.default_rng(0).standard_normal((12, 6))
     moments = RunningMoments(1, 3)
     moments.writer(0).add(data[::2, 1::2])
@@ -90,8 +88,8 @@ def test_slices_and_tensors_are_batches_too() -> None:
     assert_equals_numpy(moments, data[:, 1::2])
 
 
-def test_nothing_seen_is_mean_0_and_variance_1() -> None:
-    """Before the first vector, also after batches of none."""
+def test_initial_mean_is_0_and_variance_1() -> None:
+    """Empty batches do not change them."""
     moments = RunningMoments(3, 2)
     moments.writer(1).add(np.empty((0, 2), dtype=np.float32))
     merged = moments.merged()
@@ -99,15 +97,14 @@ def test_nothing_seen_is_mean_0_and_variance_1() -> None:
     assert moments.row_state(1).tolist() == [0] * 5
 
 
-def test_a_batch_of_none_changes_nothing() -> None:
-    """N = 0 after others."""
+def test_empty_batch_has_no_effect() -> None:
     moments, data = filled(2, 4)
     moments.writer(0).add(np.empty((0, 4)))
     assert_equals_numpy(moments, data)
 
 
-def test_a_constant_has_variance_0() -> None:
-    """Not negative, and not the 1 of nothing seen, after many batches."""
+def test_constant_data_has_variance_0() -> None:
+    """The variance is not negative after many batches."""
     moments = RunningMoments(2, 1)
     for index in range(100):
         moments.writer(index % 2).add(np.full((7, 1), 0.1))
@@ -115,8 +112,8 @@ def test_a_constant_has_variance_0() -> None:
     assert moments.merged().mean[0] == pytest.approx(0.1, rel=1e-12)
 
 
-def test_a_new_writer_goes_on_in_its_row() -> None:
-    """A worker that was restarted adds to what its row holds."""
+def test_new_writer_continues_its_row() -> None:
+    """A restarted worker adds to its row."""
     data = np.random.default_rng(0).standard_normal((30, 2))
     moments = RunningMoments(2, 2)
     for part in np.split(data, 3):
@@ -125,8 +122,7 @@ def test_a_new_writer_goes_on_in_its_row() -> None:
     assert_equals_numpy(moments, data)
 
 
-def test_a_reading_does_not_change_with_later_batches() -> None:
-    """What was read is the reader's own."""
+def test_results_do_not_change_with_later_batches() -> None:
     moments, _ = filled(2, 3)
     merged, row, state = moments.merged(), moments.row_state(0), moments.state()
     before = [merged.mean.copy(), merged.variance.copy(), row.clone(), state["m2"].clone()]
@@ -140,8 +136,8 @@ def test_a_reading_does_not_change_with_later_batches() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
-def test_a_state_survives_a_checkpoint_and_another_number_of_workers(workers: int) -> None:
-    """Through torch.load(weights_only=True), and then workers go on adding."""
+def test_state_is_restored_for_another_number_of_workers(workers: int) -> None:
+    """The state passes through torch.load(weights_only=True); then a worker adds a batch."""
     moments, data = filled(3, 5)
     file = io.BytesIO()
     torch.save(moments.state(), file)
@@ -152,19 +148,18 @@ def test_a_state_survives_a_checkpoint_and_another_number_of_workers(workers: in
     more = np.random.default_rng(9).normal(-5, 2, (40, 5))
     resumed.writer(workers - 1).add(more)
     assert_equals_numpy(resumed, np.concatenate([data, more]))
-    assert resumed.row_state(workers - 1)[0] == 40, "what was restored is in no worker's row"
+    assert resumed.row_state(workers - 1)[0] == 40, "the restored state must be in no worker's row"
 
 
-def test_a_state_of_nothing_restores_nothing() -> None:
-    """A checkpoint from before the first vector."""
+def test_empty_state_is_restored() -> None:
     moments = RunningMoments(2, 2)
     moments.restore(RunningMoments(1, 2).state())
     assert moments.merged().count == 0
     assert moments.merged().variance.tolist() == [1, 1]
 
 
-def test_restoring_forgets_what_was_there() -> None:
-    """Back to an earlier state of the same moments: nothing is counted twice."""
+def test_restore_replaces_the_previous_state() -> None:
+    """Restoring an earlier state of the same moments counts nothing twice."""
     moments, data = filled(3, 2)
     state = moments.state()
     for worker in range(3):
@@ -174,14 +169,14 @@ def test_restoring_forgets_what_was_there() -> None:
         assert_equals_numpy(moments, data)
 
 
-def test_rows_gathered_from_two_machines_are_the_moments_of_both() -> None:
-    """Each of two ranks sets the other's row, again and again, and both read the same."""
-    random = np.random.default_rng(0)
+def test_rows_of_two_ranks_merge_to_the_moments_of_both() -> None:
+    """Each rank sets the other's row three times; both read the same moments."""
+    rng = np.random.default_rng(0)
     ranks = [RunningMoments(2, 3), RunningMoments(2, 3)]
     data = np.empty((0, 3))
     for _ in range(3):
         for rank in range(2):
-            batch = random.normal(10 * rank, 1, (4 + rank, 3))
+            batch = rng.normal(10 * rank, 1, (4 + rank, 3))
             ranks[rank].writer(rank).add(batch)
             data = np.concatenate([data, batch])
         rows = [ranks[rank].row_state(rank) for rank in range(2)]
@@ -192,8 +187,8 @@ def test_rows_gathered_from_two_machines_are_the_moments_of_both() -> None:
             assert_equals_numpy(moments, data)
 
 
-def test_a_pickled_copy_has_the_same_numbers() -> None:
-    """Pickle alone copies the memory; sharing it is shown with processes."""
+def test_pickled_copy_is_equal() -> None:
+    """Plain pickle copies the memory; tests/process covers sharing."""
     moments, data = filled(2, 9)
     copy = pickle.loads(pickle.dumps(moments))
     assert (len(copy), copy.size) == (2, 9)
@@ -203,8 +198,8 @@ def test_a_pickled_copy_has_the_same_numbers() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 1), (1, 3, 1), (4, 4), (0,), (0, 2)])
-def test_a_batch_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    """Nothing is broadcast, and nothing was added."""
+def test_batch_of_another_shape_raises(shape: tuple[int, ...]) -> None:
+    """No batch is broadcast or added."""
     moments = RunningMoments(1, 3)
     with pytest.raises(ValueError, match=r"must have shape \[N, 3\], got \["):
         moments.writer(0).add(np.ones(shape))
@@ -212,20 +207,20 @@ def test_a_batch_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("worker", [-1, 2])
-def test_a_worker_that_is_not_there_is_refused(worker: int) -> None:
-    """-1 is nobody's row, least of all the one that was restored."""
+def test_worker_out_of_range_raises(worker: int) -> None:
+    """-1 is not the last row, which has the restored state."""
     moments = RunningMoments(2, 1)
-    printed = f"between 0 and 1, got {worker}"
-    with pytest.raises(ValueError, match=printed):
+    message = f"between 0 and 1, got {worker}"
+    with pytest.raises(ValueError, match=message):
         moments.writer(worker)
-    with pytest.raises(ValueError, match=printed):
+    with pytest.raises(ValueError, match=message):
         moments.row_state(worker)
-    with pytest.raises(ValueError, match=printed):
+    with pytest.raises(ValueError, match=message):
         moments.set_row(worker, torch.zeros(3))
 
 
-def test_sizes_that_do_not_fit_are_refused() -> None:
-    """No workers, no numbers, a row or a state of another size."""
+def test_invalid_sizes_raise() -> None:
+    """No workers, no elements, or a row or state of another size."""
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         RunningMoments(0, 1)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
@@ -237,8 +232,8 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 400])
-def test_every_row_and_copy_starts_on_its_own_cache_line(size: int) -> None:
-    """Sequence numbers and both copies of all rows, none sharing a line with another."""
+def test_sequence_numbers_and_copies_have_their_own_cache_lines(size: int) -> None:
+    """Checks the sequence number and both copies of every row."""
     moments = RunningMoments(3, size)
     starts = [address(moments._sequences[row : row + 1]) for row in range(4)]
     starts += [address(moments._copies[row, copy]) for row in range(4) for copy in range(2)]
@@ -251,12 +246,12 @@ def address(array: np.ndarray) -> int:
 
 
 class Killed(BaseException):
-    """Ends a writer where it stands."""
+    """Simulated kill of a writer."""
 
 
 @contextmanager
-def at_every_instruction(then: Callable[[int], None]) -> Iterator[None]:
-    """Calls `then` with 0, 1, ... before each bytecode instruction of the module of moments."""
+def at_every_instruction(callback: Callable[[int], None]) -> Iterator[None]:
+    """Calls `callback` with 0, 1, ... before each bytecode instruction of `running_moments`."""
     count = -1
 
     def trace(frame: types.FrameType, event: str, _: object) -> object:
@@ -266,11 +261,11 @@ def at_every_instruction(then: Callable[[int], None]) -> Iterator[None]:
         frame.f_trace_opcodes = True
         if event == "opcode":
             count += 1
-            then(count)
+            callback(count)
         return trace
 
     before = sys.gettrace()
-    # From Python 3.12 on, settrace only installs what some frame has asked for before.
+    # Since Python 3.12, settrace traces opcodes only if a frame has requested them before.
     sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
@@ -282,8 +277,8 @@ def at_every_instruction(then: Callable[[int], None]) -> Iterator[None]:
 BATCHES = [np.array([[1.0, -5.0], [3.0, 0.0]]), np.array([[10.0, 4.0]] * 3), np.full((9, 2), 70.0)]
 
 
-def after(batches: int) -> list[float]:
-    """A row that has seen the first few of BATCHES."""
+def row_after(batches: int) -> list[float]:
+    """Row after the first n of BATCHES."""
     moments = RunningMoments(1, 2)
     for batch in BATCHES[:batches]:
         moments.writer(0).add(batch)
@@ -291,8 +286,8 @@ def after(batches: int) -> list[float]:
 
 
 @pytest.mark.parametrize("already", [0, 1, 2])
-def test_a_reader_beside_a_writer_at_any_instruction_finds_a_whole_row(already: int) -> None:
-    """While one batch is added, the row is as before it, and from some instruction as after it."""
+def test_reader_between_any_instructions_of_a_writer_gets_a_whole_row(already: int) -> None:
+    """The row is that before the batch and, from one instruction on, that after it."""
     moments = RunningMoments(1, 2)
     writer = moments.writer(0)
     for batch in BATCHES[:already]:
@@ -301,13 +296,13 @@ def test_a_reader_beside_a_writer_at_any_instruction_finds_a_whole_row(already: 
     with at_every_instruction(lambda _: rows.append(moments.row_state(0).tolist())):
         writer.add(BATCHES[already])
     assert len(rows) > 100
-    turned = rows.index(after(already + 1))
-    assert rows == [after(already)] * turned + [after(already + 1)] * (len(rows) - turned)
+    switch = rows.index(row_after(already + 1))
+    assert rows == [row_after(already)] * switch + [row_after(already + 1)] * (len(rows) - switch)
 
 
-def test_a_writer_killed_at_any_instruction_leaves_a_whole_row() -> None:
-    """The batch is in or not, and the writer's successor goes on from there."""
-    seen = []
+def test_writer_killed_at_any_instruction_leaves_a_whole_row() -> None:
+    """The batch is in the row or not, and the next writer continues from there."""
+    found = []
     for instruction in range(10_000):
         moments = RunningMoments(1, 2)
         moments.writer(0).add(BATCHES[0])
@@ -322,20 +317,21 @@ def test_a_writer_killed_at_any_instruction_leaves_a_whole_row() -> None:
                 writer.add(BATCHES[1])
         except Killed:
             row = moments.row_state(0).tolist()
-            assert row in (after(1), after(2))
-            seen.append(row)
-            moments.writer(0).add(BATCHES[2] if row == after(2) else BATCHES[1])
-            assert moments.row_state(0).tolist() == (after(3) if row == after(2) else after(2))
+            assert row in (row_after(1), row_after(2))
+            found.append(row)
+            count = 2 if row == row_after(2) else 1
+            moments.writer(0).add(BATCHES[count])
+            assert moments.row_state(0).tolist() == row_after(count + 1)
         else:
             break
-    assert after(1) in seen
-    assert after(2) in seen
+    assert row_after(1) in found
+    assert row_after(2) in found
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_a_writer_at_any_instruction_of_a_reader_leaves_the_reading_whole(batches: int) -> None:
-    """Whole batches come meanwhile, and the next is half written when the reader looks again."""
-    seen = []
+def test_writer_between_any_instructions_of_a_reader_gives_a_whole_row(batches: int) -> None:
+    """The writer adds whole batches and half of the next one before the reader continues."""
+    found = []
     for instruction in range(10_000):
         moments = RunningMoments(1, 2)
         writer = moments.writer(0)
@@ -360,7 +356,7 @@ def test_a_writer_at_any_instruction_of_a_reader_leaves_the_reading_whole(batche
             row = moments.row_state(0).tolist()
         if not interrupted:
             break
-        assert row in (after(1), after(1 + batches))
-        seen.append(row)
-    assert after(1) in seen
-    assert after(1 + batches) in seen
+        assert row in (row_after(1), row_after(1 + batches))
+        found.append(row)
+    assert row_after(1) in found
+    assert row_after(1 + batches) in found

@@ -1,4 +1,4 @@
-"""Bodies and the memory: gradients against finite differences, features against plain loops."""
+"""Tests of bodies and the LSTM against finite differences and plain loops."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,35 +20,33 @@ VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float64)
 ACTIONS = spaces.Discrete(3)
 
 
-def picture(*shape: int) -> spaces.Box:
+def image(*shape: int) -> spaces.Box:
     return spaces.Box(0, 255, shape, np.uint8)
 
 
-BOTH = spaces.Dict(a=picture(20, 22, 3), b=spaces.Box(-1, 1, (4,)), c=picture(6, 5))
-EVERY_BODY: dict[str, tuple[Space[Any], Architecture]] = {
+BOTH = spaces.Dict(a=image(20, 22, 3), b=spaces.Box(-1, 1, (4,)), c=image(6, 5))
+BODIES: dict[str, tuple[Space[Any], Architecture]] = {
     "mlp": (VECTOR, Architecture(hidden=(7, 6))),
     "mlp, relu, one trunk": (
         VECTOR,
         Architecture(hidden=(7, 6), activation="relu", shared_trunk=True),
     ),
-    "a3c": (picture(20, 24, 3), Architecture(network="a3c")),
-    "a3c, channels first": (picture(2, 24, 20), Architecture(network="auto")),
-    "nature": (picture(36, 40), Architecture(network="nature")),
-    "pixels": (picture(5, 4, 3), Architecture(hidden=(6,))),
-    "side by side": (BOTH, Architecture(hidden=(6,))),
-    "memory": (VECTOR, Architecture(hidden=(6,), lstm=5)),
-    "memory behind a cnn": (picture(20, 20), Architecture(lstm=4)),
+    "a3c": (image(20, 24, 3), Architecture(network="a3c")),
+    "a3c, channels first": (image(2, 24, 20), Architecture(network="auto")),
+    "nature": (image(36, 40), Architecture(network="nature")),
+    "pixels": (image(5, 4, 3), Architecture(hidden=(6,))),
+    "combined": (BOTH, Architecture(hidden=(6,))),
+    "lstm": (VECTOR, Architecture(hidden=(6,), lstm=5)),
+    "cnn, lstm": (image(20, 20), Architecture(lstm=4)),
     "standardize": (VECTOR, Architecture(hidden=(6,), standardize=True)),
-    "standardize side by side": (BOTH, Architecture(hidden=(6,), standardize=True)),
+    "standardize, combined": (BOTH, Architecture(hidden=(6,), standardize=True)),
 }
-every_body = pytest.mark.parametrize(
-    ("space", "architecture"), EVERY_BODY.values(), ids=EVERY_BODY.keys()
-)
+every_body = pytest.mark.parametrize(("space", "architecture"), BODIES.values(), ids=BODIES.keys())
 
 
 @pytest.fixture
-def doubles() -> Iterator[None]:
-    """Everything is made and computed in float64."""
+def float64() -> Iterator[None]:
+    """Sets the default dtype to float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
@@ -60,7 +58,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def rows(space: Space[Any], *leading: int, seed: int = 3) -> Tensor:
-    """Rows [*leading, *O] of random observations."""
+    """Returns rows of random observations, [*leading, *O]."""
     codec = ObservationCodec.of(space)
     space.seed(seed)
     count = int(np.prod(leading))
@@ -68,8 +66,8 @@ def rows(space: Space[Any], *leading: int, seed: int = 3) -> Tensor:
     return torch.from_numpy(found.reshape(*leading, *codec.shape))
 
 
-def moved(model: ActorCritic) -> ActorCritic:
-    """With weights that are not those of the start: no bias is 0 and no head close to it."""
+def perturbed(model: ActorCritic) -> ActorCritic:
+    """Adds noise to all parameters, so that no bias is 0 and no head is close to 0."""
     noise = generator(11)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -80,13 +78,11 @@ def moved(model: ActorCritic) -> ActorCritic:
 # Gradients.
 
 
-@pytest.mark.usefixtures("doubles")
+@pytest.mark.usefixtures("float64")
 @every_body
-def test_gradients_are_those_of_finite_differences(
-    space: Space[Any], architecture: Architecture
-) -> None:
+def test_gradients_equal_finite_differences(space: Space[Any], architecture: Architecture) -> None:
     T, B, h = 4, 2, 1e-6
-    model = moved(ActorCritic(space, ACTIONS, architecture, generator(1)))
+    model = perturbed(ActorCritic(space, ACTIONS, architecture, generator(1)))
     seen = rows(space, T + 1, B)
     seen = seen if seen.dtype == torch.uint8 else seen.double()
     actions = torch.randint(3, (T, B), generator=generator(2))
@@ -114,13 +110,13 @@ def test_gradients_are_those_of_finite_differences(
             expected = (ends[0] - ends[1]) / (2 * h)
             assert gradient.flatten()[index].item() == pytest.approx(expected, 1e-5, 1e-7), name
             moving += abs(expected) > 1e-4
-    assert moving > 2 * len(trained)  # most of them not dead units
+    assert moving > 2 * len(trained)  # most are not zero
     means = {"standardize.mean", "standardize.scale"} if architecture.standardize else set()
     assert means == {name for name, p in model.named_parameters() if not p.requires_grad}
 
 
-@pytest.mark.usefixtures("doubles")
-def test_standardize_equals_its_formula_and_leaves_the_pixels_alone() -> None:
+@pytest.mark.usefixtures("float64")
+def test_standardize_equals_its_formula_and_keeps_the_pixels() -> None:
     layer = Standardize(3)
     mean, scale = np.array([1.0, -2.0, 0.5]), np.array([2.0, 0.25, 40.0])
     with torch.no_grad():
@@ -136,35 +132,34 @@ def test_standardize_equals_its_formula_and_leaves_the_pixels_alone() -> None:
     assert torch.autograd.gradcheck(layer, inside)
 
 
-# Pictures.
+# Images.
 
 
 def features(space: Space[Any], network: str, seen: Tensor) -> Tensor:
-    """Of a body with the weights of one seed."""
+    """Returns the features of a body whose weights have seed 1."""
     model = ActorCritic(space, ACTIONS, Architecture(network=network), generator(1))
     result: Tensor = model.policy_body(seen)
     return result
 
 
 @pytest.mark.parametrize("network", ["a3c", "nature"])
-def test_the_same_picture_in_any_layout_gives_the_same_features(network: str) -> None:
+def test_features_do_not_depend_on_the_image_layout(network: str) -> None:
     noise = np.random.default_rng(0)
     chw = noise.integers(0, 256, (5, 2, 6, 40, 44)).astype(np.uint8)  # [T, B, C, H, W]
     stack = chw.reshape(5, 2, 2, 3, 40, 44).transpose(0, 1, 2, 4, 5, 3).copy()
     hwc = chw.transpose(0, 1, 3, 4, 2).copy()
     layouts = {(6, 40, 44): chw, (40, 44, 6): hwc, (2, 40, 44, 3): stack}
     found = [
-        features(picture(*shape), network, torch.from_numpy(each))
-        for shape, each in layouts.items()
+        features(image(*shape), network, torch.from_numpy(each)) for shape, each in layouts.items()
     ]
     assert found[0].shape[:2] == (5, 2)
-    assert found[0].std(dim=(0, 1)).max() > 1e-3  # they tell pictures apart
+    assert found[0].std(dim=(0, 1)).max() > 1e-3  # they depend on the image
     torch.testing.assert_close(found[1], found[0])
     torch.testing.assert_close(found[2], found[0])
     grey = torch.from_numpy(chw[:, :, 0])
     torch.testing.assert_close(
-        features(picture(40, 44), network, grey),
-        features(picture(40, 44, 1), network, grey.unsqueeze(-1)),
+        features(image(40, 44), network, grey),
+        features(image(40, 44, 1), network, grey.unsqueeze(-1)),
     )
 
 
@@ -172,9 +167,9 @@ def test_the_same_picture_in_any_layout_gives_the_same_features(network: str) ->
     ("network", "strides", "features"),
     [("a3c", [4, 2], (16, 32, 2592, 256)), ("nature", [4, 2, 1], (32, 64, 64, 3136, 512))],
 )
-def test_cnns_are_those_of_the_papers(network: str, strides: Any, features: Any) -> None:
-    """Layer by layer, on pictures of 84×84 with four frames."""
-    space = picture(4, 84, 84)
+def test_cnns_equal_those_of_the_papers(network: str, strides: Any, features: Any) -> None:
+    """Compared layer by layer on four frames of 84×84."""
+    space = image(4, 84, 84)
     model = ActorCritic(space, ACTIONS, Architecture(network=network), generator(1))
     weights = [p.detach() for p in model.policy_body.parameters()]
     seen = rows(space, 3, 1)
@@ -191,33 +186,33 @@ def test_cnns_are_those_of_the_papers(network: str, strides: Any, features: Any)
     assert model.value_body is model.policy_body
 
 
-def test_pixels_and_parts_lie_side_by_side() -> None:
-    space = spaces.Dict(a=picture(3, 2), b=spaces.Box(-1, 1, (4,)), c=picture(2, 2, 3))
+def test_flat_parts_and_scaled_pixels_are_concatenated() -> None:
+    space = spaces.Dict(a=image(3, 2), b=spaces.Box(-1, 1, (4,)), c=image(2, 2, 3))
     seen = rows(space, 3, 2)
     model = ActorCritic(space, ACTIONS, Architecture(), generator(1))
-    front = model.policy_body[0]
+    encoder = model.policy_body[0]
     expected = seen.clone()
     expected[..., 4:] /= 255
-    torch.testing.assert_close(front(seen), expected)
+    torch.testing.assert_close(encoder(seen), expected)
 
 
 @pytest.mark.parametrize(
     ("network", "small", "large"), [("a3c", (19, 20), (20, 20)), ("nature", (36, 35), (36, 36))]
 )
 @pytest.mark.parametrize("composed", [False, True], ids=["alone", "in a dict"])
-def test_too_small_pictures_are_refused_on_one_line(
+def test_images_too_small_for_the_cnn_raise_a_one_line_error(
     network: str, small: Any, large: Any, composed: bool
 ) -> None:
-    def model(side: tuple[int, int], name: str) -> ActorCritic:
-        space = picture(*side, 3)
-        around = spaces.Dict(eye=space, more=spaces.Discrete(2)) if composed else space
-        made = ActorCritic(around, ACTIONS, Architecture(network=name), generator(1))
-        made.policy(rows(around, 2))
+    def model(size: tuple[int, int], name: str) -> ActorCritic:
+        space = image(*size, 3)
+        outer = spaces.Dict(camera=space, more=spaces.Discrete(2)) if composed else space
+        made = ActorCritic(outer, ACTIONS, Architecture(network=name), generator(1))
+        made.policy(rows(outer, 2))
         return made
 
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as error:
         model(small, network)
-    assert str(refusal.value) == (
+    assert str(error.value) == (
         f"images of {small[0]}×{small[1]} are too small for network {network}: use mlp"
     )
     model(large, network)
@@ -225,7 +220,7 @@ def test_too_small_pictures_are_refused_on_one_line(
 
 
 @pytest.mark.parametrize(
-    ("side", "network", "eye"),
+    ("size", "network", "encoder"),
     [
         (19, "auto", encoders.PixelEncoder),
         (20, "auto", encoders.ConvEncoder),
@@ -233,29 +228,29 @@ def test_too_small_pictures_are_refused_on_one_line(
         (84, "nature", encoders.ConvEncoder),
     ],
 )
-def test_auto_takes_the_paper_s_cnn_or_where_it_does_not_fit_the_pixels(
-    side: int, network: str, eye: type[nn.Module]
+def test_auto_selects_the_cnn_or_for_small_images_the_pixel_encoder(
+    size: int, network: str, encoder: type[nn.Module]
 ) -> None:
-    space = picture(side, max(side, 20))
+    space = image(size, max(size, 20))
     model = ActorCritic(space, ACTIONS, Architecture(network=network), generator(1))
-    kinds = {type(part) for part in model.policy_body.modules()}
-    assert kinds & {encoders.PixelEncoder, encoders.ConvEncoder} == {eye}
+    types = {type(part) for part in model.policy_body.modules()}
+    assert types & {encoders.PixelEncoder, encoders.ConvEncoder} == {encoder}
     policy, values = model(rows(space, 3, 2))
     assert policy.entropy().shape == (2, 2)
     assert values.shape == (3, 2)
 
 
 @pytest.mark.parametrize("network", ["a3c", "nature"])
-def test_a_cnn_for_what_is_no_picture_is_refused(network: str) -> None:
+def test_a_cnn_for_vector_observations_is_rejected(network: str) -> None:
     with pytest.raises(UserError, match=f"network {network} is for images: use auto or mlp"):
         ActorCritic(VECTOR, ACTIONS, Architecture(network=network))
 
 
-# One's own.
+# Custom bodies.
 
 
 class Doubled(nn.Module):
-    """Two rows of numbers for one."""
+    """Custom body with twice as many features as inputs."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -266,27 +261,27 @@ class Doubled(nn.Module):
         return self.layer(seen.flatten(2).float()).tanh()
 
 
-class Wrong(nn.Module):
-    """Gives what it was printed to."""
+class Custom(nn.Module):
+    """Module that returns the result of a given function."""
 
-    def __init__(self, give: Callable[[Tensor], Any]) -> None:
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self._give = give
+        self._function = function
 
     def forward(self, seen: Tensor) -> Any:
-        """Something wrong."""
-        return self._give(seen)
+        """Result of the function."""
+        return self._function(seen)
 
 
-def doubled(space: Space[Any]) -> nn.Module:
-    """A body for Box spaces."""
+def make_doubled(space: Space[Any]) -> nn.Module:
+    """Returns a custom body for a Box space."""
     return Doubled(int(np.prod(space.shape)))
 
 
-@pytest.mark.parametrize("space", [VECTOR, picture(3, 4, 3)], ids=["vector", "picture"])
+@pytest.mark.parametrize("space", [VECTOR, image(3, 4, 3)], ids=["vector", "image"])
 @pytest.mark.parametrize("lstm", [0, 4])
-def test_a_body_of_one_s_own_is_used_for_both_heads(space: spaces.Box, lstm: int) -> None:
-    model = ActorCritic(space, ACTIONS, Architecture(network=doubled, lstm=lstm), generator(1))
+def test_a_custom_body_is_used_by_both_heads(space: spaces.Box, lstm: int) -> None:
+    model = ActorCritic(space, ACTIONS, Architecture(network=make_doubled, lstm=lstm), generator(1))
     assert isinstance(model.policy_body, Doubled)
     assert model.value_body is model.policy_body
     seen = rows(space, 3, 2)
@@ -299,46 +294,48 @@ def test_a_body_of_one_s_own_is_used_for_both_heads(space: spaces.Box, lstm: int
         torch.testing.assert_close(values, expected.squeeze(-1))
 
 
-def test_a_body_of_one_s_own_has_the_weights_of_the_seed() -> None:
-    """They are drawn from torch's own stream, which goes on as if nothing had been drawn."""
+def test_a_custom_body_s_weights_depend_on_the_seed_alone() -> None:
+    """Sampling the weights does not change the state of torch's global generator."""
     torch.manual_seed(0)
     models = []
     for seed in (1, 1, 2):
-        models.append(ActorCritic(VECTOR, ACTIONS, Architecture(network=doubled), generator(seed)))
+        models.append(
+            ActorCritic(VECTOR, ACTIONS, Architecture(network=make_doubled), generator(seed))
+        )
         torch.rand(3)
     first, second, other = (model.policy_body.layer.weight for model in models)
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     torch.manual_seed(0)
-    undisturbed = torch.rand(9)[-3:]
+    expected = torch.rand(9)[-3:]
     torch.manual_seed(0)
-    ActorCritic(VECTOR, ACTIONS, Architecture(network=doubled), generator(1))
-    torch.testing.assert_close(torch.rand(9)[-3:], undisturbed)
+    ActorCritic(VECTOR, ACTIONS, Architecture(network=make_doubled), generator(1))
+    torch.testing.assert_close(torch.rand(9)[-3:], expected)
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         (lambda seen: seen, "must return a torch.nn.Module, got function"),
-        (Wrong(lambda seen: seen.flatten(0, 1)), r"got \[1, 5\] for an input of \[1, 1, 5\]"),
-        (Wrong(lambda seen: seen.unsqueeze(0)), r"got \[1, 1, 1, 5\]"),
-        (Wrong(lambda seen: seen.transpose(0, 2)), r"got \[5, 1, 1\]"),
-        (Wrong(lambda seen: (seen, seen)), "got tuple"),
+        (Custom(lambda seen: seen.flatten(0, 1)), r"got \[1, 5\] for an input of \[1, 1, 5\]"),
+        (Custom(lambda seen: seen.unsqueeze(0)), r"got \[1, 1, 1, 5\]"),
+        (Custom(lambda seen: seen.transpose(0, 2)), r"got \[5, 1, 1\]"),
+        (Custom(lambda seen: (seen, seen)), "got tuple"),
     ],
     ids=["no module", "flat", "more axes", "other axes", "tuple"],
 )
-def test_what_is_no_body_is_refused_on_one_line(body: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message) as refusal:
+def test_an_invalid_body_raises_a_one_line_error(body: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         ActorCritic(VECTOR, ACTIONS, Architecture(network=lambda space: body))
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
-# Memory.
+# LSTM.
 
 
-def unrolled(memory: LSTMCore, inputs: Tensor, state: Tensor, valid: Tensor) -> Tensor:
-    """The outputs [T+1, B, H], gate by gate for one environment after the other."""
-    cell = memory.cell
+def lstm_loop(lstm: LSTMCore, inputs: Tensor, state: Tensor, valid: Tensor) -> Tensor:
+    """Returns the outputs [T+1, B, H], computed gate by gate for each environment in turn."""
+    cell = lstm.cell
     columns = []
     for b in range(inputs.shape[1]):
         output, kept, outputs = state[0, b], state[1, b], []
@@ -355,21 +352,21 @@ def unrolled(memory: LSTMCore, inputs: Tensor, state: Tensor, valid: Tensor) -> 
     return torch.stack(columns, dim=1)
 
 
-@pytest.mark.usefixtures("doubles")
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0], ids=["no resets", "some", "nothing else"])
-def test_a_rollout_through_the_memory_equals_a_loop_over_steps(share: float) -> None:
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("invalid", [0.0, 0.3, 1.0], ids=["no resets", "some", "only resets"])
+def test_lstm_outputs_and_gradients_equal_a_loop_over_steps(invalid: float) -> None:
     T, B, F, H = 12, 3, 4, 5
-    memory = LSTMCore(F, H, generator(1))
+    lstm = LSTMCore(F, H, generator(1))
     with torch.no_grad():
-        for bias in (memory.cell.bias_ih, memory.cell.bias_hh):
+        for bias in (lstm.cell.bias_ih, lstm.cell.bias_hh):
             bias.copy_(torch.randn(4 * H, generator=generator(2)))
     inputs = torch.randn(T + 1, B, F, generator=generator(3)).requires_grad_()
     state = torch.randn(2, B, H, generator=generator(4)).requires_grad_()
-    valid = torch.rand(T, B, generator=generator(5)) >= share
+    valid = torch.rand(T, B, generator=generator(5)) >= invalid
     weights = torch.randn(T + 1, B, H, generator=generator(6))
-    wanted = [inputs, state, *memory.parameters()]
-    expected = unrolled(memory, inputs, state, valid)
-    outputs = memory(inputs, state, valid)
+    wanted = [inputs, state, *lstm.parameters()]
+    expected = lstm_loop(lstm, inputs, state, valid)
+    outputs = lstm(inputs, state, valid)
     torch.testing.assert_close(outputs, expected)
     for mine, theirs in zip(
         torch.autograd.grad((weights * outputs).sum(), wanted),
@@ -378,61 +375,61 @@ def test_a_rollout_through_the_memory_equals_a_loop_over_steps(share: float) -> 
     ):
         torch.testing.assert_close(mine, theirs)
         assert theirs.abs().sum() > 0
-    assert bool(valid.all()) == (share == 0)
+    assert bool(valid.all()) == (invalid == 0)
 
 
-def test_acting_step_by_step_gives_the_rollout_s_policy() -> None:
-    """`policy` carries the state that `forward` carries, and None is the state of nothing."""
-    model = moved(ActorCritic(VECTOR, ACTIONS, Architecture(lstm=6), generator(1)))
+def test_acting_step_by_step_equals_the_policy_of_the_rollout() -> None:
+    """`policy` propagates the state as `forward` does; None is the initial state."""
+    model = perturbed(ActorCritic(VECTOR, ACTIONS, Architecture(lstm=6), generator(1)))
     seen, state = rows(VECTOR, 7, 3).float(), None
     policy, _ = model(seen)
     taken = torch.randint(3, (6, 3), generator=generator(2))
     for t in range(6):
         stepped, state = model.policy(seen[t], state)
         torch.testing.assert_close(stepped.log_prob(taken[t]), policy.log_prob(taken)[t])
-    alone, _ = model.policy(seen[5])
-    assert not torch.allclose(alone.log_prob(taken[5]), policy.log_prob(taken)[5], atol=1e-3)
+    stateless, _ = model.policy(seen[5])
+    assert not torch.allclose(stateless.log_prob(taken[5]), policy.log_prob(taken)[5], atol=1e-3)
 
 
-def test_a_state_that_is_not_finite_is_forgotten_at_the_next_episode() -> None:
-    memory = LSTMCore(2, 3, generator(1))
+def test_a_non_finite_state_is_reset_at_the_next_episode() -> None:
+    lstm = LSTMCore(2, 3, generator(1))
     inputs, valid = torch.zeros(3, 1, 2), torch.tensor([[True], [False]])
     inputs[0] = torch.nan
-    outputs = memory(inputs, memory.nothing(1), valid)
+    outputs = lstm(inputs, lstm.initial_state(1), valid)
     assert outputs[1].isnan().all()
-    torch.testing.assert_close(outputs[2], memory.step(inputs[2], memory.nothing(1))[0])
+    torch.testing.assert_close(outputs[2], lstm.step(inputs[2], lstm.initial_state(1))[0])
 
 
 # Precision.
 
 
-@pytest.mark.parametrize("name", ["mlp", "a3c", "pixels", "side by side", "memory behind a cnn"])
+@pytest.mark.parametrize("name", ["mlp", "a3c", "pixels", "combined", "cnn, lstm"])
 def test_bfloat16_is_close_to_float32(name: str) -> None:
-    space, architecture = EVERY_BODY[name]
-    precise = ActorCritic(space, ACTIONS, architecture, generator(1))
-    coarse = ActorCritic(
+    space, architecture = BODIES[name]
+    exact = ActorCritic(space, ACTIONS, architecture, generator(1))
+    approximate = ActorCritic(
         space, ACTIONS, Architecture(**{**vars(architecture), "bfloat16": True}), generator(1)
     )
     seen, taken = rows(space, 5, 4), torch.randint(3, (4, 4), generator=generator(2))
     seen = seen if seen.dtype == torch.uint8 else seen.float()
     found = []
-    for model in (precise, coarse):
-        moved(model)
+    for model in (exact, approximate):
+        perturbed(model)
         policy, values = model(seen)
         (policy.log_prob(taken).sum() + values.square().sum()).backward()
         assert values.dtype == policy.entropy().dtype == torch.float32
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         found.append((policy.log_prob(taken), values, gradient))
-    (log_probs, values, gradient), (coarse_log_probs, coarse_values, coarse_gradient) = found
-    torch.testing.assert_close(coarse_log_probs, log_probs, rtol=0.03, atol=0.05)
-    torch.testing.assert_close(coarse_values, values, rtol=0.03, atol=0.05)
-    assert functional.cosine_similarity(gradient, coarse_gradient, dim=0) > 0.99
-    assert not torch.equal(coarse_values, values)  # or nothing was computed in it
+    (log_probs, values, gradient), (log_probs16, values16, gradient16) = found
+    torch.testing.assert_close(log_probs16, log_probs, rtol=0.03, atol=0.05)
+    torch.testing.assert_close(values16, values, rtol=0.03, atol=0.05)
+    assert functional.cosine_similarity(gradient, gradient16, dim=0) > 0.99
+    assert not torch.equal(values16, values)  # some of it was computed in bfloat16
 
 
-def test_names_of_activations_are_torch_s() -> None:
-    """An MLP of one layer is the activation of a linear function."""
+def test_mlp_activations_equal_those_of_torch() -> None:
+    """An MLP of one layer is an activation of a linear function."""
     given = torch.randn(3, 4, generator=generator(2))
     for name, function in (("tanh", torch.tanh), ("relu", torch.relu)):
         body = layers.mlp(4, (6,), name, generator(1))

@@ -1,4 +1,4 @@
-"""Normalised rewards and observations, against NumPy and through whole runs."""
+"""Tests of reward and observation normalization, against NumPy and in whole runs."""
 
 import math
 import pathlib
@@ -23,13 +23,13 @@ VECTOR = spaces.Box(-np.inf, np.inf, (4,), np.float32)
 MIXED = spaces.Dict(a=spaces.Box(0, 255, (2, 3), np.uint8), b=spaces.Box(-9, 9, (4,), np.float32))
 
 
-def normalization(workers: int = 1, space: Any = VECTOR, **kept: bool) -> Normalization:
-    which = {"observations": False, "rewards": False, **kept}
-    return Normalization(workers, ObservationCodec.of(space), **which)
+def normalization(workers: int = 1, space: Any = VECTOR, **enabled: bool) -> Normalization:
+    flags = {"observations": False, "rewards": False, **enabled}
+    return Normalization(workers, ObservationCodec.of(space), **flags)
 
 
-def lived(seed: int, rollouts: int) -> list[tuple[Any, Any, Any]]:
-    """Rewards, ends and validity of rollouts in a row, as a collector gives them."""
+def random_rewards(seed: int, rollouts: int) -> list[tuple[Any, Any, Any]]:
+    """Returns rewards, ends and validity of consecutive rollouts, as a collector returns them."""
     rng, resetting, found = np.random.default_rng(seed), np.zeros(B, bool), []
     for _ in range(rollouts):
         rewards = rng.normal(0, 3, (T, B)).astype(np.float32)
@@ -58,7 +58,7 @@ def lived(seed: int, rollouts: int) -> list[tuple[Any, Any, Any]]:
 @pytest.mark.parametrize("factor", [1.0, 0.1])
 def test_rewards_are_clipped_and_then_multiplied(clip: Any, clipped: Any, factor: float) -> None:
     normalizer = Normalizer(normalization(), 0, GAMMA, clip, factor)
-    for rewards, ended, valid in lived(1, 3):
+    for rewards, ended, valid in random_rewards(1, 3):
         given = rewards.copy()
         assert normalizer.transform_rewards(rewards, ended, valid) is None
         expected = [factor * clipped(float(reward)) for reward in given.flat]
@@ -68,12 +68,12 @@ def test_rewards_are_clipped_and_then_multiplied(clip: Any, clipped: Any, factor
 
 
 @pytest.mark.parametrize("clip", ["none", "sign"])
-def test_rewards_are_divided_by_the_deviation_of_all_returns_so_far(clip: Any) -> None:
-    """Environment by environment, with returns that start anew in each episode."""
+def test_rewards_are_divided_by_the_deviation_of_all_past_returns(clip: Any) -> None:
+    """Each environment has its own running return, which is reset at the end of an episode."""
     normalizer = Normalizer(normalization(rewards=True), 0, GAMMA, clip, 0.5)
     returns: list[float] = []
     running = [0.0] * B
-    for rewards, ended, valid in lived(2, 8):
+    for rewards, ended, valid in random_rewards(2, 8):
         given = np.sign(rewards) if clip == "sign" else rewards.copy()
         for b in range(B):
             for t in range(T):
@@ -89,19 +89,21 @@ def test_rewards_are_divided_by_the_deviation_of_all_returns_so_far(clip: Any) -
     assert len(returns) < 8 * T * B  # some steps only reset
 
 
-def test_two_workers_divide_by_the_deviation_of_both() -> None:
+def test_two_workers_divide_by_the_deviation_of_their_common_returns() -> None:
     shared = normalization(2, rewards=True)
     workers = [Normalizer(shared, worker, 0.0, "none", 1.0) for worker in range(2)]
     seen = []
-    for (rewards, ended, valid), worker in zip(lived(3, 6), [0, 0, 1, 0, 1, 1], strict=True):
+    for (rewards, ended, valid), worker in zip(
+        random_rewards(3, 6), [0, 0, 1, 0, 1, 1], strict=True
+    ):
         given = rewards.copy()
-        seen.append(given[valid])  # with γ = 0 they are the returns
+        seen.append(given[valid])  # the returns, as γ = 0
         workers[worker].transform_rewards(rewards, ended, valid)
         deviation = math.sqrt(np.var(np.concatenate(seen).astype(np.float64)) + 1e-8)
         np.testing.assert_allclose(rewards, given / deviation, rtol=1e-5)
 
 
-def test_a_reward_that_is_not_finite_spoils_no_moments_and_no_later_episode() -> None:
+def test_a_non_finite_reward_changes_no_moments_and_no_later_episode() -> None:
     shared = normalization(rewards=True)
     normalizer = Normalizer(shared, 0, GAMMA, "none", 1.0)
     rewards = np.array([[1.0], [np.inf], [2.0], [0.0], [3.0]], np.float32)
@@ -117,22 +119,22 @@ def test_the_first_reward_after_many_zeros_is_not_huge() -> None:
     rewards = np.zeros((10_000, 1), np.float32)
     rewards[-1] = 1.0
     normalizer.transform_rewards(rewards, np.zeros_like(rewards, bool), np.ones_like(rewards, bool))
-    assert rewards[-1, 0] == 5.0  # 100 deviations, of which 10 are left, halved
+    assert rewards[-1, 0] == 5.0  # 100 deviations, clipped to 10, times 0.5
 
 
 # Observations.
 
 
 def rollout_of(rows: Any, valid: Any = None) -> Rollout:
-    """With these observations, [T+1, B, *O], valid everywhere if nothing is said of it."""
-    nothing = torch.zeros(0)
+    """Returns a rollout with these observations, [T+1, B, *O]; by default all steps are valid."""
+    empty = torch.zeros(0)
     valid = np.ones((len(rows) - 1, rows.shape[1]), bool) if valid is None else valid
-    return Rollout(torch.from_numpy(rows), *[nothing] * 5, torch.from_numpy(valid))
+    return Rollout(torch.from_numpy(rows), *[empty] * 5, torch.from_numpy(valid))
 
 
-@pytest.mark.parametrize("space", [VECTOR, MIXED], ids=["vector", "with a picture"])
-def test_a_model_gets_the_moments_of_what_all_workers_saw(space: Any) -> None:
-    """Mean and deviation of what was acted on: not a rollout's last row, and no steps not valid."""
+@pytest.mark.parametrize("space", [VECTOR, MIXED], ids=["vector", "with an image"])
+def test_write_to_writes_the_moments_of_all_workers_observations(space: Any) -> None:
+    """The moments exclude the last row of each rollout, invalid steps and non-finite rows."""
     shared, rng, seen = normalization(2, space, observations=True), np.random.default_rng(5), []
     normalizers = [Normalizer(shared, worker, GAMMA, "none", 1.0) for worker in range(2)]
     size = ObservationCodec.of(space).shape[0]
@@ -141,8 +143,8 @@ def test_a_model_gets_the_moments_of_what_all_workers_saw(space: Any) -> None:
         valid = rng.random((T, B)) < 0.8
         seen.append(rows[:-1, :, :4][valid].astype(np.float64))
         normalizers[worker].add(rollout_of(rows, valid))
-    broken = np.full((2, B, size), np.nan, np.float32)
-    normalizers[0].add(rollout_of(broken))
+    nonfinite = np.full((2, B, size), np.nan, np.float32)
+    normalizers[0].add(rollout_of(nonfinite))
     every = np.concatenate(seen)
     model = ActorCritic(space, spaces.Discrete(2), Architecture(standardize=True))
     shared.write_to(model)
@@ -156,7 +158,7 @@ def test_a_model_gets_the_moments_of_what_all_workers_saw(space: Any) -> None:
     np.testing.assert_array_equal(standard[..., 4:], rows[..., 4:])
 
 
-def test_moments_that_are_not_kept_change_nothing() -> None:
+def test_disabled_normalization_does_not_change_the_model() -> None:
     shared = normalization()
     Normalizer(shared, 0, GAMMA, "none", 1.0).add(rollout_of(np.ones((T + 1, B, 4), np.float32)))
     model = ActorCritic(VECTOR, spaces.Discrete(2), Architecture(standardize=True))
@@ -166,28 +168,28 @@ def test_moments_that_are_not_kept_change_nothing() -> None:
     assert shared.state() == {}
 
 
-PICTURES = spaces.Box(0, 255, (2, 44, 40), np.uint8)
+IMAGES = spaces.Box(0, 255, (2, 44, 40), np.uint8)
 
 
-def pictures(seed: int) -> Any:
-    """A rollout of dark pictures with a bright spot each, whose corner is always white."""
+def random_images(seed: int) -> Any:
+    """Returns dark images with random bright pixels and a white corner, [T+1, B, 2, 44, 40]."""
     rng = np.random.default_rng(seed)
-    seen = rng.integers(20, 30, (T + 1, B, *PICTURES.shape), np.uint8)
+    seen = rng.integers(20, 30, (T + 1, B, *IMAGES.shape), np.uint8)
     seen[rng.random(seen.shape) < 0.01] = 200
     seen[..., :4, :4] = 255
     return seen
 
 
-def test_a_model_gets_the_mean_picture_and_one_deviation_for_all_pixels() -> None:
-    shared, first = normalization(2, PICTURES, observations=True), []
+def test_write_to_writes_the_mean_image_and_one_deviation_for_all_pixels() -> None:
+    shared, first = normalization(2, IMAGES, observations=True), []
     for worker in (0, 1, 1):
-        seen = pictures(len(first))
+        seen = random_images(len(first))
         valid = np.ones((T, B), bool)
         valid[0, len(first)] = False
         first.append(seen[0][valid[0]].reshape(B - 1, -1).astype(np.float64))
         Normalizer(shared, worker, GAMMA, "none", 1.0).add(rollout_of(seen, valid))
     every = np.concatenate(first)
-    model = ActorCritic(PICTURES, spaces.Discrete(2), Architecture(standardize=True))
+    model = ActorCritic(IMAGES, spaces.Discrete(2), Architecture(standardize=True))
     assert model.standardize is not None
     assert model.standardize.scale.tolist() == [pytest.approx(1 / 255)]
     shared.write_to(model)
@@ -196,49 +198,49 @@ def test_a_model_gets_the_mean_picture_and_one_deviation_for_all_pixels() -> Non
     assert model.standardize.scale.item() == pytest.approx(1 / deviation, rel=1e-5)
     assert not model.standardize.mean.requires_grad
     standard = model.standardize(torch.from_numpy(seen[0])).numpy()
-    expected = (seen[0] - mean.round().reshape(PICTURES.shape)) / deviation
+    expected = (seen[0] - mean.round().reshape(IMAGES.shape)) / deviation
     np.testing.assert_allclose(standard, expected, rtol=1e-4, atol=1e-5)
-    assert np.abs(standard[..., :4, :4]).max() < 1  # what never changes says little
+    assert np.abs(standard[..., :4, :4]).max() < 1  # constant pixels become small
 
 
-@pytest.mark.parametrize("space", [PICTURES, spaces.Box(0, 255, (44, 40, 3), np.uint8)], ids=str)
-def test_a_cnn_sees_pictures_against_their_mean(space: Any) -> None:
-    """By squares of pixels or not, it is the CNN without a mean, given what was subtracted."""
+@pytest.mark.parametrize("space", [IMAGES, spaces.Box(0, 255, (44, 40, 3), np.uint8)], ids=str)
+def test_a_cnn_subtracts_the_mean_image(space: Any) -> None:
+    """Equal to a CNN without normalization on normalized images, in both channel orders."""
     rng = np.random.default_rng(3)
     seen = torch.from_numpy(rng.integers(0, 255, (5, *space.shape), np.uint8))
-    compared = ActorCritic(space, spaces.Discrete(2), Architecture(standardize=True))
+    normalized = ActorCritic(space, spaces.Discrete(2), Architecture(standardize=True))
     plain = ActorCritic(space, spaces.Discrete(2), Architecture())
-    unseen = compared.load_state_dict(plain.state_dict(), strict=False)
-    assert {name.rpartition(".")[2] for name in unseen.missing_keys} == {"mean", "scale"}
-    assert compared.standardize is not None
-    compared.standardize.mean.copy_(torch.from_numpy(rng.uniform(0, 255, seen[0].numel())))
-    compared.standardize.scale.fill_(0.03)
-    mean = compared.standardize.picture
-    vision = plain.policy_body
-    planes = vision._planes((seen.float() - mean) * 0.03)
-    expected = vision.rest(vision.first(planes))
-    torch.testing.assert_close(compared.policy_body(seen), expected, rtol=1e-4, atol=1e-4)
+    unmatched = normalized.load_state_dict(plain.state_dict(), strict=False)
+    assert {name.rpartition(".")[2] for name in unmatched.missing_keys} == {"mean", "scale"}
+    assert normalized.standardize is not None
+    normalized.standardize.mean.copy_(torch.from_numpy(rng.uniform(0, 255, seen[0].numel())))
+    normalized.standardize.scale.fill_(0.03)
+    mean = normalized.standardize.mean_image
+    encoder = plain.policy_body
+    planes = encoder._planes((seen.float() - mean) * 0.03)
+    expected = encoder.rest(encoder.first(planes))
+    torch.testing.assert_close(normalized.policy_body(seen), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_differences_of_bytes_are_exact_in_bfloat16() -> None:
-    model = ActorCritic(PICTURES, spaces.Discrete(2), Architecture(standardize=True))
-    vision = model.policy_body
+    model = ActorCritic(IMAGES, spaces.Discrete(2), Architecture(standardize=True))
+    encoder = model.policy_body
     with torch.autocast("cpu", torch.bfloat16):
-        every = torch.arange(256, dtype=torch.uint8).repeat(PICTURES.shape[0] * 44 * 40 // 256 + 1)
-        picture = every[: 2 * 44 * 40].view(1, 2, 44, 40)
+        every = torch.arange(256, dtype=torch.uint8).repeat(IMAGES.shape[0] * 44 * 40 // 256 + 1)
+        image = every[: 2 * 44 * 40].view(1, 2, 44, 40)
         for level in (0, 1, 127, 255):
-            mean = torch.full_like(picture, level)
-            difference = vision._squares(picture).sub_(vision._squares(mean))
-            exact = vision._squares(picture).double() - level
+            mean = torch.full_like(image, level)
+            difference = encoder._squares(image).sub_(encoder._squares(mean))
+            exact = encoder._squares(image).double() - level
             assert torch.equal(difference.double(), exact)
 
 
-@pytest.mark.parametrize("case", ["two pictures", "a network of one's own"])
-def test_pictures_that_cannot_be_compared_are_refused(case: str) -> None:
-    space: Any = PICTURES
+@pytest.mark.parametrize("case", ["two images", "custom network"])
+def test_unsupported_image_normalization_is_rejected(case: str) -> None:
+    space: Any = IMAGES
     architecture = Architecture(standardize=True)
-    if case == "two pictures":
-        space = spaces.Tuple([PICTURES, PICTURES])
+    if case == "two images":
+        space = spaces.Tuple([IMAGES, IMAGES])
     else:
         architecture = Architecture(standardize=True, network=lambda _: torch.nn.Flatten(2))
     with pytest.raises(UserError, match="normalize_observations supports vectors, or a"):
@@ -256,8 +258,8 @@ RUN: dict[str, Any] = {
 }
 
 
-def frozen_equals_checkpointed(agent: Agent) -> float:
-    """Compares the model's constants with the moments beside it; returns how many they count."""
+def checked_count(agent: Agent) -> float:
+    """Asserts that the model's constants equal the checkpoint's moments; returns their count."""
     moments = agent.checkpoint.normalization["observations"]
     count, mean, m2 = (moments[name].double() for name in ("count", "mean", "m2"))
     standardize = agent.model.standardize
@@ -268,11 +270,11 @@ def frozen_equals_checkpointed(agent: Agent) -> float:
     return float(count)
 
 
-def test_a_run_freezes_its_moments_keeps_them_and_goes_on_with_them(tmp_path: pathlib.Path) -> None:
+def test_moments_are_saved_loaded_and_resumed(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "run"
     agent = a2c.train(a2c.Config(num_envs=4, run_dir=str(folder), **RUN))
-    count, steps = frozen_equals_checkpointed(agent), agent.checkpoint.counters.steps
-    # Cosine and sine of what a pendulum does are no more than 1, its speed no more than 8.
+    count, steps = checked_count(agent), agent.checkpoint.counters.steps
+    # Observations of Pendulum: |cos| and |sin| are at most 1, the speed is at most 8.
     means = agent.checkpoint.normalization["observations"]["mean"].abs()
     assert bool((means <= torch.tensor([1.0, 1.0, 8.0])).all())
     assert count == steps
@@ -280,23 +282,23 @@ def test_a_run_freezes_its_moments_keeps_them_and_goes_on_with_them(tmp_path: pa
 
     agent.save(tmp_path / "agent.pt")
     for loaded in (hogwild_rl.load(tmp_path / "agent.pt"), hogwild_rl.load(folder)):
-        assert frozen_equals_checkpointed(loaded) == count
+        assert checked_count(loaded) == count
         assert loaded.evaluate(3, seed=4).tolist() == agent.evaluate(3, seed=4).tolist()
 
-    longer = a2c.train(a2c.Config(resume=str(folder), total_timesteps=5_000))
-    assert frozen_equals_checkpointed(longer) > count + 1_900
-    assert longer.checkpoint.counters.sessions == 2
-    first, last = (each.checkpoint.normalization["returns"] for each in (agent, longer))
-    assert float(last["count"]) == longer.checkpoint.counters.steps > float(first["count"])
+    resumed = a2c.train(a2c.Config(resume=str(folder), total_timesteps=5_000))
+    assert checked_count(resumed) > count + 1_900
+    assert resumed.checkpoint.counters.sessions == 2
+    first, last = (each.checkpoint.normalization["returns"] for each in (agent, resumed))
+    assert float(last["count"]) == resumed.checkpoint.counters.steps > float(first["count"])
     assert float(last["m2"]) > float(first["m2"])
 
 
-def test_two_workers_count_every_step_in_both_lives_of_a_run(tmp_path: pathlib.Path) -> None:
+def test_moments_of_two_workers_count_every_step_in_both_sessions(tmp_path: pathlib.Path) -> None:
     folder, counts = str(tmp_path / "run"), []
     first = {**RUN, "total_timesteps": 1_000, "workers": 2, "envs_per_worker": 2}
     for settings in ({"run_dir": folder, **first}, {"resume": folder, "total_timesteps": 2_000}):
         agent = a3c.train(a3c.Config(**settings))
-        frozen_equals_checkpointed(agent)
+        checked_count(agent)
         checkpoint = agent.checkpoint
         counts.append(checkpoint.counters.steps)
         assert float(checkpoint.normalization["returns"]["count"]) == counts[-1]
@@ -304,8 +306,8 @@ def test_two_workers_count_every_step_in_both_lives_of_a_run(tmp_path: pathlib.P
     assert counts[1] >= 2_000
 
 
-def test_told_returns_are_the_environment_s(tmp_path: pathlib.Path) -> None:
-    """Whatever is done to rewards: a pole that stays up 1 step more pays 1 more."""
+def test_logged_returns_are_untransformed(tmp_path: pathlib.Path) -> None:
+    """Each step of CartPole has the reward 1, so the return equals the length."""
     run = a2c.Config(
         env="CartPole-v1",
         num_envs=2,

@@ -1,4 +1,4 @@
-"""Rows of observations against gymnasium's own flattening, and what counts as a picture."""
+"""Tests of the observation codec against gymnasium's flattening, and of image detection."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -39,30 +39,30 @@ FLAT = {
 every_space = pytest.mark.parametrize("space", FLAT.values(), ids=FLAT.keys())
 COLOUR = spaces.Box(0, 255, (8, 6, 3), np.uint8)
 GREY = spaces.Box(0, 255, (5, 7), np.uint8)
-WITH_PICTURES = {
+WITH_IMAGES = {
     "dict": spaces.Dict(
         a=COLOUR, b=spaces.Discrete(3), c=GREY, d=spaces.Box(-1, 1, (2,), np.float32)
     ),
     "nested": spaces.Tuple(
-        (spaces.Dict(eye=COLOUR, at=spaces.MultiDiscrete([2, 2])), GREY, spaces.MultiBinary(3))
+        (spaces.Dict(camera=COLOUR, at=spaces.MultiDiscrete([2, 2])), GREY, spaces.MultiBinary(3))
     ),
-    "alone in a dict": spaces.Dict(eye=GREY),
+    "alone in a dict": spaces.Dict(camera=GREY),
 }
-with_pictures = pytest.mark.parametrize("space", WITH_PICTURES.values(), ids=WITH_PICTURES.keys())
+with_images = pytest.mark.parametrize("space", WITH_IMAGES.values(), ids=WITH_IMAGES.keys())
 
 
-class Still(gymnasium.Env[Any, Any]):
-    """Shows one observation for ever."""
+class Constant(gymnasium.Env[Any, Any]):
+    """Environment with a constant observation."""
 
-    def __init__(self, space: Space[Any], shown: Any) -> None:
+    def __init__(self, space: Space[Any], observation: Any) -> None:
         self.observation_space, self.action_space = space, spaces.Discrete(2)
-        self._shown = shown
+        self._observation = observation
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        return self._shown, {}
+        return self._observation, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self._shown, 0.0, False, False, {}
+        return self._observation, 0.0, False, False, {}
 
 
 def samples(space: Space[Any]) -> list[Any]:
@@ -70,9 +70,9 @@ def samples(space: Space[Any]) -> list[Any]:
     return [space.sample() for _ in range(B)]
 
 
-def batch_of(space: Space[Any], shown: list[Any]) -> Any:
-    """What a vector environment gives for these observations."""
-    envs = SyncVectorEnv([lambda each=each: Still(space, each) for each in shown])
+def batch_of(space: Space[Any], observations: list[Any]) -> Any:
+    """Returns these observations as a vector environment batches them."""
+    envs = SyncVectorEnv([lambda each=each: Constant(space, each) for each in observations])
     return envs.reset()[0]
 
 
@@ -87,18 +87,18 @@ def leaves(space: Space[Any], observation: Any) -> Iterator[tuple[Space[Any], An
         yield space, observation
 
 
-def pictures_last(space: Space[Any], observation: Any) -> Any:
-    """Gymnasium's flattening of the parts, those of COLOUR and GREY behind the others."""
+def flatten_images_last(space: Space[Any], observation: Any) -> Any:
+    """Flattens all parts with gymnasium; the images COLOUR and GREY come last."""
     parts = list(leaves(space, observation))
     others = [spaces.flatten(part, seen) for part, seen in parts if part not in (COLOUR, GREY)]
-    pictures = [seen.ravel() for part, seen in parts if part in (COLOUR, GREY)]
-    return np.concatenate([*others, *pictures])
+    images = [seen.ravel() for part, seen in parts if part in (COLOUR, GREY)]
+    return np.concatenate([*others, *images])
 
 
 @every_space
-def test_a_row_is_what_gymnasium_flattens_to(space: Space[Any]) -> None:
-    codec, shown = ObservationCodec.of(space), samples(space)
-    for observation in shown:
+def test_a_row_equals_gymnasium_s_flattening(space: Space[Any]) -> None:
+    codec, observations = ObservationCodec.of(space), samples(space)
+    for observation in observations:
         expected = spaces.flatten(space, observation).astype(np.float32)
         np.testing.assert_array_equal(np.asarray(codec.row(observation), codec.dtype), expected)
     assert codec.shape == spaces.flatten_space(space).shape
@@ -106,26 +106,26 @@ def test_a_row_is_what_gymnasium_flattens_to(space: Space[Any]) -> None:
 
 
 @every_space
-def test_rows_of_a_vector_environment_are_those_of_its_observations(space: Space[Any]) -> None:
-    codec, shown = ObservationCodec.of(space), samples(space)
-    rows = codec.rows(batch_of(space, shown))
-    expected = np.stack([spaces.flatten(space, each) for each in shown]).astype(np.float32)
+def test_rows_of_a_batch_equal_the_rows_of_its_observations(space: Space[Any]) -> None:
+    codec, observations = ObservationCodec.of(space), samples(space)
+    rows = codec.rows(batch_of(space, observations))
+    expected = np.stack([spaces.flatten(space, each) for each in observations]).astype(np.float32)
     np.testing.assert_array_equal(rows.astype(codec.dtype), expected)
-    assert len({row.tobytes() for row in rows}) > 1  # or any order of rows would do
+    assert len({row.tobytes() for row in rows}) > 1  # their order matters
 
 
-@with_pictures
-def test_pictures_among_the_parts_come_last(space: Space[Any]) -> None:
-    codec, shown = ObservationCodec.of(space), samples(space)
-    expected = np.stack([pictures_last(space, each) for each in shown])
-    rows = codec.rows(batch_of(space, shown))
+@with_images
+def test_images_come_last_in_a_row(space: Space[Any]) -> None:
+    codec, observations = ObservationCodec.of(space), samples(space)
+    expected = np.stack([flatten_images_last(space, each) for each in observations])
+    rows = codec.rows(batch_of(space, observations))
     np.testing.assert_array_equal(rows, expected)
-    np.testing.assert_array_equal(np.stack([codec.row(each) for each in shown]), expected)
+    np.testing.assert_array_equal(np.stack([codec.row(each) for each in observations]), expected)
     pixels = sum(int(np.prod(image.shape)) for image in codec.images)
     assert rows.dtype == codec.dtype == np.float32
     assert codec.shape == (codec.vector + pixels,) == rows[0].shape
-    kinds = [part for part, _ in leaves(space, shown[0]) if part in (COLOUR, GREY)]
-    assert [image.shape for image in codec.images] == [part.shape for part in kinds]
+    parts = [part for part, _ in leaves(space, observations[0]) if part in (COLOUR, GREY)]
+    assert [image.shape for image in codec.images] == [part.shape for part in parts]
 
 
 @pytest.mark.parametrize(
@@ -140,16 +140,16 @@ def test_pictures_among_the_parts_come_last(space: Space[Any]) -> None:
         ((10, 10, 7), False, (7, 10, 10)),
     ],
 )
-def test_pictures_are_found_out_and_stay_bytes(shape: Any, channels_first: Any, chw: Any) -> None:
+def test_images_are_detected_and_stay_bytes(shape: Any, channels_first: Any, chw: Any) -> None:
     space = spaces.Box(0, 255, shape, np.uint8)
     assert as_image(space) == Image(shape, channels_first)
-    codec, shown = ObservationCodec.of(space), samples(space)
+    codec, observations = ObservationCodec.of(space), samples(space)
     assert (codec.shape, codec.dtype, codec.vector) == (shape, np.uint8, 0)
     assert [image.chw for image in codec.images] == [chw]
-    rows = codec.rows(batch_of(space, shown))
+    rows = codec.rows(batch_of(space, observations))
     assert rows.dtype == np.uint8
-    np.testing.assert_array_equal(rows, np.stack(shown))
-    np.testing.assert_array_equal(codec.row(shown[1]), shown[1])
+    np.testing.assert_array_equal(rows, np.stack(observations))
+    np.testing.assert_array_equal(codec.row(observations[1]), observations[1])
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_pictures_are_found_out_and_stay_bytes(shape: Any, channels_first: Any, 
     ],
     ids=str,
 )
-def test_what_is_no_picture_is_flat(space: Space[Any]) -> None:
+def test_spaces_that_are_not_images_are_flattened(space: Space[Any]) -> None:
     assert as_image(space) is None
     codec = ObservationCodec.of(space)
     assert (codec.images, codec.dtype) == ((), np.float32)
@@ -187,32 +187,32 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 @pytest.mark.parametrize(
-    "around",
+    "wrap",
     [
         lambda space: space,
-        lambda space: spaces.Dict(eye=GREY, words=space),
+        lambda space: spaces.Dict(camera=GREY, words=space),
         lambda space: spaces.Tuple((spaces.Dict(deep=spaces.Tuple((space,))), spaces.Discrete(2))),
     ],
     ids=["alone", "in a dict", "deep"],
 )
-def test_other_spaces_are_refused_by_name_on_one_line(name: str, around: Any) -> None:
-    space = around(UNSUPPORTED[name])
+def test_unsupported_spaces_raise_a_one_line_error_with_the_name(name: str, wrap: Any) -> None:
+    space = wrap(UNSUPPORTED[name])
     for attempt in (
         lambda: ObservationCodec.of(space),
         lambda: ActorCritic(space, spaces.Discrete(2), Architecture()),
     ):
-        with pytest.raises(UserError) as refusal:
+        with pytest.raises(UserError) as error:
             attempt()
-        assert f"observation space {name}(" in str(refusal.value)
-        assert "\n" not in str(refusal.value)
+        assert f"observation space {name}(" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("space", [*FLAT.values(), *WITH_PICTURES.values(), COLOUR, GREY], ids=str)
-def test_one_observation_is_told_from_a_batch_of_them(space: Space[Any]) -> None:
-    codec, shown = ObservationCodec.of(space), samples(space)
-    assert not codec.batched(shown[0])
-    assert codec.batched(batch_of(space, shown))
-    assert codec.batched(batch_of(space, shown[:1]))
+@pytest.mark.parametrize("space", [*FLAT.values(), *WITH_IMAGES.values(), COLOUR, GREY], ids=str)
+def test_batched_distinguishes_a_batch_from_one_observation(space: Space[Any]) -> None:
+    codec, observations = ObservationCodec.of(space), samples(space)
+    assert not codec.batched(observations[0])
+    assert codec.batched(batch_of(space, observations))
+    assert codec.batched(batch_of(space, observations[:1]))
 
 
 @pytest.mark.parametrize(
@@ -226,12 +226,12 @@ def test_one_observation_is_told_from_a_batch_of_them(space: Space[Any]) -> None
         (spaces.Dict(a=spaces.Box(-1, 1, (4,))), {"a": np.zeros(5)}),
     ],
 )
-def test_neither_one_nor_a_batch_is_refused(space: Space[Any], given: Any) -> None:
+def test_batched_rejects_other_shapes(space: Space[Any], given: Any) -> None:
     with pytest.raises(UserError, match="observations must have shape"):
         ObservationCodec.of(space).batched(given)
 
 
-def test_one_part_of_a_batch_beside_one_of_a_single_observation_is_refused() -> None:
+def test_batched_rejects_a_dict_with_only_some_parts_batched() -> None:
     codec = ObservationCodec.of(spaces.Dict(a=spaces.Box(-1, 1, (4,)), b=spaces.Discrete(3)))
     with pytest.raises(UserError, match="observations must"):
         codec.batched({"a": np.zeros((2, 4)), "b": 1})

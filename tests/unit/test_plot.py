@@ -1,6 +1,7 @@
-"""Learning curves: what is read of a run, which runs are one group, and what is drawn of it."""
+"""Tests of learning curves: reading runs, grouping them, and plotting them."""
 
 import dataclasses
+import json
 import math
 import pathlib
 import sys
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 
 from hogwild_rl import a3c, plot
-from hogwild_rl.runs import logger, run
+from hogwild_rl.config import base
+from hogwild_rl.runs import logger
 from hogwild_rl.runs.logger import Progress
 
 Row = tuple[float, int, float]  # seconds, steps, return
 
 
 def write(folder: pathlib.Path, rows: Sequence[Row], **flags: Any) -> pathlib.Path:
-    """The folder of a run that went like this."""
+    """Creates the folder of a run whose progress.csv has these rows."""
     folder.mkdir()
     config = a3c.Config(workers=1, quiet=True, **flags)
-    run.write_settings(folder, "a3c", config.to_json())
+    document = {"algorithm": "a3c", "settings": config.to_json()}
+    (folder / base.SETTINGS_FILE).write_text(json.dumps(document))
     reporter = logger.Reporter(folder, config, Progress())
     zeros = dict.fromkeys([field.name for field in dataclasses.fields(logger.Snapshot)], 0)
     for time_s, steps, value in rows:
@@ -35,7 +38,7 @@ def curve(xs: Sequence[float], returns: Sequence[float]) -> plot.Curve:
     return plot.Curve(np.array(xs), np.array(xs) / 10, np.array(returns))
 
 
-def test_rows_before_the_first_return_and_a_torn_last_one_are_left_out(
+def test_read_skips_rows_without_a_return_and_an_incomplete_last_row(
     tmp_path: pathlib.Path,
 ) -> None:
     folder = write(tmp_path / "run", [(0.5, 50, math.nan), (1.0, 100, 20.5), (2.0, 250, 30.0)])
@@ -48,7 +51,7 @@ def test_rows_before_the_first_return_and_a_torn_last_one_are_left_out(
     assert run.curve.returns.tolist() == [20.5, 30.0]
 
 
-def test_a_real_run_has_a_curve(tmp_path: pathlib.Path) -> None:
+def test_read_returns_the_curve_of_a_trained_run(tmp_path: pathlib.Path) -> None:
     a3c.train(a3c.Config(workers=1, total_timesteps=3000, run_dir=str(tmp_path), quiet=True))
     run = plot.read(tmp_path)
     assert run.curve.steps[-1] >= 3000
@@ -56,7 +59,7 @@ def test_a_real_run_has_a_curve(tmp_path: pathlib.Path) -> None:
     assert run.settings["hidden"] == (64, 64)
 
 
-def test_quartiles_of_curves_with_different_rows() -> None:
+def test_quartiles_interpolate_curves_with_different_rows() -> None:
     curves = [
         curve([0, 100, 200], [0, 10, 20]),
         curve([0, 200], [20, 40]),
@@ -72,12 +75,12 @@ def test_quartiles_of_curves_with_different_rows() -> None:
     np.testing.assert_allclose(in_seconds, [lower, median, upper])
 
 
-def test_quartiles_of_one_curve_are_the_curve() -> None:
+def test_quartiles_of_one_curve_equal_the_curve() -> None:
     single = curve([0, 100], [1, 3])
     np.testing.assert_allclose(plot.quartiles([single], "steps", single.steps), [[1, 3]] * 3)
 
 
-def test_seeds_are_one_group_and_settings_that_differ_are_named(tmp_path: pathlib.Path) -> None:
+def test_labels_group_seeds_and_name_different_settings(tmp_path: pathlib.Path) -> None:
     rows = [(1.0, 100, 20.0)]
     folders = [
         write(tmp_path / "a", rows, seed=0, learning_rate=1e-3),
@@ -94,11 +97,11 @@ def test_seeds_are_one_group_and_settings_that_differ_are_named(tmp_path: pathli
     runs = tuple(map(str, folders))
     groups = plot.plot(plot.Config(runs=runs, output=str(tmp_path / "curves.png")))
     assert [len(curves) for curves in groups.values()] == [2, 1, 1]
-    labelled = plot.Config(runs=runs, output=str(tmp_path / "2.png"), labels=("x", "y", "y", "$y"))
-    assert {k: len(v) for k, v in plot.plot(labelled).items()} == {"x": 1, "y": 2, "$y": 1}
+    labeled = plot.Config(runs=runs, output=str(tmp_path / "2.png"), labels=("x", "y", "y", "$y"))
+    assert {k: len(v) for k, v in plot.plot(labeled).items()} == {"x": 1, "y": 2, "$y": 1}
 
 
-def test_the_threshold_is_the_registered_one_and_nothing_is_imported_for_it() -> None:
+def test_threshold_is_that_of_the_registry_and_imports_no_module() -> None:
     assert plot.threshold("CartPole-v1") == 475
     for unknown in ("Pendulum-v1", "CartPol-v1", "tests.envs.Chain", "no_such_module:Id-v0", ""):
         assert plot.threshold(unknown) is None
@@ -106,33 +109,33 @@ def test_the_threshold_is_the_registered_one_and_nothing_is_imported_for_it() ->
     assert "antigravity" not in sys.modules
 
 
-def test_the_picture_has_median_band_seeds_and_threshold() -> None:
+def test_the_figure_has_median_band_seeds_and_threshold() -> None:
     seeds = [curve([0, 100], [0, 10]), curve([0, 100, 200], [20, 30, 40])]
     groups = {"several": seeds, "single": [curve([0, 150], [1, 2])]}
-    drawn = plot.picture(groups, plot.AXES, [475.0])
-    assert [panel.get_xlabel() for panel in drawn.axes] == ["steps", "seconds"]
-    for panel in drawn.axes:
+    figure = plot.figure_of(groups, plot.AXES, [475.0])
+    assert [panel.get_xlabel() for panel in figure.axes] == ["steps", "seconds"]
+    for panel in figure.axes:
         lines = {line.get_label(): line for line in panel.get_lines()}
         np.testing.assert_allclose(lines["several"].get_ydata(), [10, 20, np.nan])
         assert lines["threshold 475"].get_linestyle() == "--"
-        drawn_seeds = [line for line in panel.get_lines() if line.get_linewidth() < 1]
-        assert len(drawn_seeds) == 3
+        seed_lines = [line for line in panel.get_lines() if line.get_linewidth() < 1]
+        assert len(seed_lines) == 3
         band = panel.collections[0].get_paths()[0].vertices
         assert {5.0, 15.0, 25.0} <= set(np.asarray(band)[:, 1])
-    assert len(plot.picture(groups, ["seconds"], []).axes) == 1
+    assert len(plot.figure_of(groups, ["seconds"], []).axes) == 1
 
 
-def test_a_run_of_one_row_is_a_dot() -> None:
-    drawn = plot.picture({"short": [curve([100], [5])]}, ["steps"], [])
-    assert "." in [line.get_marker() for line in drawn.axes[0].get_lines()]
+def test_a_curve_of_one_row_is_plotted_as_a_dot() -> None:
+    figure = plot.figure_of({"short": [curve([100], [5])]}, ["steps"], [])
+    assert "." in [line.get_marker() for line in figure.axes[0].get_lines()]
 
 
 @pytest.mark.parametrize(
     ("suffix", "start"), [(".png", b"\x89PNG\r\n"), (".pdf", b"%PDF"), (".svg", b"<?xml")]
 )
-def test_the_file_is_what_its_name_says(tmp_path: pathlib.Path, suffix: str, start: bytes) -> None:
+def test_the_format_matches_the_suffix(tmp_path: pathlib.Path, suffix: str, start: bytes) -> None:
     path = tmp_path / f"curves{suffix}"
-    for _ in range(2):  # what exists is replaced
-        plot.draw({"a": [curve([0, 100], [0, 10])]}, path, plot.AXES, [])
+    for _ in range(2):  # the second call replaces the file
+        plot.save({"a": [curve([0, 100], [0, 10])]}, path, plot.AXES, [])
         assert path.read_bytes().startswith(start)
     assert list(tmp_path.iterdir()) == [path]

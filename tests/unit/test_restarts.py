@@ -1,6 +1,6 @@
-"""When a process that failed is replaced, and when a run is given up."""
+"""Tests of the restart policy: delays before a restart, and reasons to give up."""
 
-from hogwild_rl.hogwild.processes import Failure
+from hogwild_rl.hogwild.child import Failure
 from hogwild_rl.hogwild.supervisor import Restarts
 
 
@@ -8,36 +8,36 @@ def failure(number: int) -> Failure:
     return Failure(number, 1, "", "environment")
 
 
-def test_pauses_double_up_to_a_minute_and_stay_there() -> None:
-    """However often: two to the power of some thousands is no number."""
+def test_delays_double_up_to_60_s_and_do_not_overflow() -> None:
+    """Thousands of failures would overflow an unbounded power of two."""
     restarts = Restarts(range(2), max_restarts=10_000)
-    pauses = [restarts.pause_s(failure(0), useful=False) for _ in range(3_000)]
-    assert pauses[:10] == [0.25, 0.5, 1, 2, 4, 8, 16, 32, 60, 60]
-    assert set(pauses[10:]) == {60}
-    assert restarts.pause_s(failure(0), useful=True) == 0
-    assert restarts.pause_s(failure(0), useful=False) == 0.25
+    delays = [restarts.pause_s(failure(0), progressed=False) for _ in range(3_000)]
+    assert delays[:10] == [0.25, 0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+    assert set(delays[10:]) == {60}
+    assert restarts.pause_s(failure(0), progressed=True) == 0
+    assert restarts.pause_s(failure(0), progressed=False) == 0.25
     assert restarts.give_up_reason == ""
 
 
-def test_numbers_may_begin_anywhere() -> None:
-    restarts = Restarts(range(4, 6), max_restarts=10, use="taken 16 steps")
+def test_indices_may_start_at_any_number() -> None:
+    restarts = Restarts(range(4, 6), max_restarts=10, progress="taken 16 steps")
     for number in (4, 4, 4, 5):
-        restarts.pause_s(failure(number), useful=False)
+        restarts.pause_s(failure(number), progressed=False)
         assert restarts.give_up_reason == ""
-    restarts.pause_s(failure(5), useful=False)
+    restarts.pause_s(failure(5), progressed=False)
     assert restarts.give_up_reason == (
         "environment 5 failed with exit code 1\nevery environment failed 2 times in a row before "
         "it had taken 16 steps: giving up"
     )
 
 
-def test_the_strict_rule_and_the_limit() -> None:
+def test_give_up_reasons_without_restarts_and_at_the_limit() -> None:
     strict = Restarts(range(2), max_restarts=0)
-    strict.pause_s(failure(1), useful=True)
+    strict.pause_s(failure(1), progressed=True)
     assert strict.give_up_reason == "environment 1 failed with exit code 1"
     limited = Restarts(range(2), max_restarts=2)
     for _ in range(2):
-        limited.pause_s(failure(1), useful=True)
+        limited.pause_s(failure(1), progressed=True)
         assert limited.give_up_reason == ""
-    limited.pause_s(failure(1), useful=True)
+    limited.pause_s(failure(1), progressed=True)
     assert "environment 1 was restarted 2 times within an hour" in limited.give_up_reason

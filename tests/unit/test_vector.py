@@ -1,4 +1,4 @@
-"""Every source of environments behind one contract, and one line for what cannot be made."""
+"""Tests of vector environments from every source, and of one-line errors for invalid sources."""
 
 import copy
 import functools
@@ -13,13 +13,14 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from hogwild_rl import errors
-from hogwild_rl.envs import make, vectorize
+from hogwild_rl.envs import make
+from tests.envs import make_vector_env
 
 native_and_sync = pytest.mark.parametrize("num_envs", [3, 8], ids=["sync", "native"])
 
 
-class Still(gymnasium.Env[Any, Any]):
-    """Nothing ever happens in it; it notes how it was made and whether it was closed."""
+class Constant(gymnasium.Env[Any, Any]):
+    """Environment with constant observations that stores its render_mode and counts closes."""
 
     closed = 0
 
@@ -31,62 +32,62 @@ class Still(gymnasium.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """At rest."""
+        """Returns zeros."""
         super().reset(seed=seed, options=options)
         return np.zeros(2, dtype=np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """At rest, paid the action."""
+        """Returns zeros; the reward is the action."""
         return np.zeros(2, dtype=np.float32), float(action), False, False, {}
 
     def close(self) -> None:
-        """Counts."""
+        """Counts the calls."""
         type(self).closed += 1
 
 
 class Maker:
-    """A callable object."""
+    """Callable object that returns an environment."""
 
-    def __call__(self) -> Still:
-        """One environment."""
-        return Still()
+    def __call__(self) -> Constant:
+        """Creates an environment."""
+        return Constant()
 
 
-def still() -> Still:
-    """A function that makes one, and takes no render_mode."""
-    return Still()
+def make_constant() -> Constant:
+    """Creates an environment; has no argument render_mode."""
+    return Constant()
 
 
 def nothing() -> None:
-    """A function that forgets to return what it made."""
+    """Returns None instead of an environment."""
 
 
-def vectorised() -> VectorEnv[Any, Any, Any]:
-    """A function that makes many where one is wanted."""
-    return vectorize.make_vector_env("CartPole-v1", 2)
+def vectorized() -> VectorEnv[Any, Any, Any]:
+    """Returns a vector environment instead of a single one."""
+    return make_vector_env("CartPole-v1", 2)
 
 
-def needing_a_package() -> Still:
-    """A function whose environment is not installed."""
+def needing_a_package() -> Constant:
+    """Raises DependencyNotInstalled."""
     raise gymnasium.error.DependencyNotInstalled("flux_capacitor is missing")
 
 
-def refusal(env: Any) -> str:
-    """The one line with which an environment is refused, however it is asked for."""
+def error_of(env: Any) -> str:
+    """Returns the one-line error message; asserts that every function raises UserError."""
     with pytest.raises(errors.UserError) as caught:
         make.inspect_env(env)
     with pytest.raises(errors.UserError):
         make.make_env(env)
     with pytest.raises(errors.UserError):
-        vectorize.make_vector_env(env, 2)
+        make_vector_env(env, 2)
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
-def play_to_an_end(num_envs: int, seed: int) -> tuple[VectorEnv[Any, Any, Any], Any, Any]:
-    """CartPoles just after the first end of any, the last observations, and who ended."""
-    envs = vectorize.make_vector_env("CartPole-v1", num_envs)
+def step_to_first_end(num_envs: int, seed: int) -> tuple[VectorEnv[Any, Any, Any], Any, Any]:
+    """Returns environments after the first end of any, their observations, and end flags."""
+    envs = make_vector_env("CartPole-v1", num_envs)
     observations, _ = envs.reset(seed=seed)
     rng = np.random.default_rng(seed)
     for _ in range(200):
@@ -95,19 +96,19 @@ def play_to_an_end(num_envs: int, seed: int) -> tuple[VectorEnv[Any, Any, Any], 
         ended = terminated | truncated
         if ended.any():
             return envs, np.array(observations), np.array(ended)
-    raise AssertionError("no pole fell in 200 steps")
+    raise AssertionError("no episode ended in 200 steps")
 
 
-def test_few_are_stepped_in_turn_and_many_natively() -> None:
-    """Both kinds are met in this file: three CartPoles are single ones, eight are gymnasium's."""
-    assert isinstance(vectorize.make_vector_env("CartPole-v1", 3), SyncVectorEnv)
-    assert isinstance(vectorize.make_vector_env("CartPole-v1", 8), CartPoleVectorEnv)
+def test_few_environments_are_synchronous_and_many_are_native() -> None:
+    """The parameters `native_and_sync` of this file cover both implementations."""
+    assert isinstance(make_vector_env("CartPole-v1", 3), SyncVectorEnv)
+    assert isinstance(make_vector_env("CartPole-v1", 8), CartPoleVectorEnv)
 
 
 @native_and_sync
-def test_autoreset_is_next_step_by_name(num_envs: int) -> None:
-    """The vector environment says so itself, and is of the asked size and spaces."""
-    envs = vectorize.make_vector_env("CartPole-v1", num_envs)
+def test_autoreset_mode_size_and_spaces(num_envs: int) -> None:
+    """The metadata declare NEXT_STEP autoreset."""
+    envs = make_vector_env("CartPole-v1", num_envs)
     assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     assert envs.num_envs == num_envs
     assert envs.single_action_space == spaces.Discrete(2)
@@ -117,11 +118,11 @@ def test_autoreset_is_next_step_by_name(num_envs: int) -> None:
 
 @native_and_sync
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_an_end_shows_the_last_observation_and_the_next_step_resets(
+def test_an_end_returns_the_final_observation_and_the_next_step_resets(
     num_envs: int, seed: int
 ) -> None:
-    """At an end the fallen pole is seen; one step later the new one, unpaid and without an end."""
-    envs, observations, ended = play_to_an_end(num_envs, seed)
+    """The step that resets returns the first observation, reward 0 and no end."""
+    envs, observations, ended = step_to_first_end(num_envs, seed)
     assert 0 < ended.sum() < num_envs
     assert (np.abs(observations[ended][:, 2]) > 0.209).all()
     observations, rewards, terminated, truncated, _ = envs.step(np.zeros(num_envs, dtype=np.int64))
@@ -133,24 +134,24 @@ def test_an_end_shows_the_last_observation_and_the_next_step_resets(
 
 @native_and_sync
 def test_the_step_that_resets_ignores_its_action(num_envs: int) -> None:
-    """Either action at that step gives the same start, and the same course from there."""
-    courses = []
+    """Both actions at that step lead to the same next two observations."""
+    observations = []
     for action in (0, 1):
-        envs, _, ended = play_to_an_end(num_envs, seed=0)
+        envs, _, ended = step_to_first_end(num_envs, seed=0)
         actions = np.zeros(num_envs, dtype=np.int64)
         actions[ended] = action
         first = np.array(envs.step(actions)[0])
         second = np.array(envs.step(np.zeros(num_envs, dtype=np.int64))[0])
-        courses.append(np.stack([first, second]))
-    assert (courses[0] == courses[1]).all()
+        observations.append(np.stack([first, second]))
+    assert (observations[0] == observations[1]).all()
 
 
 @native_and_sync
 def test_a_time_limit_truncates(num_envs: int) -> None:
-    """A spec's step limit cuts every episode there, and does not terminate it."""
+    """max_episode_steps of a spec truncates every episode and does not terminate it."""
     spec = copy.deepcopy(gymnasium.spec("CartPole-v1"))  # the registry keeps its own
     spec.max_episode_steps = 6
-    envs = vectorize.make_vector_env(spec, num_envs)
+    envs = make_vector_env(spec, num_envs)
     envs.reset(seed=0)
     flags = []
     for t in range(15):
@@ -163,47 +164,48 @@ def test_a_time_limit_truncates(num_envs: int) -> None:
 
 
 @native_and_sync
-def test_a_specs_wrappers_are_applied(num_envs: int) -> None:
-    """A spec taken from a wrapped environment makes it wrapped again, in any number."""
+def test_a_spec_s_wrappers_are_applied(num_envs: int) -> None:
+    """The spec is that of a wrapped environment."""
     wrapped = gymnasium.wrappers.ClipReward(gymnasium.make("CartPole-v1"), 0.0, 0.5)
     assert wrapped.spec is not None
-    envs = vectorize.make_vector_env(wrapped.spec, num_envs)
+    envs = make_vector_env(wrapped.spec, num_envs)
     envs.reset(seed=0)
     assert envs.step(np.zeros(num_envs, dtype=np.int64))[1].tolist() == [0.5] * num_envs
 
 
 @native_and_sync
-def test_a_specs_arguments_are_applied(num_envs: int) -> None:
-    """What a spec gives its environment arrives in all of them."""
+def test_a_spec_s_kwargs_are_applied(num_envs: int) -> None:
+    """The reward of every environment shows the argument."""
     spec = copy.deepcopy(gymnasium.spec("CartPole-v1"))  # the registry keeps its own
     spec.kwargs = {"sutton_barto_reward": True}
-    envs = vectorize.make_vector_env(spec, num_envs)
+    envs = make_vector_env(spec, num_envs)
     envs.reset(seed=0)
     assert envs.step(np.zeros(num_envs, dtype=np.int64))[1].tolist() == [0.0] * num_envs
 
 
 @native_and_sync
-def test_environments_differ_and_seeds_repeat(num_envs: int) -> None:
-    """No two environments start alike, and the same seed starts all as before."""
-    envs = vectorize.make_vector_env("CartPole-v1", num_envs)
+def test_environments_differ_and_seeds_are_reproducible(num_envs: int) -> None:
+    """The first observations of all environments differ; equal seeds give equal ones."""
+    envs = make_vector_env("CartPole-v1", num_envs)
     first = np.array(envs.reset(seed=5)[0])
     assert len(np.unique(first, axis=0)) == num_envs
     assert (envs.reset(seed=5)[0] == first).all()
 
 
-@pytest.mark.parametrize("env", [Still, still, Maker()], ids=["class", "function", "object"])
+@pytest.mark.parametrize(
+    "env", [Constant, make_constant, Maker()], ids=["class", "function", "object"]
+)
 @pytest.mark.parametrize("num_envs", [1, 8])
-def test_callables_are_vectorised(env: Any, num_envs: int) -> None:
-    """A class, a function or an object that makes environments will do in any number."""
-    envs = vectorize.make_vector_env(env, num_envs)
+def test_callables_are_vectorized(env: Any, num_envs: int) -> None:
+    """Supports a class, a function, and a callable object."""
+    envs = make_vector_env(env, num_envs)
     assert envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     assert envs.reset(seed=0)[0].shape == (num_envs, 2)
     actions = np.arange(num_envs) % 3
     assert envs.step(actions)[1].tolist() == actions.tolist()
 
 
-def test_facts_of_cartpole() -> None:
-    """Name, spaces and the mean return at which it is solved."""
+def test_env_info_of_cartpole() -> None:
     env_info = make.inspect_env("CartPole-v1")
     assert env_info.name == "CartPole-v1"
     assert env_info.reward_threshold == 475
@@ -212,32 +214,32 @@ def test_facts_of_cartpole() -> None:
 
 
 def test_the_source_of_an_id_needs_no_registration() -> None:
-    """Workers that never registered the caller's environment can make it from the env_info."""
-    gymnasium.register("Still-v0", entry_point=Still)
+    """Workers create an environment from its EnvInfo without registering its id."""
+    gymnasium.register("Constant-v0", entry_point=Constant)
     try:
-        source = make.inspect_env("Still-v0").source
+        source = make.inspect_env("Constant-v0").source
     finally:
-        del gymnasium.registry["Still-v0"]
-    made = make.make_env(source)
-    assert isinstance(made.unwrapped, Still)
-    assert vectorize.make_vector_env(source, 2).reset(seed=0)[0].shape == (2, 2)
+        del gymnasium.registry["Constant-v0"]
+    env = make.make_env(source)
+    assert isinstance(env.unwrapped, Constant)
+    assert make_vector_env(source, 2).reset(seed=0)[0].shape == (2, 2)
 
 
-def test_facts_of_a_callable() -> None:
-    """It is its own source, has no threshold, and is not left open."""
-    before = Still.closed
-    env_info = make.inspect_env(still)
-    assert Still.closed == before + 1
-    assert env_info.source is still
-    assert env_info.name == f"{__name__}.still"
+def test_env_info_of_a_callable() -> None:
+    """The source is the callable, there is no threshold, and the environment is closed."""
+    before = Constant.closed
+    env_info = make.inspect_env(make_constant)
+    assert Constant.closed == before + 1
+    assert env_info.source is make_constant
+    assert env_info.name == f"{__name__}.make_constant"
     assert env_info.reward_threshold is None
     assert env_info.action_space == spaces.Discrete(3)
 
 
-def test_only_a_render_mode_that_is_set_is_asked_for() -> None:
-    """A callable without that argument makes what is not to be shown."""
-    assert make.make_env(still).render_mode is None
-    assert make.make_env(Still, "rgb_array").render_mode == "rgb_array"
+def test_render_mode_is_passed_only_if_it_is_set() -> None:
+    """A callable without that argument can be used without rendering."""
+    assert make.make_env(make_constant).render_mode is None
+    assert make.make_env(Constant, "rgb_array").render_mode == "rgb_array"
     assert make.make_env("CartPole-v1").render_mode is None
 
 
@@ -246,19 +248,18 @@ def test_only_a_render_mode_that_is_set_is_asked_for() -> None:
     [
         ("CartPole-v1", "CartPole-v1"),
         (gymnasium.spec("CartPole-v1"), "CartPole-v1"),
-        (still, f"{__name__}.still"),
-        (Still, f"{__name__}.Still"),
+        (make_constant, f"{__name__}.make_constant"),
+        (Constant, f"{__name__}.Constant"),
         (Maker(), f"{__name__}.Maker"),
     ],
     ids=["id", "spec", "function", "class", "object"],
 )
-def test_names(env: make.EnvSource, name: str) -> None:
-    """Ids as they are, callables by their dotted names."""
+def test_name_of_returns_the_id_or_dotted_name(env: make.EnvSource, name: str) -> None:
     assert make.name_of(env) == name
 
 
 @pytest.mark.parametrize(
-    ("wrong", "near"),
+    ("wrong", "similar"),
     [
         ("CartPol-v1", "CartPole-v1"),
         ("cartpole-v1", "CartPole-v1"),
@@ -266,48 +267,46 @@ def test_names(env: make.EnvSource, name: str) -> None:
         ("MountanCar-v0", "MountainCar-v0"),
     ],
 )
-def test_an_unknown_id_suggests_its_neighbours(wrong: str, near: str) -> None:
-    """The message names what was given and what may have been meant."""
-    message = refusal(wrong)
+def test_an_unknown_id_suggests_a_similar_one(wrong: str, similar: str) -> None:
+    message = error_of(wrong)
     assert wrong in message
-    assert near in message
+    assert similar in message
 
 
-def test_an_id_near_to_none_is_refused() -> None:
-    """Nothing is suggested for what resembles nothing."""
-    message = refusal("zzzzqqq")
+def test_an_unknown_id_without_a_similar_one_has_no_suggestion() -> None:
+    message = error_of("zzzzqqq")
     assert "zzzzqqq" in message
     assert "did you mean" not in message
 
 
-def test_a_module_that_is_missing_is_named() -> None:
-    """In module:Id the module is what cannot be imported."""
-    assert "flux_capacitor" in refusal("flux_capacitor:DeLorean-v0")
+def test_a_missing_module_of_an_id_is_named() -> None:
+    """In module:Id the module cannot be imported."""
+    assert "flux_capacitor" in error_of("flux_capacitor:DeLorean-v0")
 
 
-def test_a_callable_whose_package_is_missing_is_refused() -> None:
-    """What the environment said about it is passed on."""
-    message = refusal(needing_a_package)
+def test_a_callable_with_a_missing_package_is_rejected() -> None:
+    """The message has the environment's own error."""
+    message = error_of(needing_a_package)
     assert "needing_a_package" in message
     assert "flux_capacitor" in message
 
 
-def test_a_lambda_is_refused() -> None:
-    """It cannot be sent to a worker; the message says what can."""
+def test_a_lambda_is_rejected_for_workers() -> None:
+    """It cannot be pickled; the message names the alternative."""
     with pytest.raises(errors.UserError, match=r"lambda.*top level"):
-        make.inspect_env(lambda: Still(None))
-    assert isinstance(make.make_env(lambda: Still(None)), Still), "nobody has to send it here"
+        make.inspect_env(lambda: Constant(None))
+    assert isinstance(make.make_env(lambda: Constant(None)), Constant)  # not pickled
 
 
-def test_an_argument_that_cannot_be_sent_is_refused() -> None:
-    """Whatever part of a callable cannot be pickled, it is printed before a worker starts."""
+def test_an_argument_that_cannot_be_pickled_is_rejected() -> None:
+    """The message names the argument's type."""
     with pytest.raises(errors.UserError, match="lock"):
-        make.inspect_env(functools.partial(Still, threading.Lock()))
+        make.inspect_env(functools.partial(Constant, threading.Lock()))
 
 
-@pytest.mark.parametrize("env", [nothing, vectorised, dict], ids=["none", "vector", "dict"])
+@pytest.mark.parametrize("env", [nothing, vectorized, dict], ids=["none", "vector", "dict"])
 def test_a_callable_must_return_an_environment(env: Any) -> None:
-    """The message names the callable and what it returned instead."""
-    message = refusal(env)
+    """The message names the callable and the type of its result."""
+    message = error_of(env)
     assert make.name_of(env) in message
     assert type(env()).__name__ in message

@@ -1,4 +1,4 @@
-"""One row per worker: counts, staleness, timings and recent episodes."""
+"""Tests of the workers' counters: counts, staleness, timings and recent episodes."""
 
 import time
 
@@ -15,23 +15,22 @@ from hogwild_rl.hogwild.counters import (
 
 
 def returns_of(counters: Counters, count: int) -> list[float]:
-    """The returns of the newest episodes, oldest first."""
-    return [episode.episode_return for episode in counters.recent_episodes(count)]
+    """Returns the returns of the newest episodes, oldest first."""
+    return counters.recent_episodes(count)["return"].tolist()  # type: ignore[no-any-return]
 
 
-def test_slots_start_empty() -> None:
-    """Before any worker writes, every count is 0 and there is no episode."""
+def test_counters_are_initially_zero() -> None:
     counters = Counters(3)
     assert len(counters) == 3
     fields = ("steps", "updates", "dropped", "episode_count")
     assert [counters.total(field) for field in fields] == [0, 0, 0, 0]
     assert counters.seconds() == dict.fromkeys(PHASES, 0.0)
     assert counters.staleness_histogram().tolist() == [0] * STALENESS_BINS
-    assert counters.recent_episodes(10) == []
+    assert len(counters.recent_episodes(10)) == 0
 
 
-def test_totals_add_the_rows_up() -> None:
-    """Each worker counts in its own row, and readers see the sum."""
+def test_totals_are_sums_over_workers() -> None:
+    """Each worker writes its own row; a total is the sum over rows."""
     counters = Counters(3)
     writers = [counters.writer(worker) for worker in range(3)]
     for worker, writer in enumerate(writers):
@@ -49,8 +48,8 @@ def test_totals_add_the_rows_up() -> None:
     assert [writer.total_updates() for writer in writers] == [6, 6, 6]
 
 
-def test_a_new_writer_goes_on_in_its_row() -> None:
-    """A worker that was restarted adds to what its row already counts."""
+def test_a_new_writer_continues_its_row() -> None:
+    """A restarted worker adds to the counts of its row."""
     counters = Counters(2)
     for _ in range(2):
         counters.writer(1).add_rollout(5, [(1.0, 5)])
@@ -59,7 +58,7 @@ def test_a_new_writer_goes_on_in_its_row() -> None:
 
 
 def test_a_lap_is_a_heartbeat() -> None:
-    """heartbeat_s is the time of the newest lap, or of the start before there is one."""
+    """heartbeat_s is the time of the newest lap, initially the time of the start."""
     counters = Counters(1)
     times = [time.monotonic()]
     writer = counters.writer(0)
@@ -69,20 +68,20 @@ def test_a_lap_is_a_heartbeat() -> None:
     assert times == sorted(times)
 
 
-def test_an_episode_holds_what_was_written() -> None:
-    """Return, length, the steps of its worker, and a time between before and after."""
+def test_an_episode_has_return_length_step_and_time() -> None:
+    """Its step is the worker's step count at the end of the episode."""
     counters = Counters(2)
     writer = counters.writer(1)
     writer.add_rollout(7, [])
     before_s = time.monotonic()
     writer.add_rollout(4, [(2.5, 11)])
     (episode,) = counters.recent_episodes(1)
-    assert (episode.episode_return, episode.length, episode.step) == (2.5, 11, 11)
-    assert before_s <= episode.time_s <= time.monotonic()
+    assert (episode["return"], episode["length"], episode["step"]) == (2.5, 11, 11)
+    assert before_s <= episode["time_s"] <= time.monotonic()
 
 
-def test_recent_episodes_of_several_writers_come_in_order_of_time() -> None:
-    """Episodes of all rows are merged oldest first, and only the newest are given."""
+def test_recent_episodes_of_several_writers_are_sorted_by_time() -> None:
+    """The newest episodes of all rows are merged, oldest first."""
     counters = Counters(3)
     writers = [counters.writer(worker) for worker in range(3)]
     for number, worker in enumerate([2, 0, 0, 1, 2, 1, 0, 2, 2, 1]):
@@ -93,8 +92,8 @@ def test_recent_episodes_of_several_writers_come_in_order_of_time() -> None:
 
 
 @pytest.mark.parametrize("more", [0, 1, 50, 2 * EPISODES_KEPT + 3])
-def test_a_full_row_keeps_the_newest(more: int) -> None:
-    """Beyond EPISODES_KEPT a row forgets its oldest episodes, and counts them still."""
+def test_a_full_row_contains_the_newest_episodes(more: int) -> None:
+    """A row overwrites its oldest episodes after EPISODES_KEPT, but still counts them."""
     counters = Counters(1)
     total = EPISODES_KEPT + more
     counters.writer(0).add_rollout(total, [(float(number), 1) for number in range(total)])
@@ -104,8 +103,8 @@ def test_a_full_row_keeps_the_newest(more: int) -> None:
     assert returns_of(counters, 3) == newest[-3:]
 
 
-def test_full_and_sparse_rows_are_merged() -> None:
-    """A row that wrapped around and one with few episodes are in order together."""
+def test_full_and_sparse_rows_are_merged_by_time() -> None:
+    """One row has wrapped around, the other has few episodes."""
     counters = Counters(2)
     busy, idle = counters.writer(0), counters.writer(1)
     idle.add_rollout(1, [(-1.0, 1)])
@@ -116,25 +115,24 @@ def test_full_and_sparse_rows_are_merged() -> None:
     assert -1.0 not in returns_of(counters, EPISODES_READABLE)
 
 
-@pytest.mark.parametrize("wanted", [1, 3, 5])
-def test_never_more_episodes_than_asked_for(wanted: int) -> None:
-    """At most `count` episodes are given, also where there are more."""
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_recent_episodes_returns_the_requested_number(count: int) -> None:
     counters = Counters(1)
     counters.writer(0).add_rollout(5, [(1.0, 1)] * 5)
-    assert len(counters.recent_episodes(wanted)) == wanted
+    assert len(counters.recent_episodes(count)) == count
 
 
-@pytest.mark.parametrize("wanted", [-1, 0, EPISODES_READABLE + 1])
-def test_counts_out_of_range_are_refused(wanted: int) -> None:
-    """No episodes, or more than are kept: the message shows what was asked for."""
+@pytest.mark.parametrize("count", [-1, 0, EPISODES_READABLE + 1])
+def test_recent_episodes_rejects_a_number_out_of_range(count: int) -> None:
+    """The message has the number."""
     counters = Counters(2)
-    assert counters.recent_episodes(EPISODES_READABLE) == []
-    with pytest.raises(ValueError, match=rf"{EPISODES_READABLE}, got {wanted}$"):
-        counters.recent_episodes(wanted)
+    assert len(counters.recent_episodes(EPISODES_READABLE)) == 0
+    with pytest.raises(ValueError, match=rf"{EPISODES_READABLE}, got {count}$"):
+        counters.recent_episodes(count)
 
 
-def test_staleness_is_the_updates_of_others_between_pull_and_step() -> None:
-    """A worker alone is never stale; with three updates of others in between it is 3."""
+def test_staleness_counts_updates_of_other_workers_between_pull_and_step() -> None:
+    """It is 0 for a single worker, and 3 after three updates of other workers."""
     counters = Counters(3)
     writer, other, third = (counters.writer(worker) for worker in range(3))
     for _ in range(4):
@@ -151,8 +149,8 @@ def test_staleness_is_the_updates_of_others_between_pull_and_step() -> None:
     assert counters.total("updates") == 8
 
 
-def test_staleness_beyond_the_bins_falls_in_the_last() -> None:
-    """Bin 62 holds 62 alone, bin 63 all from 63 on; sum and maximum stay exact."""
+def test_the_last_staleness_bin_counts_all_larger_values() -> None:
+    """Bin 62 counts 62 only, bin 63 all values from 63; sum and maximum are exact."""
     counters = Counters(2)
     writer, other = counters.writer(0), counters.writer(1)
     for staleness in (62, 63, 64, 200, 3):
@@ -169,15 +167,14 @@ def test_staleness_beyond_the_bins_falls_in_the_last() -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_lap_adds_to_its_phase_alone(phase: str) -> None:
-    """Time goes to the phase that is named, and to no other."""
+def test_a_lap_adds_time_to_its_phase_only(phase: str) -> None:
     counters = Counters(2)
     counters.writer(1).lap(phase)
     assert [name for name, seconds in counters.seconds().items() if seconds > 0] == [phase]
 
 
-def test_laps_leave_no_time_out() -> None:
-    """The phases of a worker add up to the time from its start to its last lap."""
+def test_phases_sum_to_the_total_time() -> None:
+    """The total time of a worker is from its start to its last lap."""
     counters = Counters(1)
     outer_start_s = time.perf_counter()
     writer = counters.writer(0)
@@ -194,8 +191,7 @@ def test_laps_leave_no_time_out() -> None:
     assert inner_end_s - inner_start_s - 1e-9 <= total_s <= outer_end_s - outer_start_s + 1e-9
 
 
-def test_seconds_add_over_workers() -> None:
-    """Worker seconds: what all rows hold in a phase."""
+def test_seconds_are_sums_over_workers() -> None:
     counters = Counters(3)
     for worker in range(3):
         counters.writer(worker).lap("learn")

@@ -1,4 +1,4 @@
-"""A cue that is shown once must be printed at the end: only a policy with a memory can."""
+"""Tests of LSTM policies on a task that needs memory: recall a cue at the end of an episode."""
 
 import pathlib
 from typing import Any
@@ -19,8 +19,8 @@ BLANKS = 20
 LENGTH = BLANKS + 2
 
 
-class WorkerState(gymnasium.Env[Any, Any]):
-    """Shows −1 or 1, then nothing BLANKS times, then asks: 1 for telling which, −1 otherwise."""
+class Recall(gymnasium.Env[Any, Any]):
+    """The cue −1 or 1, then BLANKS zeros, then a query: reward 1 for the cue's action, else −1."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
@@ -45,15 +45,15 @@ class WorkerState(gymnasium.Env[Any, Any]):
 
 def trained(algorithm: str, folder: pathlib.Path, **more: Any) -> Agent:
     settings: dict[str, Any] = {
-        "env": WorkerState,
+        "env": Recall,
         "run_dir": str(folder / "run"),
         "quiet": True,
         "total_timesteps": 80_000,
-        "n_steps": 2 * (LENGTH + 1),  # whole episodes, and the steps that reset
+        "n_steps": 2 * (LENGTH + 1),  # whole episodes and the steps that reset
         "learning_rate": 3e-3,
         "rms_eps": 1e-8,
         "lr_schedule": "constant",
-        "gae_lambda": 0.0,  # or the last action's luck is laid upon all others
+        "gae_lambda": 0.0,  # otherwise the last reward is credited to all actions
         "ent_coef": 0.0,
         "hidden": (),
         **more,
@@ -70,35 +70,35 @@ def trained(algorithm: str, folder: pathlib.Path, **more: Any) -> Agent:
 
 
 @pytest.mark.parametrize("algorithm", ["a3c", "a2c"])
-def test_a_memory_solves_it(algorithm: str, tmp_path: pathlib.Path) -> None:
+def test_an_lstm_policy_solves_the_task(algorithm: str, tmp_path: pathlib.Path) -> None:
     agent = trained(algorithm, tmp_path, lstm=16)
     assert agent.evaluate(60).tolist() == [1.0] * 60
 
 
 @pytest.mark.parametrize("algorithm", ["a3c", "a2c"])
-def test_without_one_it_stays_at_chance(algorithm: str, tmp_path: pathlib.Path) -> None:
-    """Whatever was learnt: what is seen when it is asked is the same for both cues."""
-    asked = []
+def test_a_policy_without_memory_stays_at_chance(algorithm: str, tmp_path: pathlib.Path) -> None:
+    """The observation at the query is the same for both cues."""
+    queries = []
     for cue in (0, 1):
-        env = WorkerState()
+        env = Recall()
         env.reset(seed=0)
         env.cue = cue
-        asked.append([env.step(0)[0] for _ in range(LENGTH - 1)][-1].tolist())
-    assert asked[0] == asked[1] == [0, 1]
+        queries.append([env.step(0)[0] for _ in range(LENGTH - 1)][-1].tolist())
+    assert queries[0] == queries[1] == [0, 1]
     agent = trained(algorithm, tmp_path, total_timesteps=10_000, hidden=(16,))
     for deterministic in (True, False):
         returns = agent.evaluate(300, deterministic=deterministic, seed=2)
-        assert set(returns.tolist()) == {-1.0, 1.0}  # so both cues are asked, and about equally
-        assert abs(returns.mean()) < 0.25  # 4.3 standard errors of 300 throws of a coin
+        assert set(returns.tolist()) == {-1.0, 1.0}  # both cues occur
+        assert abs(returns.mean()) < 0.25  # 4.3 standard errors of 300 coin flips
 
 
-def test_units_forget_at_rates_between_a_step_and_thirty() -> None:
-    """After 10 steps of nothing unit i keeps (1 − 1 / T_i)^10, T = 2, ..., 32."""
-    memory = LSTMCore(2, 4, torch.Generator().manual_seed(0))
+def test_lstm_cells_decay_with_time_constants_from_2_to_32_steps() -> None:
+    """After 10 steps without input cell i is (1 − 1 / T_i)^10, T = 2, ..., 32."""
+    lstm = LSTMCore(2, 4, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        memory.cell.weight_hh.zero_()
+        lstm.cell.weight_hh.zero_()
         state = torch.ones(2, 1, 4)
         for _ in range(10):
-            state = memory.step(torch.zeros(1, 2), state)
+            state = lstm.step(torch.zeros(1, 2), state)
     expected = (1 - 1 / torch.tensor([2.0, 12.0, 22.0, 32.0])) ** 10
     torch.testing.assert_close(state[1, 0], expected)
