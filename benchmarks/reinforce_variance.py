@@ -49,7 +49,7 @@ def estimates(model: ActorCritic, batches: list[Rollout], credit: Any, baseline:
     """Policy gradients of all batches, [N, P]."""
     config = reinforce.Config(returns=credit, baseline=baseline, gamma=1, ent_coef=0, vf_coef=0)
     policy = [*model.policy_body.parameters(), *model.policy_head.parameters()]
-    objectives = (reinforce.reinforce_objective(model, batch, config).total for batch in batches)
+    objectives = (reinforce.episode_loss(model, batch, config).total for batch in batches)
     gradients = (torch.autograd.grad(loss, policy) for loss in objectives)
     return -torch.stack([torch.cat([g.double().flatten() for g in parts]) for parts in gradients])
 

@@ -4,7 +4,10 @@
     python -m hogwild_rl.a2c --env LunarLander-v3 --num-envs 64 --device auto
     torchrun --standalone --nproc-per-node 2 -m hogwild_rl.a2c --env CartPole-v1
 
-A3C without `pull`: with one worker the two are equal bit for bit.
+    T steps of B environments with actions from π(·|s; θ)        collect
+    θ ← θ − η RMSprop(clip(∇L(θ)))                               step, one for all environments
+
+L is the loss of A3C, and A2C is A3C without `pull`: with one worker the two are equal bit for bit.
 
 Source: Mnih et al. 2016 (arXiv:1602.01783), synchronous: Wu et al. 2017 (arXiv:1708.05144),
 section 5.
@@ -66,7 +69,7 @@ class Config(ActorCriticConfig, base.DeviceConfig):
 
 
 def learn(worker: Worker, task: Task[Config]) -> None:
-    """The whole algorithm, for the environments of this rank."""
+    """The training loop, for the environments of this rank (process of torchrun)."""
     learner = Learner(worker, task, actor_critic_loss)
     collector = Collector(worker, task, learner)
     for progress in iterations(worker, task, collector):

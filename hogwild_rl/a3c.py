@@ -5,9 +5,13 @@
 
 Each actor-learner repeats, until all of them together have taken `total_timesteps` steps:
 
-    θ' ← θ                                              pull
-    take n_steps steps in every environment with π(·|s; θ')   collect
-    θ ← θ − η RMSprop(clip(∇_θ' L(θ')))                 step, lock-free
+    θ' ← θ                                                       pull
+    T steps of B environments with actions from π(·|s; θ')       collect
+    θ ← θ − η RMSprop(clip(∇L(θ')))                              step, lock-free
+
+    L(θ') = mean(−A_t log π(a_t|s_t) + c_v (R_t − V(s_t))² − β H(π(·|s_t)))
+
+R_t is the n-step return, A_t = R_t − V(s_t); with gae_lambda < 1, those of GAE (`learn.returns`).
 
 Source: Mnih et al. 2016 (arXiv:1602.01783), algorithm S3; lock-free updates: Recht et al. 2011.
 """

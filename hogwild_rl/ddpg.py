@@ -3,13 +3,14 @@
     python -m hogwild_rl.ddpg --env Pendulum-v1
     python -m hogwild_rl.ddpg --env MountainCarContinuous-v0 --noise ou --noise-std 0.5
 
-The critic learns from TD targets with target networks Q' and μ', the policy ascends the critic:
+The critic learns from TD targets with target networks Q' and μ', the actor μ ascends the critic:
 
     y = r + γ (1 − terminated) Q'(s', μ'(s'))
-    critic: min (y − Q(s, a))²        policy: max Q(s, μ(s))        θ' ← (1 − τ) θ' + τ θ
+    critic: min (y − Q(s, a))²        actor: max Q(s, μ(s))         θ' ← (1 − τ) θ' + τ θ
 
-Minibatches are sampled uniformly from the replay buffer. With `--workers N`, N actor-learners
-update one critic and one policy without locks, each with environments and a replay of its own.
+Minibatches are sampled uniformly from the replay buffer; actions are in −1..1 in each dimension.
+With `--workers N`, N actor-learners update one critic and one actor without locks, each with
+environments and a replay buffer of its own.
 
 Source: Lillicrap et al. 2016 (arXiv:1509.02971), algorithm 1.
 """
@@ -46,11 +47,11 @@ def update(learner: OffPolicyLearner, batch: Transitions, config: Config) -> flo
     """One update with a minibatch; returns the sum of the gradient norms."""
     actor, critics = learner.actor, learner.critics
     with torch.no_grad():
-        next_actions = actor.target(batch.next_observations)
+        next_actions = actor.target(batch.next_observations)  # μ'(s')
         (next_values,) = critics.target(batch.next_observations, next_actions)
         targets = returns.td_targets(
             batch.rewards, next_values, batch.terminated, gamma=config.gamma
-        )
+        )  # y
     q_values = critics.online(batch.observations, batch.actions)
     norm = critics.step(losses.td_loss(q_values, targets))
     actions = actor.online(batch.observations)
@@ -68,7 +69,7 @@ def actor_learner(worker: Worker, task: Task[Config]) -> None:
     for _ in iterations(worker, task, collector):
         collector.collect()  # one step of every environment, into the replay buffer
         for _ in collector.due_updates():
-            learner.step(collector.replay)  # a minibatch: critic, policy and target networks
+            learner.step(collector.replay)  # a minibatch, and `update` with it
 
 
 def train(config: Config) -> Agent:

@@ -16,8 +16,9 @@ known before a_t is sampled, such as earlier rewards. Without these terms the va
 
 For the same reason a baseline b that does not depend on a_t may be subtracted, R_t − b. `mean` is
 the mean return of the other episodes, `value` a value network V(s_t) trained on the same returns.
-γ < 1 lowers the variance too; `total` then gives the gradient of the discounted J, and `to-go` that
-of no J at all (Nota and Thomas 2020), as is common practice.
+R(τ) is the sum of all rewards. γ < 1 lowers the variance too: `total` then is the gradient of the
+discounted J; `to-go` omits the factor γ^t, as is common practice, and is the gradient of no J (Nota
+and Thomas 2020). Value loss and entropy bonus are added to the loss as in A3C.
 
 Source: Williams 1992, sections 2 to 4; return to go: Sutton et al. 2000; baselines: Greensmith et
 al. 2004.
@@ -73,8 +74,8 @@ class Config(PolicyConfig):
             raise UserError("baseline mean is that of other episodes: give episodes 2 or more")
 
 
-def reinforce_objective(model: ActorCritic, episodes: Rollout, config: Config) -> PolicyLoss:
-    """−J's estimate, with value loss and entropy bonus: [T, B] of whole episodes to a scalar."""
+def episode_loss(model: ActorCritic, episodes: Rollout, config: Config) -> PolicyLoss:
+    """Loss of whole episodes, [T, B]: its policy term has the gradient −∇J, estimated."""
     policy, values = model(episodes.observations)
     values, valid = values[:-1], episodes.valid
     to_go = returns.returns_to_go(episodes.rewards, config.gamma)
@@ -95,17 +96,17 @@ def reinforce_objective(model: ActorCritic, episodes: Rollout, config: Config) -
 
 
 def learn(worker: Worker, task: Task[Config]) -> None:
-    """The whole algorithm: play, and take one step with the policy gradient."""
-    learner = Learner(worker, task, reinforce_objective)
+    """The training loop."""
+    learner = Learner(worker, task, episode_loss)
     collector = Collector(worker, task, learner, whole_episodes=True)
     for progress in iterations(worker, task, collector):
         episodes = collector.collect()  # one whole episode from each environment
         learner.step(episodes, progress)  # θ ← θ + η Adam(clip(∇J))
         if collector.source.episodes:
             R = np.array(collector.source.episodes)[:, 0]
-            batch = task.updates_before + learner.counters.total_updates()
+            number = task.updates_before + learner.counters.total_updates()
             task.info(
-                f"batch {batch}: return mean {R.mean():.1f}, std {R.std():.1f}, "
+                f"update {number}: return mean {R.mean():.1f}, std {R.std():.1f}, "
                 f"min {R.min():.1f}, max {R.max():.1f}"
             )
 

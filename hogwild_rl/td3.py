@@ -1,4 +1,4 @@
-"""TD3: clipped double-Q, target policy smoothing and delayed policy updates.
+"""TD3, twin delayed DDPG: clipped double-Q, target policy smoothing, delayed policy updates.
 
     python -m hogwild_rl.td3 --env Pendulum-v1
     python -m hogwild_rl.td3 --env HalfCheetah-v5 --workers 4
@@ -8,9 +8,9 @@ The policy of DDPG exploits the critic's overestimation errors. TD3 has three re
     ã = clip(μ'(s') + clip(ε, −c, c), −1, 1)    ε ~ N(0, σ²)    target policy smoothing
     y = r + γ (1 − terminated) min_i Q'_i(s', ã)                clipped double-Q
     critics: min Σ_i (y − Q_i(s, a))²
-    policy: max Q_1(s, μ(s)), and the target networks: every `policy_delay` updates
+    actor: max Q_1(s, μ(s)), and the target networks: every `policy_delay` updates
 
-With one critic, no smoothing and no delay it equals DDPG bit for bit.
+Actions are in −1..1 in each dimension. With one critic, no smoothing and no delay it equals DDPG bit for bit.
 
 Source: Fujimoto et al. 2018 (arXiv:1802.09477), algorithm 1.
 """
@@ -66,14 +66,14 @@ def update(learner: OffPolicyLearner, batch: Transitions, config: Config) -> flo
         epsilon = torch.empty_like(batch.actions).normal_(generator=learner.generator)
         c = config.target_noise_clip
         noise = (epsilon * config.target_noise).clamp_(-c, c)
-        next_actions = (actor.target(batch.next_observations) + noise).clamp_(-1, 1)
+        next_actions = (actor.target(batch.next_observations) + noise).clamp_(-1, 1)  # ã
         next_values = critics.target(batch.next_observations, next_actions)
         targets = returns.td_targets(
             batch.rewards, next_values.amin(0), batch.terminated, gamma=config.gamma
-        )
+        )  # y
     q_values = critics.online(batch.observations, batch.actions)
     norm = critics.step(losses.td_loss(q_values, targets))
-    if learner.updates % config.policy_delay:
+    if learner.updates % config.policy_delay:  # updates counts from 1
         return norm
     actions = actor.online(batch.observations)
     q1 = critics.online.q1(batch.observations, actions)
@@ -90,7 +90,7 @@ def actor_learner(worker: Worker, task: Task[Config]) -> None:
     for _ in iterations(worker, task, collector):
         collector.collect()  # one step of every environment, into the replay buffer
         for _ in collector.due_updates():
-            learner.step(collector.replay)  # critics; every policy_delay updates the policy
+            learner.step(collector.replay)  # a minibatch, and `update` with it
 
 
 def train(config: Config) -> Agent:

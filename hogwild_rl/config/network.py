@@ -95,10 +95,7 @@ def architecture(
 ) -> Architecture:
     """Architecture of the settings of any algorithm, current or saved.
 
-    Args:
-        values: settings by name.
-        network: the user's function, if saved settings have its name only.
-        bfloat16: True to compute the bodies in bfloat16.
+    Saved settings have only the name of a user's function, which is given as `network`.
 
     Raises:
         UserError: the settings name a function, which is not given.

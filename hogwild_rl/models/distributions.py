@@ -227,8 +227,7 @@ def head(
     and all spaces but Discrete are flattened to one axis of N.
 
     Args:
-        action_space: Discrete, MultiDiscrete, MultiBinary or a Box of floats.
-        features: number of features F.
+        action_space, features: the space, and the number of features F.
         generator: source of the initial weights.
         state_dependent_std: True if log σ of a Gaussian is a linear function of the features,
             clamped to LOG_STD_MIN..LOG_STD_MAX; False if it is an unbounded parameter.

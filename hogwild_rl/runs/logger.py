@@ -94,7 +94,7 @@ class Snapshot:
 
 _HEADER = [field.name for field in dataclasses.fields(Snapshot)]
 GAUGES = tuple(_HEADER[_HEADER.index("policy_loss") :])
-"""Values of the newest update of each worker, sampled every 0.1 s; NaN where undefined."""
+"""Values of the newest update of each worker, sampled every 0.25 s; NaN where undefined."""
 _OLDER_COLUMNS = len(_HEADER) - len(GAUGES)  # of version 0.1
 
 # TensorBoard names of Stable-Baselines3.

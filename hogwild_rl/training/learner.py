@@ -18,7 +18,7 @@ from hogwild_rl.learn.losses import PolicyLoss
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.training.task import Task
 
-_LOG_EVERY_S = 0.1
+_LOG_EVERY_S = 0.25  # the gauges of 64 environments and 20 steps take 230 µs
 
 Loss: TypeAlias = Callable[[ActorCritic, Rollout, Any], PolicyLoss]
 
@@ -122,7 +122,7 @@ class Learner:
 
 
 class Outcomes:
-    """Counts a worker's updates, and logs their gauges every 0.1 s.
+    """Counts a worker's updates, and logs their gauges every 0.25 s.
 
     An update on a device is counted one update late, after the host has waited for another reason.
 
@@ -151,7 +151,7 @@ class Outcomes:
         self._host.copy_(norm, non_blocking=True)
 
     def log(self, gauges: Callable[[], Sequence[float]], learning_rate: float) -> None:
-        """Sets this worker's gauges if the last ones are 0.1 s old: `gauges()`, norm and rate."""
+        """Sets this worker's gauges if the last ones are 0.25 s old: `gauges()`, norm and rate."""
         if time.monotonic() - self._logged_s >= _LOG_EVERY_S:
             self._logged_s = time.monotonic()
             self._counters.set_gauges([*gauges(), self.norm, learning_rate])

@@ -35,7 +35,7 @@ class Task(Generic[C]):
         compiled: capture acting and updates as CUDA graphs.
         ranks: processes that average their gradients.
         steps_before, updates_before: counts of the run's earlier sessions.
-        folder: folder of the run, where this process writes it.
+        folder: folder of the run.
         resumed: state of the only worker in the checkpoint that is resumed, or None.
         safe_point: place between two updates at which a checkpoint may be written; set by `launch`.
         resources: closed when the worker ends; set by `launch`.

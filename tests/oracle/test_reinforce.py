@@ -34,7 +34,7 @@ def estimate(model: ActorCritic, rollout: Rollout, config: reinforce.Config) -> 
     """Returns the package's estimate of ∇J with respect to the policy's weights and biases."""
     head = model.policy_head.logits
     parts = torch.autograd.grad(
-        reinforce.reinforce_objective(model, rollout, config).total, [head.weight, head.bias]
+        reinforce.episode_loss(model, rollout, config).total, [head.weight, head.bias]
     )
     return -np.concatenate([part.double().numpy().ravel() for part in parts])
 
@@ -129,7 +129,7 @@ def test_the_value_head_is_trained_only_as_the_baseline(baseline: str) -> None:
         model.value_head.weight += 1
     config = config_of("total", baseline, vf_coef=0.5)
     (found,) = torch.autograd.grad(
-        reinforce.reinforce_objective(model, rollout, config).total,
+        reinforce.episode_loss(model, rollout, config).total,
         [model.value_head.weight],
         materialize_grads=True,
     )

@@ -93,7 +93,7 @@ def test_acrobot_s_preset_has_an_entropy_gradient_if_all_returns_are_equal() -> 
 
     def has_gradient(**given: float) -> bool:
         config = reinforce.Config(env="Acrobot-v1", **given)
-        loss = reinforce.reinforce_objective(model, equal, config).total
+        loss = reinforce.episode_loss(model, equal, config).total
         (gradient,) = torch.autograd.grad(loss, [model.policy_head.logits.weight])
         return bool(gradient.abs().max() > 1e-4)
 
