@@ -10,7 +10,8 @@ The policy of DDPG exploits the critic's overestimation errors. TD3 has three re
     critics: min Σ_i (y − Q_i(s, a))²
     actor: max Q_1(s, μ(s)), and the target networks: every `policy_delay` updates
 
-Actions are in −1..1 in each dimension. With one critic, no smoothing and no delay it equals DDPG bit for bit.
+Actions are in −1..1 in each dimension. With one critic, no smoothing and no delay it equals DDPG
+bit for bit.
 
 Source: Fujimoto et al. 2018 (arXiv:1802.09477), algorithm 1.
 """
