@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hogwild_rl.runs.agent import Agent as Agent
     from hogwild_rl.runs.agent import load as load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Agent", "UserError", "a2c", "a3c", "ddpg", "load", "reinforce", "td3"]
 
 _HOMES = {

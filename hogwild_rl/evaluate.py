@@ -77,8 +77,10 @@ def evaluate(config: Config) -> agent.Episodes:
 
 @contextlib.contextmanager
 def _environment(player: agent.Agent, config: Config) -> Iterator[make.Env]:
-    if config.video is not None:
-        _check_video(config.video)
+    if config.video is not None and importlib.util.find_spec("moviepy") is None:
+        raise UserError(f"video needs moviepy: {sys.executable} -m pip install moviepy pygame-ce")
+    if config.video is not None and pathlib.Path(config.video).exists():
+        raise UserError(f"video folder {config.video} exists: name a new one")
     render_mode = "rgb_array" if config.video is not None else config.render
     name = config.env or str(player.checkpoint.settings.get("env"))
     what = "making it" if render_mode is None else f"making it with render_mode {render_mode}"
@@ -112,13 +114,6 @@ def _check_render(env: make.Env, name: str, config: Config) -> None:
             f"environment {name}: with render_mode rgb_array render() must return an array, got "
             f"{checks.describe_type(frame)}"
         )
-
-
-def _check_video(folder: str) -> None:
-    if importlib.util.find_spec("moviepy") is None:
-        raise UserError(f"video needs moviepy: {sys.executable} -m pip install moviepy pygame-ce")
-    if pathlib.Path(folder).exists():
-        raise UserError(f"video folder {folder} exists: name a new one")
 
 
 def main() -> None:

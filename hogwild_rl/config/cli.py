@@ -5,9 +5,11 @@ import contextlib
 import dataclasses
 import gc
 import io
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -46,8 +48,9 @@ def parse(
     if issubclass(config, base.RunConfig):
         options["default"] = config(**_peek(config, arguments))
     errors = io.StringIO()
+    grouped = "default" in options and not {"-h", "--help"}.isdisjoint(arguments)
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _grouped(grouped):
             parsed: _Config = tyro.cli(
                 config,
                 prog=f"python -m hogwild_rl.{program}",
@@ -74,6 +77,48 @@ def _peek(config: type[base.RunConfig], arguments: Sequence[str]) -> dict[str, A
         return vars(parser.parse_known_args(arguments)[0])
     except argparse.ArgumentError:
         return {}  # tyro reports the error
+
+
+# Groups of flags in the help; names of flags without a group are printed with the run's.
+_GROUPS = {
+    "run": "",
+    "environment": "env num_envs envs_per_worker episodes vectorization env_groups clip_rewards "
+    "reward_scale normalize_observations normalize_rewards rescale_actions terminal_on_life_loss",
+    "network": "network hidden activation shared_trunk lstm critics state_dependent_std "
+    "log_std_init",
+    "optimization": "learning_rate lr_schedule gamma n_steps gae_lambda vf_coef max_grad_norm "
+    "rms_alpha rms_eps returns baseline tau batch_size buffer_size train_every gradient_steps "
+    "policy_delay target_noise target_noise_clip",
+    "exploration": "ent_coef learning_starts noise noise_std ou_theta ou_dt",
+    "fault tolerance": "max_restarts step_timeout max_bad_updates",
+}
+_WIDTH, _INDENT = 80, 26
+
+
+@contextlib.contextmanager
+def _grouped(wanted: bool) -> Iterator[None]:
+    """Context in which tyro's help is printed in `_GROUPS`, at 80 columns."""
+    if not wanted:
+        yield
+        return
+    output, before = io.StringIO(), os.environ.get("COLUMNS", "")
+    os.environ["COLUMNS"] = "200"  # tyro wraps help texts, but not flags
+    try:
+        with contextlib.redirect_stdout(output):
+            yield
+    finally:
+        os.environ["COLUMNS"] = before
+        intro, *flags = re.split(r"^  (?=-)", output.getvalue(), flags=re.MULTILINE)
+        groups: dict[str, list[str]] = {title: [f"\n{title}:"] for title in _GROUPS}
+        for flag, text in (re.split(r"\s{2,}", each.strip(), maxsplit=1) for each in flags):
+            name = re.split("[ ,]", flag.partition("--")[2])[0].replace("-", "_")
+            title = next((t for t, names in _GROUPS.items() if name in names.split()), "run")
+            lines = textwrap.wrap(" ".join(text.split()), _WIDTH - _INDENT)
+            first = lines.pop(0) if len(flag) + 4 <= _INDENT else ""
+            groups[title].append(f"  {flag}".ljust(_INDENT) + first)
+            groups[title] += [" " * _INDENT + line for line in lines]
+        shown = [line for lines in groups.values() if len(lines) > 1 for line in lines]
+        print("\n".join([intro.split("\n\n options")[0].strip(), *shown]))
 
 
 def _one_line(box: str) -> str:

@@ -40,16 +40,15 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             missing memory is killed by SIGBUS without a message.
     """
     needed = math.prod(shape) * dtype.itemsize
-    if _SHARED_MEMORY.is_dir():
+    left = free()
+    if left is not None and needed > left:
         space = os.statvfs(_SHARED_MEMORY)
-        free = space.f_bavail * space.f_frsize
-        if needed > free:
-            # Twice as much: what follows is no larger than the first tensor, the parameters.
-            enough = (space.f_blocks * space.f_frsize - free + 2 * needed) >> 20
-            raise NoSharedMemoryError(
-                f"{_SHARED_MEMORY} has {free:,} bytes free, {needed:,} are needed: make it larger "
-                f"(docker run --shm-size={1 << enough.bit_length()}m), or give smaller layers"
-            )
+        # Twice as much: what follows is no larger than the first tensor, the parameters.
+        enough = (space.f_blocks * space.f_frsize - left + 2 * needed) >> 20
+        raise NoSharedMemoryError(
+            f"{_SHARED_MEMORY} has {left:,} bytes free, {needed:,} are needed: make it larger "
+            f"(docker run --shm-size={1 << enough.bit_length()}m), or give smaller layers"
+        )
     shared: Tensor = torch.zeros(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
     return shared
 
@@ -59,6 +58,14 @@ def zeros_like(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cpu" and tensor.is_shared():  # type: ignore[no-untyped-call]
         return zeros(*tensor.shape, dtype=tensor.dtype)
     return torch.zeros_like(tensor, requires_grad=False)
+
+
+def free() -> int | None:
+    """Bytes of shared memory that are free, or None if unknown."""
+    if not _SHARED_MEMORY.is_dir():
+        return None
+    space = os.statvfs(_SHARED_MEMORY)
+    return space.f_bavail * space.f_frsize
 
 
 def available() -> int | None:

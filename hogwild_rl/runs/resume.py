@@ -90,7 +90,8 @@ def checkpoint_to_resume(config: base.RunConfig, env_info: make.EnvInfo) -> Chec
         print(f"the newest checkpoint is damaged or missing: resuming from {path}", file=sys.stderr)
     wanted = config.to_json()
     for name in _FIXED & wanted.keys():
-        before, now = (_plain(values.get(name)) for values in (saved.settings, wanted))
+        values = (saved.settings.get(name), wanted[name])  # lists are read back as tuples
+        before, now = (tuple(v) if isinstance(v, list) else v for v in values)
         if now != before:
             raise UserError(
                 f"{name} of run {config.resume} is {before}, got {now}: leave it out, or start a "
@@ -122,8 +123,3 @@ def best_return(folder: pathlib.Path, before: Progress) -> float | None:
         return before.best_return
     saved = Checkpoint.load(folder / BEST_FILE).counters.best_return
     return max((best for best in (saved, before.best_return) if best is not None), default=None)
-
-
-def _plain(value: Any) -> Any:
-    """Converts a list to a tuple: lists given from Python are read back as tuples."""
-    return tuple(value) if isinstance(value, list) else value

@@ -137,12 +137,12 @@ def bfloat16(precision: str, env_info: make.EnvInfo, device: str = "cpu") -> Pre
         return Precision(on=False, reason="this GPU has no bfloat16")
     if not ObservationCodec.of(env_info.observation_space).images:
         return Precision(on=False, reason="on the CPU bfloat16 is faster for images only")
-    if not _has_bfloat16():
+    if not has_bfloat16():
         return Precision(on=False, reason="this processor has no bfloat16")
     return Precision(on=True)
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """True if the processor has bfloat16 instructions and torch uses them."""
     has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from hogwild_rl.config import base
@@ -42,7 +42,11 @@ def in_processes(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
     give_up_reason = "the run was interrupted"
     with run.interruptible():
         try:
-            with _started(workers):
+            with contextlib.ExitStack() as started:
+                try:
+                    started.enter_context(workers)
+                except (OSError, EOFError) as error:  # EOFError: the fork server failed
+                    raise RunFailedError(f"the workers cannot be started ({error})") from error
                 restarts = (config.max_restarts, config.step_timeout)
                 supervisor = Supervisor(workers, counters, *restarts)
                 while supervisor.running and not supervisor.give_up_reason and not run.ending:
@@ -69,16 +73,6 @@ def in_processes(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
 def _run_worker(worker: Worker, function: WorkerFunction, task: Task[Any]) -> None:
     with contextlib.ExitStack() as resources:
         function(worker, dataclasses.replace(task, resources=resources))
-
-
-@contextlib.contextmanager
-def _started(workers: Workers) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(workers)
-        except (OSError, EOFError) as error:  # EOFError: the fork server failed
-            raise RunFailedError(f"the workers cannot be started ({error})") from error
-        yield
 
 
 def in_this_process(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:

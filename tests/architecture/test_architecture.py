@@ -114,6 +114,14 @@ def test_public_names_are_documented() -> None:
                 assert inspect.getdoc(member), f"{name}.{label}"
 
 
+def test_every_module_is_in_the_api_reference() -> None:
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    for name in MODULES:
+        path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        if path.exists() and path.name != "__main__.py":
+            assert f"::: {name}\n" in pages, name
+
+
 def test_docstrings_do_not_start_with_a_question_word() -> None:
     question = re.compile(r"(What|Whether|Who|How|Where|Whose|Which)\b")
     for name in MODULES:

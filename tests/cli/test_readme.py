@@ -1,4 +1,4 @@
-"""Tests that all commands and programs in the README run unchanged."""
+"""Tests that all commands and programs in README.md and docs/ run unchanged."""
 
 import os
 import pathlib
@@ -11,11 +11,13 @@ import pytest
 pytestmark = pytest.mark.long
 
 ROOT = pathlib.Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {page.name: page.read_text() for page in PAGES}
+COMMANDS = ("a2c", "a3c", "ddpg", "evaluate", "plot", "reinforce", "td3")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT[page], re.DOTALL)
 
 
 def execute(command: list[str], folder: pathlib.Path) -> str:
@@ -32,32 +34,42 @@ def execute(command: list[str], folder: pathlib.Path) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("program", blocks("python"))
-def test_readme_programs_run(program: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "program"), [(page, code) for page in TEXT for code in blocks(page, "python")]
+)
+def test_programs_run(page: str, program: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "program.py").write_text(program)
     execute([sys.executable, "-W", "error", "program.py"], tmp_path)
 
 
-def test_readme_commands_run_in_order(tmp_path: pathlib.Path) -> None:
-    """All `python -m hogwild_rl` commands, in the order of the README."""
-    commands = [
-        line.split("#")[0].strip()
-        for line in "\n".join(blocks("bash")).splitlines()
-        if line.startswith("python -m hogwild_rl.")
-    ]
-    assert any("evaluate" in command for command in commands)
-    assert any("plot" in command for command in commands)
-    assert any("--resume" in command for command in commands)
+@pytest.mark.parametrize("page", [page for page in TEXT if blocks(page, "bash")])
+def test_commands_run_in_order(page: str, tmp_path: pathlib.Path) -> None:
+    """Runs all commands of a page but those that install packages or test the repository."""
+    lines = "\n".join(blocks(page, "bash")).splitlines()
+    commands = [line.split("#")[0].split() for line in lines]
+    skipped = ("pip", "bin/test", "bin/a3c")
+    commands = [command for command in commands if command and command[0] not in skipped]
+    assert commands or page == "index.md"
     for command in commands:
-        execute(command.split(), tmp_path)
+        command[0] = str(pathlib.Path(sys.executable).with_name(command[0]))
+        execute(command, tmp_path)
 
 
-def test_flags_in_the_readme_exist(tmp_path: pathlib.Path) -> None:
-    known = "--standalone --nproc-per-node"  # torchrun's
-    for program in ("a2c", "a3c", "ddpg", "evaluate", "plot", "reinforce", "td3"):
-        known += execute([sys.executable, "-m", f"hogwild_rl.{program}", "--help"], tmp_path)
-    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
-        assert flag in known, flag
+def test_bin_scripts_run(tmp_path: pathlib.Path) -> None:
+    """Runs bin/a3c and bin/evaluate of the README; bin/test runs this test."""
+    run = str(tmp_path / "run")
+    execute([str(ROOT / "bin/a3c"), "--total-timesteps", "2000", "--run-dir", run], tmp_path)
+    execute([str(ROOT / "bin/evaluate"), run, "--episodes", "1"], tmp_path)
+
+
+def test_flags_in_the_documents_exist(tmp_path: pathlib.Path) -> None:
+    known = {"--standalone", "--nproc-per-node", "--index-url", "--shm-size", "--help"}
+    for program in COMMANDS:
+        text = execute([sys.executable, "-m", f"hogwild_rl.{program}", "--help"], tmp_path)
+        known |= set(re.findall(r"--[a-z][a-z-]+", text))
+    for page, text in TEXT.items():
+        flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+        assert flags <= known, (page, flags - known)
 
 
 def test_evaluate_writes_one_video_per_episode(tmp_path: pathlib.Path) -> None:
