@@ -13,8 +13,8 @@ import torch
 import hogwild_rl
 from hogwild_rl import reinforce
 
-BATCH = re.compile(
-    r"^batch (\d+): return mean (-?[\d.]+), std ([\d.]+), min (-?[\d.]+), max (-?[\d.]+)$",
+UPDATE = re.compile(
+    r"^update (\d+): return mean (-?[\d.]+), std ([\d.]+), min (-?[\d.]+), max (-?[\d.]+)$",
     re.MULTILINE,
 )
 
@@ -33,20 +33,20 @@ def execute(*arguments: str) -> str:
     return result.stdout
 
 
-def test_run_prints_batches_and_can_be_resumed_and_evaluated(start) -> None:
+def test_run_prints_updates_and_can_be_resumed_and_evaluated(start) -> None:
     run = start("reinforce", "--total-timesteps", "3000", "--returns", "total", "--hidden", "8")
     code, out, err = run.wait()
     assert code == 0, err
     assert "Warning" not in err
-    batches = BATCH.findall(out)
-    assert [int(number) for number, *_ in batches] == list(range(1, len(batches) + 1))
-    for mean, std, low, high in (map(float, numbers) for _, *numbers in batches):
+    updates = UPDATE.findall(out)
+    assert [int(number) for number, *_ in updates] == list(range(1, len(updates) + 1))
+    for mean, std, low, high in (map(float, numbers) for _, *numbers in updates):
         assert low <= mean <= high
         assert std <= high - low
     first = hogwild_rl.load(run.folder).checkpoint
     assert first.algorithm == "reinforce"
-    assert first.counters.updates == len(batches) > 5
-    assert first.counters.episodes == 16 * len(batches)
+    assert first.counters.updates == len(updates) > 5
+    assert first.counters.episodes == 16 * len(updates)
     assert 3000 <= first.counters.steps < 3000 + 16 * 500
     last = (run.folder / "progress.csv").read_text().splitlines()[-1].split(",")
     assert int(last[1]) == first.counters.steps
