@@ -8,7 +8,6 @@ if __name__ == "__main__":
 import contextlib
 import importlib.metadata
 import os
-import pathlib
 import platform
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ _PACKAGES = (
     *("hogwild_rl", "torch", "gymnasium", "numpy", "tyro", "tqdm", "ale-py", "envpool"),
     *("box2d", "matplotlib", "moviepy", "mujoco", "tensorboard"),
 )
-_QUOTA = pathlib.Path("/sys/fs/cgroup/cpu.max")
 
 
 def report() -> Iterator[str]:
@@ -35,10 +33,8 @@ def report() -> Iterator[str]:
             yield f"{name} {importlib.metadata.version(name)}"
     cores = base.usable_cores()
     yield f"cores {cores} usable of {os.cpu_count()}"
-    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max": no limit
-        quota, period = map(int, _QUOTA.read_text().split())
-        mark = "! " if quota < cores * period else ""
-        yield f"{mark}CPU quota {quota / period:g} cores: more workers share them"
+    if (quota := base.cpu_quota()) is not None:
+        yield f"CPU quota {quota:g} cores"
     yield f"processor {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     yield f"bfloat16 on this processor {'yes' if devices.has_bfloat16() else 'no'}"
     for index in range(torch.cuda.device_count()):

@@ -1,8 +1,10 @@
 """Settings shared by all algorithms, their defaults and settings.json."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -31,6 +33,7 @@ def require_import_allowed(env: Any, source: str, allowed: bool) -> None:
 
 
 SETTINGS_FILE = "settings.json"
+_QUOTA = pathlib.Path("/sys/fs/cgroup/cpu.max")
 
 # Command-line form of `env`: an environment id.
 ENV_FLAG = tyro.constructors.PrimitiveConstructorSpec[make.EnvSource](
@@ -50,10 +53,18 @@ _Config = TypeVar("_Config", bound="RunConfig")
 
 
 def usable_cores() -> int:
-    """Number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Number of CPU cores that this process may use, at most its CPU quota, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = cpu_quota()
+    return cores or 1 if quota is None else max(1, min(cores or 1, math.ceil(quota)))
+
+
+def cpu_quota() -> float | None:
+    """Cores that the control group of this process may use, or None without a limit."""
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max": no limit
+        quota, period = map(int, _QUOTA.read_text().split())
+        return quota / period
+    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +98,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, validation.check_type(name, getattr(self, name), hint))
+            value = validation.check_type(name, validation.plain(getattr(self, name)), hint)
+            if name in ("run_dir", "resume") and value is not None:
+                value = os.path.expanduser(value)  # noqa: PTH111  settings are strings
+            object.__setattr__(self, name, value)
         at_least("total_timesteps", self.total_timesteps, 1)
         between("seed", self.seed, 0, 2**63 - 1)
         above("checkpoint_every", self.checkpoint_every, 0)
@@ -143,6 +157,7 @@ def with_presets(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
 
         @functools.wraps(plain_init)
         def init(self: _Config, **given: Any) -> None:
+            given = {name: validation.plain(value) for name, value in given.items()}
             resume = given.get("resume")
             if resume is not None:
                 made_by, base = read_settings(pathlib.Path(resume))

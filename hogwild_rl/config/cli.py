@@ -118,7 +118,7 @@ def _grouped(wanted: bool) -> Iterator[None]:
             groups[title].append(f"  {flag}".ljust(_INDENT) + first)
             groups[title] += [" " * _INDENT + line for line in lines]
         shown = [line for lines in groups.values() if len(lines) > 1 for line in lines]
-        print("\n".join([intro.split("\n\n options")[0].strip(), *shown]))
+        print_line("\n".join([intro.split("\n\n options")[0].strip(), *shown]))
 
 
 def _one_line(box: str) -> str:
@@ -137,16 +137,29 @@ def _one_line(box: str) -> str:
     return message + (f"; did you mean {similar[0]}?" if similar else "")
 
 
+def print_line(line: str, error: bool = False) -> None:
+    """Prints a line to stdout or stderr, with ? for characters that its encoding lacks.
+
+    Does nothing if the stream is closed.
+    """
+    stream = sys.stderr if error else sys.stdout
+    if stream is None:  # a program without a console
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError, ValueError):
+        print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs a program and exits: code 0 success, 1 failed, 2 invalid input, 130 Ctrl-C."""
     code = 0
     try:
         main()
     except (UserError, shared_memory.NoSharedMemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_line(f"error: {error}", error=True)
         code = 2
     except RunFailedError as error:
-        print(error, file=sys.stderr)
+        print_line(str(error), error=True)
         code = 1
     except KeyboardInterrupt:
         code = 130

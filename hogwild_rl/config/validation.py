@@ -1,12 +1,17 @@
 """Type and range checks of settings."""
 
+import decimal
+import enum
 import math
 import numbers
+import os
 import types
 from collections import abc
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
 import numpy as np
+import torch
 
 from hogwild_rl.errors import UserError
 
@@ -29,6 +34,28 @@ def between(name: str, value: float, least: float, most: float) -> None:
         raise UserError(f"{name} must lie between {least:g} and {most:g}, got {value}")
 
 
+def plain(value: Any) -> Any:
+    """Converts NumPy, torch, enum, string, path and numeric types to plain Python values.
+
+    >>> plain((np.float32(0.5), pathlib.Path("runs")))
+    (0.5, 'runs')
+    """
+    for types_, convert in _CONVERSIONS:
+        if isinstance(value, types_):
+            return convert(value)
+    return value
+
+
+_CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (enum.Enum, lambda value: plain(value.value)),
+    ((bool, np.bool_), bool),
+    (str, str.__str__),  # subclasses too
+    (os.PathLike, os.fspath),
+    (numbers.Integral, int),
+    ((numbers.Real, decimal.Decimal), float),
+    ((np.ndarray, torch.Tensor), lambda value: plain(value.tolist())),
+    ((tuple, list, range), lambda value: tuple(map(plain, value))),
+)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 

@@ -14,7 +14,7 @@ from gymnasium import Space
 from gymnasium.vector.utils import batch_space, create_empty_array, iterate
 
 from hogwild_rl.envs import make
-from hogwild_rl.hogwild import child
+from hogwild_rl.hogwild import child, processes
 from hogwild_rl.hogwild.child import Child, Failure
 
 
@@ -96,6 +96,7 @@ class EnvProcess:
         index, make: index of the environment, and picklable function that makes it.
         observations, b: shared observations of all environments, and the row of this one.
         timeout_s: seconds without an outcome after which the process counts as hung.
+        seeds: seed and key of the process's global generators.
 
     Attributes:
         pipe: receives the outcomes.
@@ -108,9 +109,10 @@ class EnvProcess:
         observations: SharedObservations,
         b: int,
         timeout_s: float,
+        seeds: tuple[int, ...],
     ) -> None:
         self.pipe, commands = child.CONTEXT.Pipe()
-        self._child = Child("environment", index, _serve, make, observations, b, commands)
+        self._child = Child("environment", index, _serve, make, observations, b, commands, seeds)
         commands.close()
         self._timeout_s = min(timeout_s, _LONGEST_TIMEOUT_S)
         self._poll = _waiter(self.pipe)
@@ -170,10 +172,20 @@ def _waiter(pipe: Connection) -> Callable[[float], bool]:
 
 
 def _serve(
-    make: Callable[[], make.Env], observations: SharedObservations, b: int, commands: Connection
+    make: Callable[[], make.Env],
+    observations: SharedObservations,
+    b: int,
+    commands: Connection,
+    seeds: tuple[int, ...],
 ) -> None:
     """Makes an environment, and resets and steps it until the parent has exited."""
-    env = make()
+    with processes.seeded_globally(*seeds):
+        _step_until_closed(make(), observations, b, commands)
+
+
+def _step_until_closed(
+    env: make.Env, observations: SharedObservations, b: int, commands: Connection
+) -> None:
     while True:
         try:
             resets, argument = commands.recv()

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import os
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -55,6 +56,7 @@ def inspect_env(env: EnvSource) -> EnvInfo:
         games.close()
         found = (games.single_observation_space, games.single_action_space)
         return EnvInfo(source, name, *found, source.reward_threshold, frames)
+    folder = os.getcwd()  # noqa: PTH109
     instance = checks.called(name, "making it", lambda: make_env(source))
     try:
         checks.check(instance, name, played=not checks.is_tested_upstream(source))
@@ -66,6 +68,7 @@ def inspect_env(env: EnvSource) -> EnvInfo:
             instance.close()
         raise
     checks.called(name, "close()", instance.close)
+    os.chdir(folder)
     return env_info
 
 
@@ -75,6 +78,9 @@ def name_of(source: str | EnvSpec | Callable[..., Any]) -> str:
         return source
     if isinstance(source, EnvSpec):
         return source.id
+    if not callable(source):
+        given = checks.describe_type(source)
+        raise UserError(f"env must be an id, a spec or a function that makes one, got {given}")
     if isinstance(source, functools.partial):
         source = source.func
     return f"{source.__module__}.{getattr(source, '__qualname__', type(source).__qualname__)}"
@@ -92,6 +98,7 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
     """
     # Callables that do not render need no such parameter.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    name_of(env)  # raises UserError for other types
     try:
         if isinstance(env, str):
             env = spec(env)
@@ -101,7 +108,11 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
             return gymnasium.make(env, disable_env_checker=True, **rendering)
         made = env(**rendering)
     except (gymnasium.error.Error, ImportError) as error:
-        raise UserError(checks.cannot_make(name_of(env), error)) from error
+        missing = isinstance(error, gymnasium.error.DependencyNotInstalled | ImportError)
+        if missing and isinstance(env, EnvSpec):
+            raise UserError(checks.cannot_make(name_of(env), error)) from error
+        reason = f"making it raised {checks.describe_exception(error)}"
+        raise UserError(f"environment {name_of(env)}: {reason}") from error
     if not isinstance(made, gymnasium.Env):
         raise UserError(f"{name_of(env)} must return a gymnasium.Env, got {type(made).__name__}")
     return made

@@ -26,6 +26,11 @@ def raise_failure(failure: EnvironmentFailedError) -> float:
     raise failure
 
 
+def used_info(info: dict[str, Any]) -> dict[str, Any]:
+    """Entries of an info that training uses; others may have values that cannot be merged."""
+    return {"lives": info["lives"]} if isinstance(info.get("lives"), int | np.integer) else {}
+
+
 def lost(envs: VectorEnv[Any, Any, Any]) -> make.Array:
     """Mask [B] of environments without an outcome in the last reset or step.
 
@@ -125,7 +130,10 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     def _start(self, b: int, reset: dict[str, Any]) -> None:
         index, timeout_s = self._first + b, self._step_timeout_s
         try:
-            self._processes[b] = EnvProcess(index, self._make, self._observations, b, timeout_s)
+            seeds = (self._seed or 0, index, self._restarts[b])
+            self._processes[b] = EnvProcess(
+                index, self._make, self._observations, b, timeout_s, seeds
+            )
         except (OSError, EOFError) as error:  # out of file handles or processes; server failure
             text = f"its process cannot be started ({error})"
             failure = Failure(index, 1, text, "environment")
@@ -151,7 +159,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
                 outcome = self._outcome(b)
                 if outcome is not None:
                     rewards[b], terminated[b], truncated[b], info = outcome
-                    infos = self._add_info(infos, info, b)
+                    infos = self._add_info(infos, used_info(info), b)
                     self.lost[b] = False
             self._restart_due()
             if not (all_lost and self.lost.all()):

@@ -19,6 +19,7 @@ from hogwild_rl.envs import atari, envpool, make, subproc
 from hogwild_rl.envs.env_process import EnvironmentFailedError
 from hogwild_rl.envs.make import Array, EnvSource, make_env, spec
 from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild import processes
 
 # Smallest B at which gymnasium's native vector environment is faster than SyncVectorEnv: measured
 # on CartPole-v1, 33 µs per step for any small B, against 7 µs per environment.
@@ -74,11 +75,18 @@ def sync_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
     if isinstance(env, str):
         env = spec(env)
     source = env
-    return SyncVectorEnv(
+    return _SyncVectorEnv(
         [lambda: make_env(source)] * num_envs,
         copy=False,  # the rollout buffer copies
         autoreset_mode=AutoresetMode.NEXT_STEP,
     )
+
+
+class _SyncVectorEnv(SyncVectorEnv):
+    """SyncVectorEnv that merges only the entries of infos that are used."""
+
+    def _add_info(self, vector_infos: Any, env_info: Any, env_num: int) -> Any:
+        return super()._add_info(vector_infos, subproc.used_info(env_info), env_num)
 
 
 def force_reset(envs: VectorEnv[Any, Any, Any], b: int) -> bool:
@@ -186,7 +194,8 @@ def _timed(source: make.EnvSource, num_envs: int, cores: int) -> Backend:
     """The async backend if its overhead is smaller than the time that it saves, else sync."""
     if num_envs == 1 or cores == 1:
         return Backend("sync", "only one environment or core")
-    step_s = _step_seconds(source)
+    with processes.seeded_globally(0):
+        step_s = _step_seconds(source)
     measured = f"a step takes {step_s * 1e6:,.0f} µs, async overhead about {_HANDOVER_S * 1e6:.0f}"
     faster = _HANDOVER_S + step_s / min(cores, num_envs) < step_s
     return Backend("async" if faster else "sync", measured)

@@ -76,7 +76,10 @@ class Child:
         self._role, self._index = role, index
         self._texts, texts = CONTEXT.Pipe(duplex=False)
         self.process = CONTEXT.Process(
-            target=_main, args=(texts, function, arguments), name=f"{role} {index}", daemon=True
+            target=_main,
+            args=(texts, dict(os.environ), function, arguments),
+            name=f"{role} {index}",
+            daemon=True,
         )
         self.process.start()
         texts.close()
@@ -119,7 +122,14 @@ class Child:
         return text.decode(errors="replace").strip()
 
 
-def _main(texts: Connection, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _main(
+    texts: Connection,
+    environ: dict[str, str],
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.clear()  # that of the fork server is older
+    os.environ.update(environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     faulthandler.enable(texts.fileno())

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import multiprocessing.connection
 import os
+import random
 import signal
 import threading
 import time
@@ -44,6 +45,28 @@ class Worker:
         return [int(word) >> 1 for word in sequence.generate_state(count)]
 
 
+@contextlib.contextmanager
+def seeded_globally(seed: int, *key: int) -> Iterator[None]:
+    """Context in which the global generators of random, NumPy and torch depend on seed and key.
+
+    The states of the caller are restored. User code, such as environments, may use them.
+    """
+    import torch
+
+    random_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    torch_state = torch.get_rng_state()
+    words = np.random.SeedSequence(seed, spawn_key=(*key, _GLOBAL)).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])  # noqa: NPY002
+    torch.default_generator.manual_seed(int(words[2]))
+    try:
+        yield
+    finally:
+        random.setstate(random_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+
+
 def _work(worker: Worker, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Calls the worker function; it computes on one thread."""
     import torch
@@ -53,9 +76,11 @@ def _work(worker: Worker, target: Callable[..., None], arguments: tuple[Any, ...
     torch.set_num_threads(1)
     shared_memory.retain_freed_memory()
     torch.set_flush_denormal(True)  # averages of dead units become denormals, which are slow
-    target(worker, *arguments)
+    with seeded_globally(worker.seed, worker.index, worker.restart_index):
+        target(worker, *arguments)
 
 
+_GLOBAL = 1  # distinguishes these seeds from a worker's own
 _MOST_REPLACEMENTS = 1 << 20  # of one worker in one run
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 

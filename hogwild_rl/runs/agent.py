@@ -176,8 +176,18 @@ class Agent:
         return Episodes(returns, lengths)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves the agent to a file for `hogwild_rl.load`."""
-        self.checkpoint.save(pathlib.Path(path))
+        """Saves the agent to a file for `hogwild_rl.load`; missing folders are created.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        file = pathlib.Path(path).expanduser()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.checkpoint.save(file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"agent cannot be saved to {path!r} ({reason}): name a file") from error
 
     def make_env(
         self, env: make.EnvSource | None = None, render_mode: str | None = None

@@ -22,6 +22,7 @@ from hogwild_rl.runs.logger import Progress, Recent, Snapshot
 from hogwild_rl.runs.state import TrainState
 
 FORMAT, _OLDER_FORMAT = "hogwild_rl-6", "hogwild_rl-5"
+_PLAIN = {type(None), bool, int, float, str}  # types of settings
 _SPACES = ("observation_space", "action_space")
 CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
 
@@ -57,6 +58,10 @@ class Checkpoint:
         document |= {"format": FORMAT, "counters": dataclasses.asdict(self.counters)}
         for name in _SPACES:
             document[name] = space_dicts.space_to_dict(document[name])
+        for name, value in self.settings.items():
+            values = value if isinstance(value, list | tuple) else [value]
+            if not {type(each) for each in values} <= _PLAIN:
+                raise TypeError(f"setting {name} is {value!r}, which no checkpoint can hold")
         stream = io.BytesIO()
         torch.save(document, stream)
         files.write_with_digest(path, stream.getbuffer(), previous)

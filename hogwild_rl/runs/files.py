@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import BinaryIO
+
+from hogwild_rl.config.cli import print_line
 
 FULL = (OSError, RuntimeError)  # raised on a full disk; torch.save raises RuntimeError
 _DIGEST = b"hogwild_rl sha256 "
@@ -62,13 +63,11 @@ class BestEffortWrites:
         except FULL as error:
             if not self._failing:
                 reason = getattr(error, "strerror", None) or error
-                with contextlib.suppress(OSError):
-                    print(
-                        f"{path} cannot be written ({reason}): the old file is kept, training "
-                        "continues",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                print_line(
+                    f"{path} cannot be written ({reason}): the old file is kept, training "
+                    "continues",
+                    error=True,
+                )
             self._failing = True
 
 
@@ -92,7 +91,7 @@ def append_text(path: pathlib.Path, text: str) -> None:
         OSError: the file cannot be written.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    with open(os.open(path, flags, 0o644), "a") as file:  # noqa: PTH123  pathlib has no such flag
+    with open(os.open(path, flags, 0o644), "a", encoding="utf-8") as file:  # noqa: PTH123  pathlib has no such flag
         file.write(text)
 
 

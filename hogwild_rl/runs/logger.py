@@ -18,6 +18,7 @@ import numpy as np
 import tqdm
 
 from hogwild_rl.config import base
+from hogwild_rl.config.cli import print_line
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.runs import files
@@ -159,12 +160,6 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def print_line(line: str, file: TextIO | None = None) -> None:
-    """Prints a line, to stdout by default; does nothing if the stream is closed."""
-    with contextlib.suppress(OSError):
-        print(line, file=file, flush=True)
-
-
 class Reporter:
     """Prints snapshots as a progress bar, or a line every 5 s, and appends them to files.
 
@@ -184,7 +179,7 @@ class Reporter:
         self.last: Snapshot | None = None
         self._shown_s = self._written_s = before.elapsed_s
         self._bar: Any = None
-        if sys.stderr.isatty() and not config.quiet:
+        if getattr(sys.stderr, "isatty", bool)() and not config.quiet:
             tqdm.tqdm.set_lock(threading.RLock())  # noqa: TID251  its default is a semaphore in /dev/shm
             self._bar = tqdm.tqdm(
                 total=self._total,
@@ -228,7 +223,7 @@ class Reporter:
             self._bar.update(min(snapshot.steps, self._total) - self._bar.n)
         elif not self._quiet:
             taken = f"{snapshot.time_s:.1f} s: {snapshot.steps:,} of {self._total:,} steps"
-            print_line(f"{taken}, {text}", sys.stderr)
+            print_line(f"{taken}, {text}", error=True)
 
     def close(self) -> None:
         """Closes the progress bar and the files."""

@@ -63,6 +63,8 @@ def _new_folder(algorithm: str, env: str) -> pathlib.Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
+            if not folder.exists():  # runs is a link to nothing, or a file
+                raise
             continue
         return folder
     raise AssertionError("unreachable")

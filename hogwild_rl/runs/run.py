@@ -4,7 +4,6 @@ import contextlib
 import json
 import pathlib
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +11,13 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 
 from hogwild_rl import errors
-from hogwild_rl.config import base
+from hogwild_rl.config import base, cli
 from hogwild_rl.envs import make
 from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild import processes
 from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.runs import files, logger, resume
 from hogwild_rl.runs.agent import Agent
@@ -44,7 +45,14 @@ class Run:
     """
 
     def __init__(self, algorithm: str, config: base.RunConfig, reports: bool = True) -> None:
-        self.env = make.inspect_env(config.env)
+        if torch.get_default_dtype() != torch.float32:
+            given = torch.get_default_dtype()
+            raise UserError(
+                f"torch's default dtype is {given}, training needs float32: call "
+                "torch.set_default_dtype(torch.float32) first"
+            )
+        with processes.seeded_globally(config.seed):
+            self.env = make.inspect_env(config.env)
         self._algorithm, self.config, self._reports = algorithm, config, reports
         self._resumed = resume.checkpoint_to_resume(config, self.env)
         self.before = self._resumed.counters if self._resumed else Progress()
@@ -75,7 +83,8 @@ class Run:
         self._checkpointer.guard()
         self._checkpointer.best = self.before.best_return
         if self._reports:
-            self.folder = resume.prepare_folder(self._algorithm, self.config, self.env.name)
+            self._given_folder = resume.prepare_folder(self._algorithm, self.config, self.env.name)
+            self.folder = self._given_folder.absolute()  # environments may change the directory
             self._checkpointer.best = resume.best_return(self.folder, self.before)
             document = {"algorithm": self._algorithm, "settings": plain}
             text = json.dumps(document, indent=2) + "\n"
@@ -86,7 +95,7 @@ class Run:
     def info(self, line: str) -> None:
         """Prints a line unless quiet."""
         if self._reports and not self.config.quiet:
-            logger.print_line(line)
+            cli.print_line(line)
 
     def log_failure(self, failure: str, printed: bool = False) -> None:
         """Logs a failure in the run's folder, and prints it unless it is `printed` elsewhere."""
@@ -96,7 +105,7 @@ class Run:
             with contextlib.suppress(OSError):
                 files.append_text(self.folder / FAILURES_FILE, line)
         if not (printed or self.config.quiet):
-            logger.print_line(failure, sys.stderr)
+            cli.print_line(failure, error=True)
 
     def observe(
         self,
@@ -179,7 +188,7 @@ class Run:
         if self._failures:
             self.info(f"{self._failures:,} failures: {self.folder / FAILURES_FILE}")
         resume = self._algorithm if failed or self._signal is not None else None
-        for line in logger.next_steps(self.folder, self.env.name, resume):
+        for line in logger.next_steps(self._given_folder, self.env.name, resume):
             self.info(line)
         return self._agent(self.folder)
 
@@ -204,9 +213,11 @@ class Run:
                 raise KeyboardInterrupt
             self._signal = number
             if not self.config.quiet:
-                sys.stderr.write("\nstopping and saving; press Ctrl-C again to quit now\n")
+                line = "\nstopping and saving; press Ctrl-C again to quit now"
+                cli.print_line(line, error=True)
 
-        before = {number: signal.signal(number, handle) for number in _SIGNALS}
+        ours = [each for each in _SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
+        before = {number: signal.signal(number, handle) for number in ours}
         try:
             yield
         finally:

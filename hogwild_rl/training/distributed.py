@@ -41,7 +41,7 @@ class Ranks:
         """Reads torchrun's environment variables."""
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         return cls(
-            *(int(os.environ.get(name, n)) for name, n in zip(names, (0, 0, 1), strict=True))
+            *(int(os.environ.get(name) or n) for name, n in zip(names, (0, 0, 1), strict=True))
         )
 
     def share(self, name: str, total: int) -> int:

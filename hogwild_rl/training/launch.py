@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import torch
+
 from hogwild_rl.config import base
 from hogwild_rl.envs.env_process import EnvironmentFailedError
 from hogwild_rl.errors import RunFailedError
@@ -90,7 +92,13 @@ def in_this_process(run: Run, function: WorkerFunction, task: Task[Any]) -> Agen
         processes.preload("hogwild_rl.training.launch")  # otherwise every process imports torch
     count = task.groups * task.group_size
     numbers = range(ranks.index * count, (ranks.index + 1) * count)
-    with contextlib.ExitStack() as resources, run.interruptible():
+    seeds = (worker.seed, worker.index, worker.restart_index)
+    with (
+        contextlib.ExitStack() as resources,
+        run.interruptible(),
+        processes.seeded_globally(*seeds),
+        torch.enable_grad(),
+    ):
         task = dataclasses.replace(
             task,
             safe_point=point,

@@ -13,7 +13,8 @@ def prepare(*, fork_server: bool = False, idle_threads_sleep: bool = False) -> N
         fork_server: start the server of the workers, which imports torch while this process does.
         idle_threads_sleep: idle OpenMP threads sleep after a short spin.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell sets for background jobs
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if idle_threads_sleep:
         os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     if fork_server:

@@ -6,12 +6,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from hogwild_rl.config import cli
 from hogwild_rl.config.base import RunConfig
 from hogwild_rl.envs import subproc
 from hogwild_rl.envs.env_process import EnvironmentFailedError
 from hogwild_rl.envs.make import EnvInfo
 from hogwild_rl.envs.vectorize import Backend
-from hogwild_rl.runs import logger
 from hogwild_rl.runs.run import Run
 from hogwild_rl.runs.state import TrainState
 from hogwild_rl.training.distributed import Ranks
@@ -78,4 +78,4 @@ class Task(Generic[C]):
     def info(self, line: str) -> None:
         """Prints a line, once for all ranks, unless the run is quiet."""
         if self.ranks.index == 0 and not self.config.quiet:
-            logger.print_line(line)
+            cli.print_line(line)
