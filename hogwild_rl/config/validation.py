@@ -37,8 +37,8 @@ def between(name: str, value: float, least: float, most: float) -> None:
 def plain(value: Any) -> Any:
     """Converts NumPy, torch, enum, string, path and numeric types to plain Python values.
 
-    >>> plain((np.float32(0.5), pathlib.Path("runs")))
-    (0.5, 'runs')
+    >>> plain((np.float32(0.5), np.str_("a"), np.arange(2)))
+    (0.5, 'a', (0, 1))
     """
     for types_, convert in _CONVERSIONS:
         if isinstance(value, types_):

@@ -52,7 +52,7 @@ def test_run_prints_updates_and_can_be_resumed_and_evaluated(start) -> None:
     assert int(last[1]) == first.counters.steps
 
     flags = ("--resume", str(run.folder), "--total-timesteps", "6000")
-    assert BATCH.search(execute("hogwild_rl.reinforce", *flags))
+    assert UPDATE.search(execute("hogwild_rl.reinforce", *flags))
     second = hogwild_rl.load(run.folder).checkpoint
     assert second.counters.steps >= 6000
     assert second.counters.updates > first.counters.updates
