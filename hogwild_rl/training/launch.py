@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -99,6 +100,7 @@ def in_this_process(run: Run, function: WorkerFunction, task: Task[Any]) -> Agen
         processes.seeded_globally(*seeds),
         torch.enable_grad(),
     ):
+        resources.callback(os.chdir, os.getcwd())  # noqa: PTH109  environments may change it
         task = dataclasses.replace(
             task,
             safe_point=point,

@@ -212,6 +212,7 @@ def test_environment_that_changes_the_directory_does_not_move_the_run(
     program.train(program.Config(env=env, run_dir="run", **size, **SHORT))
     assert (tmp_path / "run/checkpoint.pt").exists()
     assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert pathlib.Path.cwd() == tmp_path
 
 
 @pytest.mark.parametrize("link", ["/no/such/folder", "file"])
