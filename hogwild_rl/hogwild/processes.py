@@ -73,6 +73,7 @@ def _work(worker: Worker, target: Callable[..., None], arguments: tuple[Any, ...
 
     from hogwild_rl.hogwild import shared_memory
 
+    os.environ.update(_ONE_THREAD)
     torch.set_num_threads(1)
     shared_memory.retain_freed_memory()
     torch.set_flush_denormal(True)  # averages of dead units become denormals, which are slow
@@ -164,7 +165,8 @@ class Workers:
 
     def _start(self, index: int) -> None:
         worker = Worker(index, self._restart_indices[index], self._seed, self._stop.item)
-        with _in_children(_ONE_THREAD):
+        # A fork server has these since its start. Changing them here would affect other threads.
+        with _in_children({} if child.METHOD == "forkserver" else _ONE_THREAD):
             self._children[index] = Child(
                 "worker", index, _work, worker, self._target, self._arguments
             )
@@ -209,15 +211,21 @@ class Workers:
 
 @contextlib.contextmanager
 def _in_children(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables of the processes that are started in this context."""
-    before = {name: os.environ[name] for name in variables if name in os.environ}
+    """Sets environment variables of the processes that are started in this context.
+
+    Contexts of several threads may overlap: each restores what it has changed.
+    """
+    current = {name: os.environ.get(name) for name in variables}
+    before = {name: value for name, value in current.items() if value != variables[name]}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name in variables:
-            del os.environ[name]
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None or name == forkserver.VARIABLE:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

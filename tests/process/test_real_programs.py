@@ -1,5 +1,6 @@
 """Tests of training from programs of users: settings, infos, generators, folders and streams."""
 
+import concurrent.futures
 import dataclasses
 import decimal
 import enum
@@ -329,3 +330,22 @@ def test_agent_is_saved_into_a_new_folder_and_not_onto_a_folder(tmp_path: pathli
     assert hogwild_rl.load(tmp_path / "new/folder/agent.pt")
     with pytest.raises(UserError, match="agent cannot be saved"):
         agent.save(tmp_path)
+
+
+@pytest.mark.parametrize("program", [a2c, a3c])
+def test_runs_in_threads_of_one_process_train(program: Any, tmp_path: pathlib.Path) -> None:
+    """Equal seeds give equal parameters in A2C."""
+
+    def train(number: int) -> float:
+        size = {"workers": 2, "envs_per_worker": 2} if program is a3c else {"num_envs": 4}
+        run = {"run_dir": tmp_path / str(number), "seed": number % 2}
+        config = program.Config(env="CartPole-v1", **size, **run, **SHORT)
+        parameters = program.train(config).checkpoint.parameters.values()
+        return sum(float(p.double().sum()) for p in parameters)
+
+    variables = dict(os.environ)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        sums = list(pool.map(train, range(4)))
+    assert dict(os.environ) == variables
+    if program is a2c:
+        assert sums[0] == sums[2] != sums[1] == sums[3]
