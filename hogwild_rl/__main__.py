@@ -1,9 +1,4 @@
-"""Console script with one subcommand per program.
-
-hogwild-rl a3c --workers 4
-hogwild-rl evaluate runs/first
-hogwild-rl doctor
-"""
+"""Console script with one subcommand per program, e.g. ``hogwild-rl a3c --workers 4``."""
 
 import runpy
 import sys

@@ -98,10 +98,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            value = validation.check_type(name, validation.plain(getattr(self, name)), hint)
-            if name in ("run_dir", "resume") and value is not None:
-                value = os.path.expanduser(value)  # noqa: PTH111  settings are strings
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, validation.check_type(name, getattr(self, name), hint))
         at_least("total_timesteps", self.total_timesteps, 1)
         between("seed", self.seed, 0, 2**63 - 1)
         above("checkpoint_every", self.checkpoint_every, 0)
@@ -158,6 +155,9 @@ def with_presets(algorithm: str) -> Callable[[type[_Config]], type[_Config]]:
         @functools.wraps(plain_init)
         def init(self: _Config, **given: Any) -> None:
             given = {name: validation.plain(value) for name, value in given.items()}
+            for name in ("run_dir", "resume"):
+                if isinstance(given.get(name), str):
+                    given[name] = os.path.expanduser(given[name])  # noqa: PTH111
             resume = given.get("resume")
             if resume is not None:
                 made_by, base = read_settings(pathlib.Path(resume))

@@ -72,6 +72,10 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig, base.HogwildConfig):
                 "a model in CPU memory"
             )
 
+    def updates_after(self, transitions: int) -> int:
+        """Number of updates after this number of new transitions."""
+        return transitions if self.gradient_steps == _ALL else self.gradient_steps
+
     def model(self, env_info: make.EnvInfo, critics: int) -> DeterministicActorCritic:
         """Builds the networks, with initial weights of the run's seed.
 

@@ -61,8 +61,9 @@ _ACTOR_CRITIC = {
     "MountainCarContinuous-v0": _actor_critic(
         16, 400_000, 64, 4e-3, 0.99, 0.95, 0.003, **_NORMALIZED
     ),
-    **dict.fromkeys(("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"), _locomotion(1_000_000)),
-    "Ant-v5": _locomotion(1_000_000),
+    **dict.fromkeys(
+        ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5"), _locomotion(1_000_000)
+    ),
     "BipedalWalker-v3": _locomotion(4_000_000),
     # Any Atari game, by the name of its family.
     "ALE": _actor_critic(16, 10_000_000, 20, 3e-4, 0.99, 0.95, 0.005, **_ATARI),

@@ -50,8 +50,8 @@ def inspect_env(env: EnvSource) -> EnvInfo:
     """
     source, name = spec(env) if isinstance(env, str) else env, name_of(env)
     _check_picklable(source)
-    # Training uses ale-py's vector environment, which needs no image library.
     frames = atari.FRAMESKIP if atari.is_game(source) else 1
+    # Training uses ale-py's vector environment, which needs no image library.
     if atari.is_game(source) and (games := atari.make_vector(source, 1, threads=1)) is not None:
         games.close()
         found = (games.single_observation_space, games.single_action_space)

@@ -3,11 +3,11 @@
 import itertools
 import os
 import pathlib
-import sys
 import time
 from typing import Any
 
 from hogwild_rl.config import base
+from hogwild_rl.config.cli import print_line
 from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import one_line
 from hogwild_rl.errors import UserError
@@ -89,7 +89,7 @@ def checkpoint_to_resume(config: base.RunConfig, env_info: make.EnvInfo) -> Chec
     saved, path = load_newest(folder)
     logger.read_log(folder)  # raises before anything is changed
     if path.name == PREVIOUS_FILE and not config.quiet:
-        print(f"the newest checkpoint is damaged or missing: resuming from {path}", file=sys.stderr)
+        print_line(f"the newest checkpoint is damaged or missing: resuming from {path}", error=True)
     wanted = config.to_json()
     for name in _FIXED & wanted.keys():
         values = (saved.settings.get(name), wanted[name])  # lists are read back as tuples
@@ -115,8 +115,9 @@ def checkpoint_to_resume(config: base.RunConfig, env_info: make.EnvInfo) -> Chec
 
 def state_to_resume(saved: Checkpoint | None, config: base.RunConfig) -> dict[str, Any] | None:
     """Returns the saved state of a single worker, or None if the seed has changed."""
-    same_seed = saved is not None and saved.settings.get("seed") == config.seed
-    return saved.worker_state if saved is not None and same_seed else None
+    if saved is None or saved.settings.get("seed") != config.seed:
+        return None
+    return saved.worker_state
 
 
 def best_return(folder: pathlib.Path, before: Progress) -> float | None:

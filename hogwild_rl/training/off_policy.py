@@ -109,16 +109,19 @@ class ActorAndCritics:
         self.actor = TargetedModule(module.actor, learning_rate, device, alone)
         self.critics = TargetedModule(module.critics, learning_rate, device, alone)
 
+    def _parts(self) -> dict[str, TargetedModule]:
+        return {"actor": self.actor, "critics": self.critics}
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"actor": self.actor, "critics": self.critics}  # the module is views of both
+        return self._parts()  # the module is views of both
 
     def state_dict(self) -> dict[str, Any]:
         """State of both optimizers."""
-        return {n: part.optimizer.state_dict() for n, part in self.__getstate__().items()}
+        return {n: part.optimizer.state_dict() for n, part in self._parts().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a `state_dict`."""
-        for name, part in self.__getstate__().items():
+        for name, part in self._parts().items():
             part.optimizer.load_state_dict(state_dict[name])
 
 
@@ -257,7 +260,7 @@ class ReplayCollector:
         config = self._config
         if self._new >= config.train_every * config.envs_per_worker:
             ready = len(self.replay) and self._collected >= self._learn_from
-            updates = self._new if config.gradient_steps == -1 else config.gradient_steps
+            updates = config.updates_after(self._new)
             for number in range(updates if ready else 0):
                 if self._worker.stopping:
                     break

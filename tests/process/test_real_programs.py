@@ -284,6 +284,8 @@ def misspelt() -> Any:
 def test_run_dir_and_resume_expand_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert a2c.Config(run_dir="~/x").run_dir == "/home/somebody/x"
+    with pytest.raises(UserError, match="run /home/somebody/x does not exist"):
+        a2c.Config(resume="~/x")
 
 
 def test_usable_cores_respect_the_cpu_quota(
