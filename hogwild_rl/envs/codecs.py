@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -113,34 +113,40 @@ def _rescale(actions: Array, middle: Array, radius: Array, clip: Callable[[Array
 
 
 _CHANNELS_AT_MOST = 16  # a longer axis is height or width
+_SIDE_AT_LEAST = 16  # pixels; smaller arrays are mostly codes, for example the cells of a grid
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """Shape of a uint8 image in 0..255: [H, W], [H, W, C], [C, H, W] or [frames, H, W, C]."""
+    """Shape and range of an image.
+
+    Attributes:
+        shape: [H, W], [H, W, C] or [C, H, W], the last two also stacked, [frames, ...].
+        channels_first: True for [H, W] and [..., C, H, W].
+        high: upper bound of the values, 255 or 1; the lower bound is 0 or -1.
+    """
 
     shape: tuple[int, ...]
     channels_first: bool
+    high: float = 255
 
     @property
     def chw(self) -> tuple[int, int, int]:
         """Channels, height and width; stacked frames count as channels."""
-        if len(self.shape) == 2:
-            return 1, *self.shape
-        if len(self.shape) == 4:
-            frames, height, width, channels = self.shape
-            return frames * channels, height, width
-        first, middle, last = self.shape
-        return (first, middle, last) if self.channels_first else (last, first, middle)
+        frames, first, middle, last = _four_axes(self.shape)
+        if self.channels_first:
+            return frames * first, middle, last
+        return frames * last, first, middle
 
 
 @dataclasses.dataclass(frozen=True)
 class ObservationCodec:
     """Converts observations to rows of one array, the format of rollouts and networks.
 
-    A single image keeps its shape and uint8. Other spaces are flattened to float32 as by
-    gymnasium's `spaces.flatten`: Discrete and MultiDiscrete become one-hot, the parts of Dict and
-    Tuple are concatenated; images among the parts come last, for separate encoders.
+    A single image keeps its shape; floats become float32, integers uint8. Other spaces are
+    flattened to float32 as by gymnasium's `spaces.flatten`: Discrete and MultiDiscrete become
+    one-hot, the parts of Dict and Tuple are concatenated; images among the parts come last, for
+    separate encoders.
 
     Attributes:
         space: observation space of one environment.
@@ -167,7 +173,8 @@ class ObservationCodec:
         """
         image = as_image(space)
         if image is not None:
-            return cls(space, image.shape, np.uint8, 0, (image,))
+            dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else np.uint8
+            return cls(space, image.shape, dtype, 0, (image,))
         parts = list(leaves(space))
         found = [as_image(part) for part in parts]
         images = tuple(image for image in found if image is not None)
@@ -206,15 +213,36 @@ class ObservationCodec:
 
 
 def as_image(space: Space[Any]) -> Image | None:
-    """Image of a uint8 Box in 0..255 with two spatial axes; None for other spaces."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+    """Image of an `image_like` space with sides of 16 pixels or more; None for other spaces.
+
+    Its values are in 0..255, floats also in 0..1 or -1..1.
+    """
+    if not image_like(space):
         return None
-    shape, whole = space.shape, bool((space.low == 0).all() and (space.high == 255).all())
-    if not whole or len(shape) not in (2, 3, 4):
+    _, first, middle, last = _four_axes(space.shape)
+    channels_first = first < last
+    channels, side = (first, last) if channels_first else (last, first)
+    if channels > _CHANNELS_AT_MOST or min(side, middle) < _SIDE_AT_LEAST:
         return None
-    channels_first = len(shape) == 3 and shape[0] < shape[2]
-    channels = 1 if len(shape) == 2 else shape[0 if channels_first else -1]
-    return Image(shape, channels_first) if channels <= _CHANNELS_AT_MOST else None
+    ranges = [(0, 255)]
+    if np.issubdtype(space.dtype, np.floating):
+        ranges += [(0, 1), (-1, 1)]
+    for low, high in ranges:
+        if (space.low == low).all() and (space.high == high).all():
+            return Image(space.shape, channels_first, high)
+    return None
+
+
+def image_like(space: Space[Any]) -> TypeGuard[spaces.Box]:
+    """True for a Box with the axes of an image; two axes of floats are mostly a time series."""
+    if not isinstance(space, spaces.Box):
+        return False
+    return len(space.shape) in (3, 4) or (len(space.shape) == 2 and space.dtype == np.uint8)
+
+
+def _four_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape [frames, C, H, W] or [frames, H, W, C] of an image; missing axes have length 1."""
+    return (1, 1, *shape)[-4:]
 
 
 def batch_of_one(space: Space[Any], observation: Any) -> Any:

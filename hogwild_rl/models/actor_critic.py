@@ -179,8 +179,8 @@ class ActorCritic(nn.Module):
             return layers.Standardize(codec.vector)
         if self._custom or codec.dtype != np.uint8:
             raise UserError(
-                "normalize_observations supports vectors, or a single image with a built-in "
-                "network: set it to False"
+                "normalize_observations supports vectors, or a single image of integers with a "
+                "built-in network: set it to False"
             )
         return layers.MeanImageNorm(codec.images[0])
 

@@ -3,17 +3,17 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from gymnasium import Space
 from torch import Tensor, nn
 
+from hogwild_rl.envs import codecs
 from hogwild_rl.envs.codecs import Image, ObservationCodec
 from hogwild_rl.errors import UserError
 from hogwild_rl.models import layers
 
-_SCALE = 1 / 255
 _SQUARE = 4  # pixels; four bytes are one 32-bit word
 
 
@@ -79,19 +79,33 @@ def encoder(
             raise UserError(f"network {network} is for images: use auto or mlp")
         return nn.Identity(), codec.vector
     parts = [image_encoder(image, network, generator, contrast) for image in codec.images]
-    if codec.dtype == np.uint8:
+    if codec.shape == codec.images[0].shape:
         return parts[0], parts[0].features
     return CombinedEncoder(codec, parts), codec.vector + sum(part.features for part in parts)
 
 
+def flattened_images(space: Space[Any]) -> list[str]:
+    """Descriptions of the image-like parts of a space that network auto flattens for an MLP."""
+    lines = []
+    for part in filter(codecs.image_like, codecs.leaves(space)):
+        image, size = codecs.as_image(part), math.prod(part.shape)
+        if image is None or not min(_sides(image, CNNS["a3c"])):
+            scaling = f"divided by {image.high}" if image else "not scaled as images are"
+            lines.append(
+                f"observations of {list(part.shape)} are flattened to {size:,} numbers, {scaling}: "
+                "normalize them, give a network, or network mlp if intended"
+            )
+    return lines
+
+
 class ConvEncoder(nn.Module):
-    """CNN over images of bytes: [..., *image.shape] → [..., features].
+    """CNN over images: [..., *image.shape] → [..., features].
 
     Args:
-        image: shape and axis order of the images, large enough for the layers.
+        image: shape, axis order and range of the images, large enough for the layers.
         cnn: layers of the CNN.
         generator: source of the weights.
-        contrast: image normalization; if None, bytes are scaled to 0..1.
+        contrast: normalization of images of bytes; if None, images are scaled to at most 1.
     """
 
     def __init__(
@@ -115,29 +129,26 @@ class ConvEncoder(nn.Module):
         self.first, *others = convolutions
         hidden = itertools.chain.from_iterable((layer, nn.ReLU()) for layer in others)
         self.rest = nn.Sequential(nn.ReLU(), *hidden, nn.Flatten(), *last)
-        planes = image.channels_first or len(image.shape) == 2
         fits = cnn.convolutions[0][1:] == (2 * _SQUARE, _SQUARE)
-        self._by_squares = planes and fits and not (height % _SQUARE or width % _SQUARE)
+        fits = fits and not (height % _SQUARE or width % _SQUARE)
+        self._by_squares = image.channels_first and fits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the features of images in 0..255."""
+        """Returns the features of images."""
         shape = self._image.shape
         leading = images.shape[: images.dim() - len(shape)]
         images = images.reshape(-1, *shape)
         if self._by_squares and images.dtype == torch.uint8:
             hidden = self._first_by_squares(images.reshape(-1, *self._image.chw))
         else:
-            hidden = self.first(self._planes(_scaled(images, self.contrast)))
+            hidden = self.first(self._planes(_scaled(images, self._image, self.contrast)))
         features: Tensor = self.rest(hidden)
         return features.reshape(*leading, features.shape[-1])
 
     def _planes(self, images: Tensor) -> Tensor:
         """Transposes images [N, *shape] to [N, C, H, W]."""
-        if len(self._image.shape) == 2:
-            return images.unsqueeze(1)
-        if len(self._image.shape) == 4:
-            return images.permute(0, 1, 4, 2, 3).flatten(1, 2)
-        return images if self._image.channels_first else images.permute(0, 3, 1, 2)
+        planes = images if self._image.channels_first else images.movedim(-1, -3)
+        return planes.reshape(-1, *self._image.chw)
 
     def _first_by_squares(self, images: Tensor) -> Tensor:
         """Computes the first convolution of images [N, C, H, W] over squares of 4×4 pixels.
@@ -147,7 +158,7 @@ class ConvEncoder(nn.Module):
         exactly, so the kernel is scaled instead of the images. Measured on the CPU in bfloat16,
         A3C's CNN, 168 images of 4×84×84: forward 64 → 46 µs each, forward and backward 162 → 120.
         """
-        squares, scale = self._squares(images), torch.tensor(_SCALE)
+        squares, scale = self._squares(images), torch.tensor(1 / self._image.high)
         if self.contrast is not None:  # differences of bytes are exact in bfloat16, too
             mean = self.contrast.mean_image.view(1, *self._image.chw)
             squares, scale = squares.sub_(self._squares(mean)), self.contrast.scale
@@ -165,21 +176,21 @@ class ConvEncoder(nn.Module):
 
 
 class PixelEncoder(nn.Module):
-    """Flattened pixels of small images: [..., *shape] → [..., P].
+    """Flattened pixels of images: [..., *shape] → [..., P].
 
     Args:
-        image: shape and axis order of the images.
-        contrast: image normalization; if None, bytes are scaled to 0..1.
+        image: shape and range of the images.
+        contrast: normalization of images of bytes; if None, images are scaled to at most 1.
     """
 
     def __init__(self, image: Image, contrast: layers.MeanImageNorm | None = None) -> None:
         super().__init__()
-        self._axes, self.features = len(image.shape), math.prod(image.shape)
+        self._image, self.features = image, math.prod(image.shape)
         self.contrast = contrast
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the normalized and flattened pixels."""
-        return _scaled(images, self.contrast).flatten(-self._axes)
+        return _scaled(images, self._image, self.contrast).flatten(-len(self._image.shape))
 
 
 class CombinedEncoder(nn.Module):
@@ -215,8 +226,8 @@ def _sides(image: Image, cnn: CNN) -> list[int]:
     return sides
 
 
-def _scaled(images: Tensor, contrast: layers.MeanImageNorm | None) -> Tensor:
-    """Scales bytes to 0..1, or applies the image normalization."""
+def _scaled(images: Tensor, image: Image, contrast: layers.MeanImageNorm | None) -> Tensor:
+    """Scales images to at most 1, or applies the image normalization."""
     if contrast is not None:
         return contrast(images)  # type: ignore[no-any-return]
-    return images.to(layers.computed_in(images.device), copy=True).mul_(_SCALE)
+    return images.to(layers.computed_in(images.device), copy=True).mul_(1 / image.high)

@@ -19,6 +19,7 @@ from hogwild_rl.envs import make
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild import processes
 from hogwild_rl.hogwild.counters import Counters
+from hogwild_rl.models import encoders
 from hogwild_rl.runs import files, logger, resume
 from hogwild_rl.runs.agent import Agent
 from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Checkpointer
@@ -90,6 +91,10 @@ class Run:
             text = json.dumps(document, indent=2) + "\n"
             files.write_text(self.folder / base.SETTINGS_FILE, text)
             self._reporter = logger.Reporter(self.folder, self.config, self.before)
+        network = getattr(self.config, "network", "mlp")
+        if isinstance(network, str) and network != "mlp":  # these are the user's choice
+            for line in encoders.flattened_images(self.env.observation_space):
+                self.info(line)
         self._began_s = time.monotonic()
 
     def info(self, line: str) -> None:

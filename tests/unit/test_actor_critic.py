@@ -122,7 +122,7 @@ OBSERVATION_SPACES = {
     "dict": spaces.Dict({"position": spaces.Box(0, 1, (2,)), "gear": spaces.Discrete(3)}),
     "tuple": spaces.Tuple([spaces.MultiBinary(2), spaces.MultiDiscrete([2, 3])]),
     "images": spaces.Box(0, 255, (84, 84, 4), np.uint8),
-    "small images": spaces.Box(0, 255, (6, 5), np.uint8),
+    "small images": spaces.Box(0, 255, (16, 17), np.uint8),
     "images in a dict": spaces.Dict({"camera": spaces.Box(0, 255, (36, 36, 3), np.uint8)}),
     "scalar": spaces.Box(0, 1, ()),
     "matrix": spaces.Box(-1, 1, (2, 3)),

@@ -157,11 +157,11 @@ def test_rollout_copied_to_a_device_is_equal() -> None:
 
 
 def test_images_are_stored_as_bytes() -> None:
-    image = ObservationCodec.of(gymnasium.spaces.Box(0, 255, (8, 6, 3), np.uint8))
+    image = ObservationCodec.of(gymnasium.spaces.Box(0, 255, (16, 17, 3), np.uint8))
     env_codec = EnvCodec(image, ActionCodec.of(gymnasium.spaces.Discrete(2)))
     observations = Rollout.empty(2, 4, env_codec).observations
     assert observations.dtype == torch.uint8
-    assert observations.shape == (3, 4, 8, 6, 3)
+    assert observations.shape == (3, 4, 16, 17, 3)
 
 
 @pytest.mark.parametrize(

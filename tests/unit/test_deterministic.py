@@ -59,7 +59,7 @@ CASES: dict[str, tuple[Space[Any], Architecture]] = {
     "relu": (VECTOR, Architecture(hidden=(7,), activation="relu")),
     "no hidden layer": (VECTOR, Architecture(hidden=())),
     "images": (IMAGE, Architecture(hidden=(6,))),
-    "small images": (spaces.Box(0, 255, (3, 4), np.uint8), Architecture(hidden=(6,))),
+    "small images": (spaces.Box(0, 255, (16, 17), np.uint8), Architecture(hidden=(6,))),
     "dict": (spaces.Dict(a=IMAGE, b=VECTOR, c=spaces.Discrete(3)), Architecture(hidden=(6,))),
     "custom": (VECTOR, Architecture(network=custom_body, hidden=(6,))),
     "custom for images": (IMAGE, Architecture(network=custom_body, hidden=(6,))),

@@ -24,7 +24,7 @@ def image(*shape: int) -> spaces.Box:
     return spaces.Box(0, 255, shape, np.uint8)
 
 
-BOTH = spaces.Dict(a=image(20, 22, 3), b=spaces.Box(-1, 1, (4,)), c=image(6, 5))
+BOTH = spaces.Dict(a=image(20, 22, 3), b=spaces.Box(-1, 1, (4,)), c=image(16, 17))
 BODIES: dict[str, tuple[Space[Any], Architecture]] = {
     "mlp": (VECTOR, Architecture(hidden=(7, 6))),
     "mlp, relu, one trunk": (
@@ -34,7 +34,7 @@ BODIES: dict[str, tuple[Space[Any], Architecture]] = {
     "a3c": (image(20, 24, 3), Architecture(network="a3c")),
     "a3c, channels first": (image(2, 24, 20), Architecture(network="auto")),
     "nature": (image(36, 40), Architecture(network="nature")),
-    "pixels": (image(5, 4, 3), Architecture(hidden=(6,))),
+    "pixels": (image(16, 17, 3), Architecture(hidden=(6,))),
     "combined": (BOTH, Architecture(hidden=(6,))),
     "lstm": (VECTOR, Architecture(hidden=(6,), lstm=5)),
     "cnn, lstm": (image(20, 20), Architecture(lstm=4)),
@@ -187,7 +187,7 @@ def test_cnns_equal_those_of_the_papers(network: str, strides: Any, features: An
 
 
 def test_flat_parts_and_scaled_pixels_are_concatenated() -> None:
-    space = spaces.Dict(a=image(3, 2), b=spaces.Box(-1, 1, (4,)), c=image(2, 2, 3))
+    space = spaces.Dict(a=image(17, 16), b=spaces.Box(-1, 1, (4,)), c=image(16, 16, 3))
     seen = rows(space, 3, 2)
     model = ActorCritic(space, ACTIONS, Architecture(), generator(1))
     encoder = model.policy_body[0]

@@ -20,7 +20,7 @@ from hogwild_rl.runs.agent import Agent
 
 T, B, GAMMA = 6, 3, 0.9
 VECTOR = spaces.Box(-np.inf, np.inf, (4,), np.float32)
-MIXED = spaces.Dict(a=spaces.Box(0, 255, (2, 3), np.uint8), b=spaces.Box(-9, 9, (4,), np.float32))
+MIXED = spaces.Dict(a=spaces.Box(0, 255, (16, 17), np.uint8), b=spaces.Box(-9, 9, (4,), np.float32))
 
 
 def normalization(workers: int = 1, space: Any = VECTOR, **enabled: bool) -> Normalization:
@@ -235,12 +235,14 @@ def test_differences_of_bytes_are_exact_in_bfloat16() -> None:
             assert torch.equal(difference.double(), exact)
 
 
-@pytest.mark.parametrize("case", ["two images", "custom network"])
+@pytest.mark.parametrize("case", ["two images", "an image of floats", "custom network"])
 def test_unsupported_image_normalization_is_rejected(case: str) -> None:
     space: Any = IMAGES
     architecture = Architecture(standardize=True)
     if case == "two images":
         space = spaces.Tuple([IMAGES, IMAGES])
+    elif case == "an image of floats":
+        space = spaces.Box(0, 1, IMAGES.shape, np.float32)
     else:
         architecture = Architecture(standardize=True, network=lambda _: torch.nn.Flatten(2))
     with pytest.raises(UserError, match="normalize_observations supports vectors, or a"):

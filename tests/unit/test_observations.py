@@ -37,8 +37,8 @@ FLAT = {
     ),
 }
 every_space = pytest.mark.parametrize("space", FLAT.values(), ids=FLAT.keys())
-COLOUR = spaces.Box(0, 255, (8, 6, 3), np.uint8)
-GREY = spaces.Box(0, 255, (5, 7), np.uint8)
+COLOUR = spaces.Box(0, 255, (18, 16, 3), np.uint8)
+GREY = spaces.Box(0, 255, (16, 17), np.uint8)
 WITH_IMAGES = {
     "dict": spaces.Dict(
         a=COLOUR, b=spaces.Discrete(3), c=GREY, d=spaces.Box(-1, 1, (2,), np.float32)
@@ -135,9 +135,12 @@ def test_images_come_last_in_a_row(space: Space[Any]) -> None:
         ((84, 84, 1), False, (1, 84, 84)),
         ((4, 84, 84), True, (4, 84, 84)),
         ((3, 96, 64), True, (3, 96, 64)),
-        ((84, 80), False, (1, 84, 80)),
+        ((84, 80), True, (1, 84, 80)),
         ((4, 96, 64, 3), False, (12, 96, 64)),
-        ((10, 10, 7), False, (7, 10, 10)),
+        ((4, 3, 96, 64), True, (12, 96, 64)),
+        ((2, 3, 16, 16), True, (6, 16, 16)),
+        ((2, 16, 16, 3), False, (6, 16, 16)),
+        ((18, 18, 7), False, (7, 18, 18)),
     ],
 )
 def test_images_are_detected_and_stay_bytes(shape: Any, channels_first: Any, chw: Any) -> None:
@@ -152,20 +155,55 @@ def test_images_are_detected_and_stay_bytes(shape: Any, channels_first: Any, chw
     np.testing.assert_array_equal(codec.row(observations[1]), observations[1])
 
 
+@pytest.mark.parametrize("shape", [(20, 18, 3), (3, 20, 18), (2, 20, 18, 3), (2, 3, 20, 18)])
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "row_dtype"),
+    [
+        (0, 255, np.int64, np.uint8),
+        (0, 255, np.int16, np.uint8),
+        (0, 255, np.float32, np.float32),
+        (0, 1, np.float32, np.float32),
+        (-1, 1, np.float64, np.float32),
+        (0, 1, np.float16, np.float32),
+    ],
+)
+def test_images_of_other_dtypes_are_detected_with_their_range(
+    low: int, high: int, dtype: Any, row_dtype: Any, shape: Any
+) -> None:
+    space = spaces.Box(low, high, shape, dtype)
+    codec, observations = ObservationCodec.of(space), samples(space)
+    assert codec.images == (Image(shape, shape[-1] == 18, high),)
+    assert codec.images[0].chw == (3 * shape[0] if len(shape) == 4 else 3, 20, 18)
+    assert (codec.shape, codec.dtype, codec.vector) == (shape, row_dtype, 0)
+    rows = codec.rows(batch_of(space, observations)).astype(row_dtype)
+    np.testing.assert_array_equal(rows, np.stack(observations).astype(np.float32))
+
+
 @pytest.mark.parametrize(
     "space",
     [
-        spaces.Box(0, 255, (8, 8, 3), np.float32),
-        spaces.Box(0, 255, (8, 8, 3), np.int16),
-        spaces.Box(0, 1, (8, 8, 3), np.uint8),
-        spaces.Box(1, 255, (8, 8), np.uint8),
-        spaces.Box(0, np.r_[[254], [255] * 15].reshape(4, 4).astype(np.uint8), dtype=np.uint8),
+        spaces.Box(0, 255, (7, 7, 3), np.uint8),
+        spaces.Box(0, 255, (15, 20, 3), np.uint8),
+        spaces.Box(0, 255, (3, 20, 15), np.uint8),
+        spaces.Box(0, 255, (15, 20), np.uint8),
+        spaces.Box(0, 255, (2, 3, 15, 20), np.uint8),
+        spaces.Box(0, 1, (3, 4, 5), np.float32),
+        spaces.Box(0, 1, (20, 20, 3), np.uint8),
+        spaces.Box(0, 10, (20, 20, 3), np.float32),
+        spaces.Box(0, 1, (20, 20, 3), np.int64),
+        spaces.Box(-128, 127, (20, 20, 3), np.int8),
+        spaces.Box(-np.inf, np.inf, (20, 20, 3), np.float32),
+        spaces.Box(1, 255, (20, 20), np.uint8),
+        spaces.Box(0, 1, (20, 20), np.float32),
+        spaces.Box(0, 255, (20, 20), np.int64),
+        spaces.Box(0, np.r_[254, [255] * 399].reshape(20, 20).astype(np.uint8), dtype=np.uint8),
+        spaces.Box(np.r_[-1, [0] * 1199].reshape(20, 20, 3).astype(np.float32), 1),
         spaces.Box(0, 255, (20, 20, 17), np.uint8),
         spaces.Box(0, 255, (17, 20, 20), np.uint8),
         spaces.Box(0, 255, (2, 20, 20, 17), np.uint8),
         spaces.Box(0, 255, (64,), np.uint8),
-        spaces.Box(0, 255, (2, 2, 8, 8, 3), np.uint8),
-        spaces.MultiBinary((8, 8)),
+        spaces.Box(0, 255, (2, 2, 20, 20, 3), np.uint8),
+        spaces.MultiBinary((20, 20, 3)),
         spaces.Discrete(256),
     ],
     ids=str,
@@ -222,7 +260,7 @@ def test_batched_distinguishes_a_batch_from_one_observation(space: Space[Any]) -
         (spaces.Box(-1, 1, (4,)), np.zeros((2, 3))),
         (spaces.Box(-1, 1, (4,)), np.zeros((5, 2, 4))),
         (spaces.Discrete(3), np.zeros((2, 2), np.int64)),
-        (GREY, np.zeros((7, 5), np.uint8)),
+        (GREY, np.zeros((17, 16), np.uint8)),
         (spaces.Dict(a=spaces.Box(-1, 1, (4,))), {"a": np.zeros(5)}),
     ],
 )

@@ -15,7 +15,7 @@ from hogwild_rl.collect.replay import ReplayBuffer, Transitions, size_in_bytes
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 
 VECTOR = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-IMAGE = spaces.Box(0, 255, (5, 4, 3), np.uint8)
+IMAGE = spaces.Box(0, 255, (16, 17, 3), np.uint8)
 Transition: TypeAlias = tuple[float, ...]  # s, a, r, s', terminated
 every_size = pytest.mark.parametrize(("capacity", "B"), [(1, 1), (7, 1), (1, 3), (12, 3), (13, 3)])
 
