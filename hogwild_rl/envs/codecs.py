@@ -133,7 +133,7 @@ class Image:
     @property
     def chw(self) -> tuple[int, int, int]:
         """Channels, height and width; stacked frames count as channels."""
-        frames, first, middle, last = _four_axes(self.shape)
+        frames, first, middle, last = (1, 1, *self.shape)[-4:]
         if self.channels_first:
             return frames * first, middle, last
         return frames * last, first, middle
@@ -219,30 +219,21 @@ def as_image(space: Space[Any]) -> Image | None:
     """
     if not image_like(space):
         return None
-    _, first, middle, last = _four_axes(space.shape)
-    channels_first = first < last
-    channels, side = (first, last) if channels_first else (last, first)
+    first, middle, last = (1, *space.shape)[-3:]
+    channels, side = sorted((first, last))
     if channels > _CHANNELS_AT_MOST or min(side, middle) < _SIDE_AT_LEAST:
         return None
-    ranges = [(0, 255)]
-    if np.issubdtype(space.dtype, np.floating):
-        ranges += [(0, 1), (-1, 1)]
-    for low, high in ranges:
+    floats = np.issubdtype(space.dtype, np.floating)
+    for low, high in ((0, 255), (0, 1), (-1, 1)) if floats else ((0, 255),):
         if (space.low == low).all() and (space.high == high).all():
-            return Image(space.shape, channels_first, high)
+            return Image(space.shape, first < last, high)
     return None
 
 
 def image_like(space: Space[Any]) -> TypeGuard[spaces.Box]:
     """True for a Box with the axes of an image; two axes of floats are mostly a time series."""
-    if not isinstance(space, spaces.Box):
-        return False
-    return len(space.shape) in (3, 4) or (len(space.shape) == 2 and space.dtype == np.uint8)
-
-
-def _four_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape [frames, C, H, W] or [frames, H, W, C] of an image; missing axes have length 1."""
-    return (1, 1, *shape)[-4:]
+    axes = len(space.shape) if isinstance(space, spaces.Box) else 0
+    return axes in (3, 4) or (axes == 2 and space.dtype == np.uint8)
 
 
 def batch_of_one(space: Space[Any], observation: Any) -> Any:
