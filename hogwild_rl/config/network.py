@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import pickle
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,9 +9,10 @@ import torch
 import tyro
 
 from hogwild_rl.config import base, resources, validation
-from hogwild_rl.envs import make
+from hogwild_rl.envs import checks, make
 from hogwild_rl.envs.codecs import ObservationCodec
 from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild import child
 from hogwild_rl.models import encoders, layers
 from hogwild_rl.models.actor_critic import Architecture
 
@@ -38,6 +38,8 @@ class NetworkConfig(base.RunConfig):
     """Initial learning rate η."""
     gamma: float = 0.99
     """Discount factor γ."""
+    reward_scale: float = 1.0
+    """Factor on rewards; reported returns are always those of the environment's own rewards."""
     network: Annotated[str | layers.BodyMaker, _NETWORK_FLAG] = "auto"
     """Network body; auto: a3c (the A3C paper's CNN) for images, else mlp."""
     hidden: tuple[int, ...] = (64, 64)
@@ -52,10 +54,16 @@ class NetworkConfig(base.RunConfig):
                 f"network {self.network} is unknown: give {', '.join(_NETWORKS)}, or from Python a "
                 "function that makes one"
             )
-        validation.above("learning_rate", self.learning_rate, 0)
+        for name in ("learning_rate", "reward_scale"):
+            validation.above(name, getattr(self, name), 0)
         validation.between("gamma", self.gamma, 0, 1)
         for size in self.hidden:
             validation.at_least("hidden", size, 1)
+
+    @property
+    def scales_rewards(self) -> bool:
+        """True if rewards are scaled."""
+        return self.reward_scale != 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a callable network by its name."""
@@ -82,11 +90,12 @@ class NetworkConfig(base.RunConfig):
         if isinstance(self.network, str):
             return
         try:
-            pickle.dumps((self.network, model))
+            child.dumps((self.network, model))
         except Exception as error:  # user code: any exception type
+            reason = checks.abbreviate(str(error))
             raise UserError(
-                f"network {make.name_of(self.network)} cannot be sent to workers ({error}): "
-                "define the function and its module classes at the top level of a module"
+                f"network {make.name_of(self.network)} cannot be sent to workers ({reason}): "
+                "create such objects inside the function or class"
             ) from error
 
 

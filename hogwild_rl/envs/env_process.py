@@ -71,8 +71,9 @@ def _put(arrays: Any, b: int, observation: Any) -> None:
 
 
 Outcome: TypeAlias = tuple[SupportsFloat, bool, bool, dict[str, Any]]
-"""Reward, terminated, truncated and info; sent after the observation is in shared memory."""
+"""Reward, terminated, truncated and used info; sent after the observation is in shared memory."""
 
+_SENT = ("lives",)  # entries of an info that training uses; others may not be picklable
 _LONGEST_TIMEOUT_S = 1e6  # in milliseconds it fits a C int
 
 
@@ -191,11 +192,11 @@ def _step_until_closed(
             resets, argument = commands.recv()
         except (EOFError, OSError):  # the parent has exited
             return
+        outcome: list[Any] = [0.0, False, False]
         if resets:
             observation, info = env.reset(**argument)
-            outcome: Outcome = 0.0, False, False, info
         else:
-            observation, reward, terminated, truncated, info = env.step(argument)
-            outcome = reward, terminated, truncated, info
+            observation, *outcome, info = env.step(argument)
         observations.write(b, observation)
-        commands.send(outcome)
+        sent = {name: info[name] for name in info if name in _SENT}
+        commands.send((*outcome, sent))

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import importlib
 import os
-import pickle
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from hogwild_rl.envs import atari, checks
 from hogwild_rl.errors import UserError
+from hogwild_rl.hogwild import child
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvSource: TypeAlias = str | EnvSpec | Callable[..., Env]
@@ -139,9 +139,10 @@ def spec(name: str) -> EnvSpec:
 
 def _check_picklable(env: EnvSource) -> None:
     try:
-        pickle.dumps(env)
+        child.dumps(env)
     except Exception as error:  # from arbitrary __reduce__ methods
+        reason = checks.abbreviate(str(error))
         raise UserError(
-            f"env {name_of(env)} cannot be sent to workers ({error}): "
-            "pass an id or a function at the top level of a module"
+            f"env {name_of(env)} cannot be sent to workers ({reason}): "
+            "create such objects inside the function or class"
         ) from error

@@ -64,7 +64,6 @@ def test_every_algorithm_rejects_broken_envs(algorithm: Any, tmp_path: pathlib.P
 @pytest.mark.parametrize(
     ("env", "printed"),
     [
-        (lambda: envs.Clock(True), "cannot be sent to workers"),
         (functools.partial(envs.Chain, threading.Lock()), "cannot be sent to workers"),
         ("Altered-v0", "unknown environment 'Altered-v0'"),
         ("tests.broken:Altered-v0", "unknown environment"),
