@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild import shared_memory
+from hogwild_rl.hogwild import child, shared_memory
 
 try:
     import resource
@@ -130,13 +130,13 @@ _WORKER_FILES, _ENVIRONMENT_FILES, _OTHER_FILES = 3, 4, 32
 
 
 def check_workers(count: int) -> None:
-    """Raises UserError if a limit forbids this number of worker processes."""
+    """Raises UserError if a limit or the caller's script forbids this number of workers."""
     files, tasks = _WORKER_FILES * count, _WORKER_TASKS * count
     _check(f"workers {count}", files, tasks, "give fewer workers")
 
 
 def check_environments(count: int) -> None:
-    """Raises UserError if a limit forbids this number of environment processes."""
+    """Raises UserError if a limit or the caller's script forbids these environment processes."""
     what = f"num_envs {count} in separate processes"
     files, tasks = _ENVIRONMENT_FILES * count, _ENVIRONMENT_TASKS * count
     _check(what, files, tasks, "give a smaller num_envs")
@@ -157,6 +157,11 @@ def check_memory(what: str, wanted: int, remedy: str) -> int | None:
 
 
 def _check(what: str, files: int, tasks: int, remedy: str) -> None:
+    if place := child.repeated_call():
+        raise UserError(
+            f'{place}: call train() inside `if __name__ == "__main__":`, as worker processes '
+            "import this script again"
+        )
     needed = {
         "open files": (files + _OTHER_FILES, file_limits()),
         "processes and threads": (tasks + _OTHER_TASKS, process_limits()),

@@ -139,7 +139,25 @@ def _guarded() -> Sequence[ast.If] | None:
 @functools.lru_cache(maxsize=1)
 def _guarded_in(source: str) -> Sequence[ast.If]:
     blocks = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.If)]
-    return [node for node in blocks if re.search("__name__|_process", ast.unparse(node.test))]
+    return [node for node in blocks if re.search("__name__|_process|MainProcess", ast.unparse(node.test))]
+
+
+def repeated_call() -> str:
+    """Place in the main module that every child would run again, as "file, line N"; "" if none.
+
+    It is code at the top level of a program without ``if __name__ == "__main__":``.
+    """
+    main, blocks = sys.modules["__main__"], _guarded()
+    if blocks is None:
+        return ""
+    for frame in sys._current_frames().values():
+        for each, line in traceback.walk_stack(frame):
+            code = each.f_code
+            own = code.co_name == "<module>" and code.co_filename == main.__file__
+            skipped = any(block.lineno <= line <= (block.end_lineno or 0) for block in blocks)
+            if own and each.f_globals is vars(main) and not skipped:
+                return f"{main.__file__}, line {line}"
+    return ""
 
 
 class Child:

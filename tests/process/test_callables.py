@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import inspect
 import os
 import pathlib
 import pickle
@@ -205,3 +206,69 @@ def test_error_of_several_lines_becomes_one() -> None:
     with pytest.raises(UserError, match="first line second line") as caught:
         make.inspect_env(functools.partial(envs.Clock, Unpicklable()))
     assert "\n" not in str(caught.value)
+
+
+TRAIN = """
+from hogwild_rl.config import resources
+def train():
+    resources.check_workers(1)
+"""
+REFUSED = {
+    "plain": "train()",
+    "several lines": "print(\n    train(),\n)",
+    "in a function": "def main():\n    train()\nmain()",
+    "in a method": "class A:\n    def __init__(self):\n        train()\nA()",
+    "other condition": "if len('name'):\n    train()",
+    "after a guard": "if __name__ == '__main__':\n    pass\ntrain()",
+    "executed": "exec('train()')",
+    "thread": "import concurrent.futures as f\nf.ThreadPoolExecutor(1).submit(train).result()",
+}
+ACCEPTED = {
+    "guard": "if __name__ == '__main__':\n    train()",
+    "guard around a function": "def main():\n    train()\nif '__main__' == __name__:\n    main()",
+    "else": "if __name__ != '__main__':\n    pass\nelse:\n    train()",
+    "parent process": "import multiprocessing as m\nif m.parent_process() is None:\n    train()",
+    "name of process": "from multiprocessing import current_process as c\n"
+    "if c().name == 'MainProcess':\n    train()",
+    "nested": "if __name__ == '__main__':\n    for _ in range(2):\n        train()",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_script_without_guard_is_refused(name: str, main: Callable[..., Any]) -> None:
+    expected = r'script.py, line \d+: call train\(\) inside `if __name__ == "__main__":`'
+    with pytest.raises(UserError, match=expected):
+        main(TRAIN + REFUSED[name])
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_script_with_guard_is_accepted(name: str, main: Callable[..., Any]) -> None:
+    main(TRAIN + ACCEPTED[name])
+
+
+def test_program_without_file_and_unreadable_script_are_accepted(
+    main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(TRAIN + "train()", file=False)
+
+    def unreadable(module: Any) -> str:
+        raise OSError
+
+    monkeypatch.setattr(inspect, "getsource", unreadable)
+    main(TRAIN + "train()")
+
+
+@pytest.mark.parametrize("arguments", [("-m", "script"), ("script.py",)])
+def test_script_without_guard_gives_one_error_and_no_folder(
+    arguments: tuple[str, ...], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "script.py").write_text(
+        "from hogwild_rl import a3c\n"
+        "from hogwild_rl.config import cli\n"
+        "cli.run(lambda: a3c.train(a3c.Config(workers=2, total_timesteps=1000)))\n"
+    )
+    result = run_program(tmp_path, *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "script.py, line 3: call train() inside" in result.stderr
+    assert not (tmp_path / "runs").exists()
