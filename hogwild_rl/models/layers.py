@@ -1,5 +1,6 @@
 """Layers: MLP, LSTM, and normalization of observations."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -8,7 +9,10 @@ import numpy as np
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
+from hogwild_rl.envs import checks
 from hogwild_rl.envs.codecs import Image, ObservationCodec
 from hogwild_rl.errors import UserError
 
@@ -16,6 +20,8 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
 BodyMaker = Callable[[Space[Any]], nn.Module]
 
+# Layers whose result for a row can depend on other rows or on chance.
+_MIXING = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, _BatchNorm, _DropoutNd)
 _LONGEST_SPAN = 32  # steps
 
 
@@ -52,34 +58,99 @@ def custom_body(
 ) -> tuple[nn.Module, int]:
     """Returns a custom body, made by a function of the observation space, and its feature size.
 
+    A body for [N, *O] is made again, with the same random weights, and adapted by `FlattenRows`.
     The function may sample initial weights from torch's global stream.
 
     Raises:
-        UserError: the body is not a module, has buffers, or does not map [T, B, *O] to [T, B, F].
+        UserError: the body is not a module, has buffers, maps neither [T, B, *O] to [T, B, F] nor
+            [N, *O] to [N, F], or the features of a row depend on other rows or on chance.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        body = make(codec.space)
-        name = getattr(make, "__name__", str(make))
-        if not isinstance(body, nn.Module):
-            returned = type(body).__name__
-            raise UserError(f"network {name} must return a torch.nn.Module, got {returned}")
-        buffers = ", ".join(label for label, _ in body.named_buffers())
-        if buffers:
-            raise UserError(
-                f"network {name} has buffers ({buffers}), which no gradient updates: use "
-                "LayerNorm instead of BatchNorm"
-            )
-        dtype = torch.uint8 if codec.dtype == np.uint8 else torch.float32
-        with torch.no_grad():  # lazy layers sample their weights here
-            features = body(torch.zeros(1, 1, *codec.shape, dtype=dtype))
-    got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-    if not isinstance(features, Tensor) or features.dim() != 3 or got[:2] != [1, 1]:
-        raise UserError(
-            f"network {name} must map observations {['T', 'B', *codec.shape]} to features "
-            f"['T', 'B', 'F'], got {got} for an input of {[1, 1, *codec.shape]}"
-        )
-    return body, int(features.shape[-1])
+    name = getattr(make, "__name__", str(make))
+    seed, problems = int(torch.randint(2**62, (), generator=generator)), []
+    for axes in (2, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            body = _call(make, codec.space, f"network {name}")
+            if not isinstance(body, nn.Module):
+                returned = type(body).__name__
+                raise UserError(f"network {name} must return a torch.nn.Module, got {returned}")
+            buffers = ", ".join(label for label, _ in body.named_buffers())
+            if buffers:
+                raise UserError(
+                    f"network {name} has buffers ({buffers}), which no gradient updates: use "
+                    "LayerNorm instead of BatchNorm"
+                )
+            try:
+                size = _row_wise_size(body, _random_rows(codec).flatten(0, 2 - axes), axes)
+            except UserError as error:
+                problems.append(error)
+            else:
+                return body if axes == 2 else FlattenRows(body), size
+    shape = ", ".join(map(str, codec.shape))
+    causes = {str(error).partition("] ")[2]: str(error) for error in problems}  # equal ones once
+    raise UserError(
+        f"network {name} must map [T, B, {shape}] to float32 [T, B, F], or [N, {shape}] to [N, F], "
+        f"each row by itself (use --lstm, LayerNorm, no dropout): {'; '.join(causes.values())}"
+    ) from problems[0].__cause__
+
+
+class FlattenRows(nn.Sequential):
+    """Adapter for a body of one batch axis, [N, *O] → [N, F]: [T, B, *O] → [T, B, F]."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Returns the features, [T, B, F]."""
+        features: Tensor = super().forward(rows.flatten(0, 1))  # type: ignore[no-untyped-call]
+        return features.view(*rows.shape[:2], -1)
+
+
+def _random_rows(codec: ObservationCodec) -> Tensor:
+    """Random observations of the space, [3, 2, *O], within ±1000, as bounds can be huge."""
+    space = copy.deepcopy(codec.space)  # the space's own generator is not advanced
+    space.seed(0)
+    try:
+        with np.errstate(over="ignore"):
+            rows = np.stack([codec.row(space.sample()) for _ in range(6)]).astype(np.float64)
+    except OverflowError:  # bounds of ±1.8e308
+        rows = np.zeros((6, *codec.shape))
+    rows = rows.clip(-1000, 1000).astype(codec.dtype)
+    return torch.from_numpy(rows).view(3, 2, *codec.shape)
+
+
+def _call(function: Callable[[Any], Any], given: Any, label: str) -> Any:
+    try:
+        return function(given)
+    except Exception as error:  # arbitrary user code
+        raise UserError(f"{label} raised {checks.describe_exception(error)}") from error
+
+
+@torch.no_grad()
+def _row_wise_size(body: nn.Module, rows: Tensor, axes: int) -> int:
+    """Feature size F of a body that maps rows with `axes` leading axes, each row by itself.
+
+    Rounding in float32 changes features by up to 3e-6 of the largest, layers that mix rows by much
+    more than the tolerance. Layers with dropout are searched for, as they may drop nothing here.
+    """
+    suspects = ""
+
+    def features(given: Tensor) -> Tensor:
+        label = f"{list(given.shape)}{suspects}"
+        found = _call(body, given, label)
+        if not isinstance(found, Tensor):
+            raise UserError(f"{label} gave {checks.describe_type(found)}")
+        if found.shape[:-1] != given.shape[:axes] or found.dtype != torch.get_default_dtype():
+            raise UserError(f"{label} gave {list(found.shape)} {found.dtype}")
+        return found
+
+    batch, ones = features(rows), (1,) * axes  # lazy layers sample their weights here
+    mixing = [f"{type(m).__name__} {n}" for n, m in body.named_modules() if isinstance(m, _MIXING)]
+    suspects = f" with {checks.abbreviate(', '.join(mixing))}" if mixing else ""
+    alone = [features(row.view(*ones, *row.shape)) for row in rows.flatten(0, axes - 1)]
+    atol = 1e-4 * float(batch.nan_to_num(0, 0, 0).abs().max())
+    same = torch.allclose(torch.cat(alone).view_as(batch), batch, 1e-2, atol, equal_nan=True)
+    dropout = [m for m in body.modules() if isinstance(m, _DropoutNd) and m.training and m.p > 0]
+    if dropout or not same:
+        raise UserError(f"{list(rows.shape)}{suspects} gave a row other features than alone")
+    return batch.shape[-1]
 
 
 class LSTMCore(nn.Module):

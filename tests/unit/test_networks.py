@@ -317,10 +317,10 @@ def test_a_custom_body_s_weights_depend_on_the_seed_alone() -> None:
     ("body", "message"),
     [
         (lambda seen: seen, "must return a torch.nn.Module, got function"),
-        (Custom(lambda seen: seen.flatten(0, 1)), r"got \[1, 5\] for an input of \[1, 1, 5\]"),
-        (Custom(lambda seen: seen.unsqueeze(0)), r"got \[1, 1, 1, 5\]"),
-        (Custom(lambda seen: seen.transpose(0, 2)), r"got \[5, 1, 1\]"),
-        (Custom(lambda seen: (seen, seen)), "got tuple"),
+        (Custom(lambda seen: seen.flatten(0, 1)), r"\[3, 2, 5\] gave \[6, 5\] torch.float32"),
+        (Custom(lambda seen: seen.unsqueeze(0)), r"\[3, 2, 5\] gave \[1, 3, 2, 5\]"),
+        (Custom(lambda seen: seen.transpose(0, -1)), r"\[3, 2, 5\] gave \[5, 2, 3\]"),
+        (Custom(lambda seen: (seen, seen)), "gave a tuple of 2"),
     ],
     ids=["no module", "flat", "more axes", "other axes", "tuple"],
 )
