@@ -1,5 +1,6 @@
 """Environment in a child process, with observations in shared memory."""
 
+import contextlib
 import ctypes
 import math
 import select
@@ -149,14 +150,10 @@ class EnvProcess:
             raise self._failed(self._child.kill_hung(time.monotonic() - self._sent_s))
         return None
 
-    def kill(self) -> None:
-        """Kills the process; it has no state to save."""
-        self._child.process.kill()
-
-    def close(self) -> None:
-        """Joins the killed process and closes its pipes."""
+    def close(self, within_s: float) -> None:
+        """Joins the process, which closes its environment as its pipe is closed; or kills it."""
+        self._child.process.join(within_s)
         self._child.close()
-        self.pipe.close()
 
     def _failed(self, failure: Failure) -> EnvironmentFailedError:
         self.pipe.close()
@@ -179,9 +176,9 @@ def _serve(
     commands: Connection,
     seeds: tuple[int, ...],
 ) -> None:
-    """Makes an environment, and resets and steps it until the parent has exited."""
-    with processes.seeded_globally(*seeds):
-        _step_until_closed(make(), observations, b, commands)
+    """Makes an environment, and resets and steps it until the pipe is closed."""
+    with processes.seeded_globally(*seeds), contextlib.closing(make()) as env:
+        _step_until_closed(env, observations, b, commands)
 
 
 def _step_until_closed(
@@ -190,7 +187,7 @@ def _step_until_closed(
     while True:
         try:
             resets, argument = commands.recv()
-        except (EOFError, OSError):  # the parent has exited
+        except (EOFError, OSError):  # the parent has closed the pipe, or exited
             return
         outcome: list[Any] = [0.0, False, False]
         if resets:

@@ -19,6 +19,7 @@ from hogwild_rl.envs.env_process import (
 from hogwild_rl.hogwild.child import Failure
 
 _LOOK_EVERY_S = 0.05
+_CLOSE_WITHIN_S = 1.0  # all environments together
 
 
 def raise_failure(failure: EnvironmentFailedError) -> float:
@@ -119,12 +120,13 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         return self._observations.arrays, *self._receive()
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Kills the processes."""
+        """Lets the processes close their environments, and kills those that take too long."""
         del kwargs
+        deadline_s = time.monotonic() + _CLOSE_WITHIN_S
         for process in self._processes.values():
-            process.kill()
+            process.pipe.close()
         for process in self._processes.values():
-            process.close()
+            process.close(max(deadline_s - time.monotonic(), 0.0))
         self._processes.clear()
 
     def _start(self, b: int, reset: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ CONTEXT: Any = multiprocessing.get_context(METHOD)
 _TRACEBACK_BYTES = 32_768  # well below a pipe's buffer: writing it never blocks
 _ANSWER_WITHIN_S = 0.5
 _EXIT_WITHIN_S = 5.0
+_GUARD = re.compile("__name__|_process|MainProcess")  # names in conditions that a child fails
 _STDIN = "<stdin>"  # __file__ of a program that is read from stdin
 
 
@@ -139,7 +140,7 @@ def _guarded() -> Sequence[ast.If] | None:
 @functools.lru_cache(maxsize=1)
 def _guarded_in(source: str) -> Sequence[ast.If]:
     blocks = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.If)]
-    return [node for node in blocks if re.search("__name__|_process|MainProcess", ast.unparse(node.test))]
+    return [node for node in blocks if _GUARD.search(ast.unparse(node.test))]
 
 
 def repeated_call() -> str:
@@ -231,6 +232,8 @@ def _main(
 ) -> None:
     os.environ.clear()  # that of the fork server is older
     os.environ.update(environ)
+    config: Any = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    config["daemon"] = False  # environments may start processes
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     faulthandler.enable(texts.fileno())

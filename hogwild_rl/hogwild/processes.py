@@ -6,9 +6,11 @@ import multiprocessing.connection
 import os
 import random
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import util
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,7 @@ def _work(worker: Worker, target: Callable[..., None], arguments: tuple[Any, ...
         target(worker, *arguments)
 
 
+_LONGEST_FOLDER = 70  # bytes; an address has 103, of which multiprocessing's names take 32
 _GLOBAL = 1  # distinguishes these seeds from a worker's own
 _MOST_REPLACEMENTS = 1 << 20  # of one worker in one run
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -99,10 +102,9 @@ def preload(module: str) -> None:
     if child.METHOD != "forkserver":
         return
     from multiprocessing import forkserver as mp_forkserver
-    from multiprocessing import util
 
     mp_forkserver.set_forkserver_preload([forkserver.__name__, module])
-    parent = {forkserver.VARIABLE: f"{os.getpid()} {util.get_temp_dir()}"}
+    parent = {forkserver.VARIABLE: f"{os.getpid()} {_temporary_folder()}"}
     with (
         _in_children(parent | _ONE_THREAD),
         _ctrl_c_ignored_in_children(),
@@ -207,6 +209,16 @@ class Workers:
         for each in self._children.values():
             each.close()
         self._children.clear()
+
+
+def _temporary_folder() -> str:
+    """Folder of multiprocessing's sockets; in /tmp if $TMPDIR is too long for their addresses."""
+    before, folder = tempfile.tempdir, tempfile.gettempdir()
+    try:
+        tempfile.tempdir = folder if len(os.fsencode(folder)) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108
+        return util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before
 
 
 @contextlib.contextmanager
