@@ -130,7 +130,7 @@ class EnvProcess:
         try:
             self.pipe.send((resets, argument))
         except OSError as error:
-            raise self._failed(self._child.failure()) from error
+            raise self.failed() from error
 
     def receive(self, wait: bool = True) -> Outcome | None:
         """Receives the outcome of the last `ask`; None if not `wait` and it is not available.
@@ -145,10 +145,19 @@ class EnvProcess:
                 self._steps += self._stepping
                 return outcome
         except (EOFError, OSError) as error:
-            raise self._failed(self._child.failure()) from error
+            raise self.failed() from error
         if wait or left_s == 0:
             raise self._failed(self._child.kill_hung(time.monotonic() - self._sent_s))
         return None
+
+    @property
+    def server(self) -> int:
+        """Id of its fork server, or 0."""
+        return self._child.server
+
+    def failed(self) -> EnvironmentFailedError:
+        """Describes how the process has failed; it no longer runs."""
+        return self._failed(self._child.failure())
 
     def close(self, within_s: float) -> None:
         """Joins the process, which closes its environment as its pipe is closed; or kills it."""

@@ -1,5 +1,6 @@
 """Vector environment with one process per environment; failed processes are restarted."""
 
+import functools
 import multiprocessing.connection
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hogwild_rl.envs.env_process import (
     Outcome,
     SharedObservations,
 )
-from hogwild_rl.hogwild.child import Failure
+from hogwild_rl.hogwild import child, processes
 
 _LOOK_EVERY_S = 0.05
 _CLOSE_WITHIN_S = 1.0  # all environments together
@@ -109,6 +110,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
 
     def step_async(self, actions: make.Array) -> None:
         """Starts a step."""
+        self._drop_orphans()
         self._restart_due()
         for b, action in enumerate(iterate(self.action_space, actions)):
             if b in self._processes and b not in self._starting:
@@ -131,14 +133,14 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _start(self, b: int, reset: dict[str, Any]) -> None:
         index, timeout_s = self._first + b, self._step_timeout_s
+        processes.preload()
         try:
             seeds = (self._seed or 0, index, self._restarts[b])
             self._processes[b] = EnvProcess(
                 index, self._make, self._observations, b, timeout_s, seeds
             )
         except (OSError, EOFError) as error:  # out of file handles or processes; server failure
-            text = f"its process cannot be started ({error})"
-            failure = Failure(index, 1, text, "environment")
+            failure = child.start_failure("environment", index, error)
             self._record_failure(b, EnvironmentFailedError(failure, steps=0))
         else:
             self._send(b, True, reset)
@@ -186,6 +188,13 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         self._starting.discard(b)
         self._observations.clear(b)
         self._restart_at_s[b] = time.monotonic() + self._failed(failure)
+
+    def _drop_orphans(self) -> None:
+        """Records the failure of the processes whose fork server has ended; they may still run."""
+        ended = functools.cache(child.server_exit_code)
+        for b, process in list(self._processes.items()):
+            if ended(process.server) is not None:
+                self._record_failure(b, process.failed())
 
     def _restart_due(self) -> None:
         """Restarts the processes that are due, each with a new seed."""

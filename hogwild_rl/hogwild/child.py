@@ -21,6 +21,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ CONTEXT: Any = multiprocessing.get_context(METHOD)
 _TRACEBACK_BYTES = 32_768  # well below a pipe's buffer: writing it never blocks
 _ANSWER_WITHIN_S = 0.5
 _EXIT_WITHIN_S = 5.0
+_LOST = 255  # exit code of multiprocessing for a child whose server has ended, and the child's own
+_SERVER_ENDS_WITHIN_S = 0.5  # after it has closed its files
 _GUARD = re.compile("__name__|_process|MainProcess")  # names in conditions that a child fails
 _STDIN = "<stdin>"  # __file__ of a program that is read from stdin
 
@@ -49,6 +52,8 @@ class Failure:
         traceback: traceback of the exception, or stack of the hung process; empty if unknown.
         role: name of this type of process in messages.
         silent_s: seconds without heartbeat if the process was killed for hanging, otherwise 0.
+        server: id of the fork server whose end ended the process, and whose exit code is that of
+            this failure; otherwise 0.
     """
 
     index: int
@@ -56,6 +61,12 @@ class Failure:
     traceback: str
     role: str = "worker"
     silent_s: float = 0.0
+    server: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the process that failed first."""
+        return "the fork server" if self.server else f"{self.role} {self.index}"
 
     def __str__(self) -> str:
         if self.silent_s:
@@ -64,7 +75,7 @@ class Failure:
             reason = f"was killed by {_signal_name(-self.exit_code)}"
         else:
             reason = f"failed with exit code {self.exit_code}"
-        return f"{self.role} {self.index} {reason}" + f":\n{self.traceback}" * bool(self.traceback)
+        return f"{self.name} {reason}" + f":\n{self.traceback}" * bool(self.traceback)
 
 
 def _signal_name(number: int) -> str:
@@ -72,6 +83,45 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # real-time signals have no name
         return f"signal {number}"
+
+
+_server_exit_codes: dict[int, int] = {}  # by id
+
+
+def server_id() -> int:
+    """Id of the last fork server of this process, 0 if there is none."""
+    if METHOD != "forkserver" or not hasattr(os, "waitid"):
+        return 0
+    from multiprocessing import forkserver
+
+    return forkserver._forkserver._forkserver_pid or 0  # type: ignore[attr-defined]
+
+
+def server_exit_code(server: int, within_s: float = 0.0) -> int | None:
+    """Exit code of a fork server, None if it runs; multiprocessing can still wait for it."""
+    deadline_s = time.monotonic() + within_s
+    while server and server not in _server_exit_codes:
+        try:
+            end = os.waitid(os.P_PID, server, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # another thread has restarted it
+            return 1
+        if end is not None:
+            exited = end.si_code == os.CLD_EXITED
+            _server_exit_codes[server] = end.si_status if exited else -end.si_status
+        elif time.monotonic() < deadline_s:
+            time.sleep(0.001)
+        else:
+            break
+    return _server_exit_codes.get(server)
+
+
+def start_failure(role: str, index: int, error: Exception) -> Failure:
+    """Failure of a child whose start raised an exception."""
+    lost = server_id() if isinstance(error, EOFError | ConnectionError) else 0
+    exit_code = server_exit_code(lost, _SERVER_ENDS_WITHIN_S) or 0
+    if exit_code < 0:
+        return Failure(index, exit_code, "", role, server=lost)
+    return Failure(index, 1, f"its process cannot be started ({error})", role)
 
 
 def dumps(value: Any) -> bytes:
@@ -168,6 +218,7 @@ class Child:
 
     Attributes:
         process: the process.
+        server: id of its fork server, or 0.
     """
 
     def __init__(
@@ -184,6 +235,7 @@ class Child:
             daemon=True,
         )
         self.process.start()
+        self.server = server_id()
         texts.close()
 
     def failure(self) -> Failure:
@@ -205,12 +257,19 @@ class Child:
         self.process.kill()
         self.process.join()
         exit_code: int = self.process.exitcode
+        if exit_code == _LOST and server_exit_code(self.server, _SERVER_ENDS_WITHIN_S) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)  # it may run without its server
         self.process.close()
         self._texts.close()
         return exit_code
 
     def _reap(self, text: str, silent_s: float) -> Failure:
-        return Failure(self._index, self.close(), text, self._role, silent_s)
+        exit_code = self.close()
+        of_server = server_exit_code(self.server) if exit_code == _LOST else None
+        if of_server is not None:
+            return Failure(self._index, of_server, "", self._role, server=self.server)
+        return Failure(self._index, exit_code, text, self._role, silent_s)
 
     def _read(self, within_s: float) -> str:
         """Reads a traceback that arrives in pieces, each within `within_s` seconds."""

@@ -89,21 +89,26 @@ _MOST_REPLACEMENTS = 1 << 20  # of one worker in one run
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-def preload(module: str) -> None:
+def preload(module: str = "") -> None:
     """Starts the server that workers are forked from, with a module already imported in it.
+
+    It does nothing if the server runs.
 
     It returns at once; the import runs in parallel. The server is shared by the whole process: all
     its other children ignore Ctrl-C and compute on one thread too. If it cannot be started, no
     error is raised here, but by the start of the first worker.
 
     Args:
-        module: dotted name of the module that defines the worker function.
+        module: dotted name of the module that defines the worker function; by default that of the
+            last call, to restart the server if it has ended.
     """
-    if child.METHOD != "forkserver":
+    server = child.server_id()
+    if child.METHOD != "forkserver" or (server and child.server_exit_code(server) is None):
         return
     from multiprocessing import forkserver as mp_forkserver
 
-    mp_forkserver.set_forkserver_preload([forkserver.__name__, module])
+    if module:
+        mp_forkserver.set_forkserver_preload([forkserver.__name__, module])
     parent = {forkserver.VARIABLE: f"{os.getpid()} {_temporary_folder()}"}
     with (
         _in_children(parent | _ONE_THREAD),
@@ -146,6 +151,7 @@ class Workers:
         self._restart_indices = [restart_index * _MOST_REPLACEMENTS] * count
         self._stop = shared_memory.zeros(1, dtype=torch.uint8)
         self._children: dict[int, Child] = {}
+        self._not_started: list[Failure] = []  # as the server was killed
 
     def __enter__(self) -> "Workers":
         preload(self._target.__module__)
@@ -162,16 +168,23 @@ class Workers:
 
     @property
     def running(self) -> list[int]:
-        """Indices of the workers that have not ended."""
-        return list(self._children)
+        """Indices of the workers whose end `wait` has not returned."""
+        return [*self._children, *(failure.index for failure in self._not_started)]
 
     def _start(self, index: int) -> None:
+        preload()
         worker = Worker(index, self._restart_indices[index], self._seed, self._stop.item)
         # A fork server has these since its start. Changing them here would affect other threads.
-        with _in_children({} if child.METHOD == "forkserver" else _ONE_THREAD):
-            self._children[index] = Child(
-                "worker", index, _work, worker, self._target, self._arguments
-            )
+        try:
+            with _in_children({} if child.METHOD == "forkserver" else _ONE_THREAD):
+                self._children[index] = Child(
+                    "worker", index, _work, worker, self._target, self._arguments
+                )
+        except (OSError, EOFError) as error:
+            failure = child.start_failure("worker", index, error)
+            if not failure.server:
+                raise
+            self._not_started.append(failure)
 
     def replace(self, index: int) -> None:
         """Restarts a worker that has ended, with new seeds."""
@@ -185,11 +198,12 @@ class Workers:
 
     def wait(self, timeout_s: float) -> list[Failure]:
         """Waits until a worker ends or the timeout expires; returns the failures."""
-        if self._children:
+        failures, self._not_started = self._not_started, []
+        if self._children and not failures:
             sentinels = [each.process.sentinel for each in self._children.values()]
             multiprocessing.connection.wait(sentinels, timeout_s)
         ended = [i for i, each in self._children.items() if each.process.exitcode is not None]
-        failures = [self._children.pop(index).failure() for index in ended]
+        failures += [self._children.pop(index).failure() for index in ended]
         return [failure for failure in failures if failure.exit_code != 0]
 
     def stop(self, timeout_s: float) -> list[Failure]:

@@ -17,11 +17,12 @@ class Restarts:
     """Restart rules for numbered processes that crash or hang.
 
     A process that fails before it has made progress is restarted after a pause, which doubles each
-    time. If every process fails so repeatedly, the run is given up.
+    time. If every process fails so repeatedly, the run is given up. The end of the fork server ends
+    all processes; it counts once, and as no failure of theirs.
 
     Args:
         indices: indices of the processes.
-        max_restarts: restarts per process and hour; 0 gives up at the first failure.
+        max_restarts: restarts per process or server and hour; 0 gives up at the first failure.
         progress: progress of a process in messages, as a participle: "counted a step".
 
     Attributes:
@@ -33,8 +34,15 @@ class Restarts:
     ) -> None:
         self._max_restarts, self._progress = max_restarts, progress
         self._failures = dict.fromkeys(indices, 0)  # failures in a row without progress
-        self._restart_times_s = {index: collections.deque[float]() for index in indices}
+        self._restart_times_s = collections.defaultdict[str, collections.deque[float]](
+            collections.deque
+        )
+        self._servers: set[int] = set()  # ids of those that have ended
         self.give_up_reason = ""
+
+    def is_recorded(self, failure: Failure) -> bool:
+        """True if it is the end of a server that was recorded with the failure of another."""
+        return failure.server in self._servers
 
     def pause_s(self, failure: Failure, progressed: bool) -> float:
         """Records a failure of one of the processes and returns the seconds until its restart.
@@ -43,16 +51,22 @@ class Restarts:
             failure: failure of one of the processes.
             progressed: True if the process has made progress since its start.
         """
+        if self.is_recorded(failure):
+            return 0.0
         index, now_s = failure.index, time.monotonic()
-        restart_times_s = self._restart_times_s[index]
+        restart_times_s = self._restart_times_s[failure.name]
         while restart_times_s and now_s - restart_times_s[0] > _HOUR_S:
             restart_times_s.popleft()
-        failures = self._failures[index] = 0 if progressed else self._failures[index] + 1
+        if failure.server:
+            failures = 0
+            self._servers.add(failure.server)
+        else:
+            failures = self._failures[index] = 0 if progressed else self._failures[index] + 1
         if self._max_restarts == 0:
             self.give_up_reason = str(failure)
         elif len(restart_times_s) >= self._max_restarts:
             self.give_up_reason = (
-                f"{failure}\n{failure.role} {index} was restarted {len(restart_times_s)} times "
+                f"{failure}\n{failure.name} was restarted {len(restart_times_s)} times "
                 "within an hour, the limit set by max_restarts"
             )
         elif min(self._failures.values()) >= _HOPELESS:
@@ -105,7 +119,7 @@ class Supervisor:
     def watch(self, timeout_s: float) -> list[Failure]:
         """Waits for a failure or the timeout, restarts workers whose pause is over.
 
-        Returns the failures of workers that crashed or hung.
+        Returns the failures of workers that crashed or hung, the end of the fork server once.
         """
         failures = self._workers.wait(timeout_s)
         now_s = time.monotonic()
@@ -114,7 +128,10 @@ class Supervisor:
             alive_s = max(heartbeat_s, self._started_s[worker])
             if now_s - alive_s > self._step_timeout_s:
                 failures.append(self._workers.kill_hung(worker, now_s - alive_s))
+        reported = []
         for failure in failures:
+            if not self._restarts.is_recorded(failure):
+                reported.append(failure)
             moved = self._counted(failure.index) > self._steps[failure.index]
             self._due_s[failure.index] = now_s + self._restarts.pause_s(failure, moved)
         for worker, due_s in list(self._due_s.items()):
@@ -124,7 +141,7 @@ class Supervisor:
                 self._started_s[worker] = time.monotonic()
                 self._steps[worker] = self._counted(worker)
                 self.replaced += 1
-        return failures
+        return reported
 
     def _counted(self, worker: int) -> int:
         return int(self._counters.rows["steps"][worker])

@@ -60,8 +60,8 @@ def in_processes(run: Run, function: WorkerFunction, task: Task[Any]) -> Agent:
                     elif safe_point.captured():
                         run.observe(counters, safe_point.state)
                         safe_point.release()
-                for failure in workers.stop(_STOP_TIMEOUT_S):
-                    run.log_failure(str(failure))
+                for text in dict.fromkeys(map(str, workers.stop(_STOP_TIMEOUT_S))):
+                    run.log_failure(text)
                 give_up_reason = supervisor.give_up_reason
         finally:
             last = None if safe_point is None else safe_point.state
@@ -128,8 +128,10 @@ def _restart_policy(
     restarts = Restarts(environments, max_restarts, f"taken {progress} steps")
 
     def failed(error: EnvironmentFailedError) -> float:
+        is_new = not restarts.is_recorded(error.failure)
         pause_s = restarts.pause_s(error.failure, error.steps >= progress)
-        run.log_failure(str(error), printed=bool(restarts.give_up_reason))
+        if is_new:
+            run.log_failure(str(error), printed=bool(restarts.give_up_reason))
         if restarts.give_up_reason:
             raise RunFailedError(restarts.give_up_reason)
         return pause_s
