@@ -176,7 +176,7 @@ def raw_rate(groups: Sequence[VectorEnv[Any, Any, Any]], seconds: float) -> floa
 def raw_rate_of_workers(config: Config, cell: Mapping[str, Any]) -> float:
     """Valid steps per second of A3C's environments alone, in as many processes."""
     counters = Counters(cell["workers"])
-    arguments = (make.spec(config.env), cell["envs_per_worker"], counters)
+    arguments = (make.resolve(config.env), cell["envs_per_worker"], counters)
     with processes.Workers(step_randomly, arguments, cell["workers"], seed=0) as workers:
         while (counters.rows["steps"] == 0).any():
             workers.wait(0.01)

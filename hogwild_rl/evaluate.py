@@ -41,6 +41,8 @@ class Config:
     """Use the run's best parameters instead of the last ones."""
     sample: bool = False
     """Sample actions instead of taking the most likely ones."""
+    max_steps: int = agent.MAX_STEPS
+    """Steps after which an episode is cut."""
     seed: int = 0
     """Seed of the environment and the sampled actions."""
     env: str | None = None
@@ -53,7 +55,8 @@ class Config:
     """New folder for one video per episode."""
 
     def __post_init__(self) -> None:
-        validation.at_least("episodes", self.episodes, 1)
+        for name in ("episodes", "max_steps"):
+            validation.at_least(name, getattr(self, name), 1)
         validation.at_least("seed", self.seed, 0)
         if self.render is not None and self.video is not None:
             raise UserError("render and video are mutually exclusive: give one of them")
@@ -71,18 +74,25 @@ def evaluate(config: Config) -> agent.Episodes:
     player = agent.load(path, allow_import=config.allow_import)
     with _environment(player, config) as env:
         return player.play(
-            config.episodes, deterministic=not config.sample, seed=config.seed, env=env
+            config.episodes,
+            deterministic=not config.sample,
+            seed=config.seed,
+            env=env,
+            max_steps=config.max_steps,
         )
 
 
 @contextlib.contextmanager
 def _environment(player: agent.Agent, config: Config) -> Iterator[make.Env]:
-    if config.video is not None and importlib.util.find_spec("moviepy") is None:
-        raise UserError(f"video needs moviepy: {sys.executable} -m pip install moviepy pygame-ce")
-    if config.video is not None and pathlib.Path(config.video).exists():
-        raise UserError(f"video folder {config.video} exists: name a new one")
-    render_mode = "rgb_array" if config.video is not None else config.render
-    name = config.env or str(player.checkpoint.settings.get("env"))
+    render_mode: str | None = config.render
+    if config.video is not None:
+        render_mode = "rgb_array"
+        if importlib.util.find_spec("moviepy") is None:
+            install = f"{sys.executable} -m pip install moviepy pygame-ce"
+            raise UserError(f"video needs moviepy: {install}")
+        if pathlib.Path(config.video).exists():
+            raise UserError(f"video folder {config.video} exists: name a new one")
+    name = make.name_of(config.env or str(player.checkpoint.settings.get("env")))
     what = "making it" if render_mode is None else f"making it with render_mode {render_mode}"
     with warnings.catch_warnings():
         if render_mode is not None:

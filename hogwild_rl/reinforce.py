@@ -84,7 +84,7 @@ def episode_loss(model: ActorCritic, episodes: Rollout, config: Config) -> Polic
         weights = returns.total_returns(episodes.rewards, config.gamma)
     entropy = losses.mean(policy.entropy(), valid)
     value_loss = losses.mean((to_go - values).square(), valid)
-    total = -config.ent_coef * entropy
+    total = -float(config.ent_coef) * entropy
     if config.baseline == "mean":
         weights = weights - returns.mean_of_others(weights)
     elif config.baseline == "value":

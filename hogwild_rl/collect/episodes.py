@@ -25,6 +25,8 @@ class EpisodeCollector:
         envs: vector environments with NEXT_STEP autoreset.
         env_codec: codec between the environments and a policy without LSTM.
         seed, lap: as in `Collector`.
+        cut: called with the length of the open episodes and the steps of all environments; True
+            ends `collect`, and no transition of its rollout is valid.
     """
 
     def __init__(
@@ -33,11 +35,12 @@ class EpisodeCollector:
         env_codec: EnvCodec,
         seed: int,
         lap: Callable[[str], None],
+        cut: Callable[[int, int], bool] = lambda _length, _steps: False,
     ) -> None:
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
         self.nonfinite_envs: list[int] = []
-        self._envs, self._env_codec, self._lap = envs, env_codec, lap
+        self._envs, self._env_codec, self._lap, self._cut = envs, env_codec, lap, cut
         self._dtype = env_codec.observations.dtype
         self._seed: int | None = seed  # for the first reset; later resets continue the streams
 
@@ -49,14 +52,16 @@ class EpisodeCollector:
         empty_state = torch.zeros(2, len(running), 0)
         observation, _ = self._envs.reset(seed=self._seed)
         self._seed = None
-        observations, steps = [np.array(encode(observation), self._dtype)], []
-        while running.any():
+        observations, steps = [np.array(encode(observation), self._dtype)], list[Any]()
+        self.steps = 0
+        while running.any() and not (steps and self._cut(len(steps), self.steps)):
             actions = act(torch.from_numpy(observations[-1]), empty_state)[0].numpy()
             self._lap("act")
             observation, reward, terminated, truncated, _ = self._envs.step(decode(actions))
             rewards = np.where(running, reward, 0.0)  # a product would keep NaN after the end
             steps.append((actions, rewards, terminated & running, truncated & running))
             observations.append(np.array(encode(observation), self._dtype))
+            self.steps += int(running.sum())
             running = running & ~(terminated | truncated)
             self._lap("env")
         return self._rollout(np.stack(observations), *map(np.stack, zip(*steps, strict=True)))
@@ -65,11 +70,13 @@ class EpisodeCollector:
         self, observations: Any, actions: Any, rewards: Any, terminated: Any, truncated: Any
     ) -> Rollout:
         ended = terminated | truncated
-        valid = ended.cumsum(0) - ended == 0
+        valid = (ended.cumsum(0) - ended == 0) & ended.any(0).all()  # all are needed
         self.nonfinite_envs = rollout.nonfinite_envs(rewards, observations[1:])
         episodes = zip(rewards.sum(0).tolist(), valid.sum(0).tolist(), strict=True)
-        self.episodes = [each for b, each in enumerate(episodes) if b not in self.nonfinite_envs]
-        self.steps = int(valid.sum())
+        whole = valid[0].all()
+        self.episodes = [
+            e for b, e in enumerate(episodes) if whole and b not in self.nonfinite_envs
+        ]
         transformed = rewards.astype(np.float32)
         if self._env_codec.rewards is not None:
             self._env_codec.rewards(transformed, ended, valid)

@@ -23,12 +23,12 @@ def require_import_allowed(env: Any, source: str, allowed: bool) -> None:
     """Raises UserError if env, read from a file, would import a module that is not allowed."""
     if not isinstance(env, str):
         raise UserError(f"env of {source} must be a string, got {env!r}: give env")
-    module = env.rpartition(":")[0]
-    if module and not allowed:
+    modules = make.modules_of(env)
+    if modules and not allowed:
         raise UserError(
-            f"{source} names env {env!r}, for which module {module!r} would be imported and could "
-            "run any code: if you trust it, give --allow-import (allow_import=True in Python), or "
-            "give env yourself"
+            f"{source} names env {env!r}, for which module {min(modules)!r} would be imported and "
+            "could run any code: if you trust it, give --allow-import (allow_import=True in "
+            "Python), or give env yourself"
         )
 
 
@@ -106,9 +106,14 @@ class RunConfig:
         if self.resume is not None and self.run_dir is not None:
             raise UserError("resume continues in the run's own folder: leave out run_dir")
 
+    def for_env(self, env_info: make.EnvInfo) -> "RunConfig":
+        """Returns the settings with defaults that depend on the environment."""
+        del env_info
+        return self
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for settings.json and checkpoints; a callable env by its name."""
-        plain = dataclasses.asdict(dataclasses.replace(self, env=make.name_of(self.env)))
+        plain = dataclasses.asdict(dataclasses.replace(self, env=make.to_setting(self.env)))
         return {name: value for name, value in plain.items() if name not in _NOT_SAVED}
 
 

@@ -10,7 +10,7 @@ from hogwild_rl.collect.noise import Gaussian, Noise, OrnsteinUhlenbeck
 from hogwild_rl.config import base, resources, validation
 from hogwild_rl.config.network import NetworkConfig, architecture
 from hogwild_rl.envs import make
-from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.envs.codecs import ActionCodec, Array, EnvCodec, ObservationCodec
 from hogwild_rl.errors import UserError
 from hogwild_rl.learn.normalization import Normalization
 from hogwild_rl.models.deterministic import DeterministicActorCritic
@@ -96,7 +96,12 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig, base.HogwildConfig):
         return EnvCodec(
             ObservationCodec.of(env_info.observation_space),
             ActionCodec.of(env_info.action_space, rescale=True),
+            rewards=self._scale_ if self.scales_rewards else None,
         )
+
+    def _scale_(self, rewards: Array, ended: Array, valid: Array) -> None:
+        del ended, valid
+        rewards *= self.reward_scale
 
     def normalization(self, env_info: make.EnvInfo) -> Normalization:
         """Normalization without running moments: observations and rewards are unchanged."""

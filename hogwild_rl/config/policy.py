@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
 from hogwild_rl.config import resources, validation
 from hogwild_rl.config.network import NetworkConfig, architecture
@@ -14,6 +15,9 @@ from hogwild_rl.envs.make import EnvInfo
 from hogwild_rl.learn import normalization
 from hogwild_rl.learn.normalization import Normalization, Normalizer
 from hogwild_rl.models.actor_critic import ActorCritic
+
+# For continuous actions the bonus makes σ grow without limit where rewards are small.
+_ENT_COEF = 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,14 +28,12 @@ class PolicyConfig(NetworkConfig):
     """Learning-rate schedule; linear: η falls to 0 at total_timesteps."""
     normalize_observations: bool = False
     """Standardize observations by their running mean and standard deviation."""
-    normalize_rewards: bool = False
+    normalize_rewards: bool = True
     """Divide rewards by the running standard deviation of discounted returns."""
     clip_rewards: normalization.Clip = "none"
     """Clip rewards; sign: to their sign; a number c: to [−c, c]."""
-    reward_scale: float = 1.0
-    """Factor on rewards; reported returns are always those of the environment's own rewards."""
-    ent_coef: float = 0.01
-    """Weight β of the entropy bonus."""
+    ent_coef: Literal["auto"] | float = "auto"
+    """Weight β of the entropy bonus; auto: 0.01, for continuous actions 0."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
@@ -42,18 +44,30 @@ class PolicyConfig(NetworkConfig):
     """Let the standard deviation of continuous actions depend on the observation."""
     log_std_init: float = 0.0
     """Initial log standard deviation of continuous actions."""
-    rescale_actions: bool = False
-    """Rescale continuous actions from [−1, 1] to the whole range of the action space."""
+    rescale_actions: bool = True
+    """Rescale continuous actions from [−1, 1] to the range of the action space, where bounded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("ent_coef", "vf_coef"):
-            validation.between(name, getattr(self, name), 0, 1e9)
-        for name in ("reward_scale", "max_grad_norm"):
-            validation.above(name, getattr(self, name), 0)
+        validation.between("vf_coef", self.vf_coef, 0, 1e9)
+        if self.ent_coef != "auto":
+            validation.between("ent_coef", self.ent_coef, 0, 1e9)
+        validation.above("max_grad_norm", self.max_grad_norm, 0)
         if not isinstance(self.clip_rewards, str):
             validation.above("clip_rewards", self.clip_rewards, 0)
         validation.between("log_std_init", self.log_std_init, -10, 2)
+
+    def for_env(self, env_info: EnvInfo) -> "PolicyConfig":
+        """Returns the settings with the entropy coefficient for this action space."""
+        if self.ent_coef != "auto":
+            return self
+        continuous = isinstance(env_info.action_space, spaces.Box)
+        return dataclasses.replace(self, ent_coef=0.0 if continuous else _ENT_COEF)
+
+    @property
+    def scales_rewards(self) -> bool:
+        """True if rewards are normalized, clipped or scaled."""
+        return self.normalize_rewards or self.clip_rewards != "none" or super().scales_rewards
 
     def learning_rate_at(self, progress: float) -> float:
         """Learning rate η at a progress of the whole run (all workers) in [0, 1)."""

@@ -19,10 +19,12 @@ _COLUMNS = (
     *("num_envs", "total_timesteps", "n_steps", "learning_rate"),
     *("gamma", "gae_lambda", "ent_coef"),
 )
+# Defaults when the presets were tuned.
+_TUNED_WITH = {"normalize_rewards": False, "rescale_actions": False}
 
 
 def _actor_critic(*values: float, **others: Any) -> _Preset:
-    return dict(zip(_COLUMNS, values, strict=True)) | others
+    return dict(zip(_COLUMNS, values, strict=True)) | _TUNED_WITH | others
 
 
 _NORMALIZED = {"normalize_observations": True, "normalize_rewards": True, "rms_eps": 1e-10}
@@ -80,6 +82,7 @@ _REINFORCE: dict[str, _Preset] = {
         "gamma": 0.99,
         "ent_coef": 0.0,
         "max_grad_norm": 1e9,
+        **_TUNED_WITH,
     },
     # If no episode of a batch reaches the goal, all returns are -500 and the advantages over the
     # batch mean are 0: without the entropy bonus learning stops there.
@@ -89,6 +92,7 @@ _REINFORCE: dict[str, _Preset] = {
         "learning_rate": 1e-2,
         "gamma": 0.99,
         "ent_coef": 0.01,
+        **_TUNED_WITH,
     },
 }
 
@@ -112,12 +116,18 @@ _OFF_POLICY = {
 # future. More noise makes it land earlier. DDPG, which overestimates, gains nothing.
 _LANDER = {**_OFF_POLICY["LunarLanderContinuous-v3"], "gamma": 0.99, "noise_std": 0.2}
 _TD3 = {**_OFF_POLICY, "LunarLanderContinuous-v3": _LANDER}
-_PRESETS = {"a3c": _ACTOR_CRITIC, "a2c": _ACTOR_CRITIC}
-_UNSCALED = {"reinforce": _REINFORCE, "ddpg": _OFF_POLICY, "td3": _TD3}
+_ACTOR_CRITICS = dict.fromkeys(("a3c", "a2c"), _ACTOR_CRITIC)
+_PRESETS = {**_ACTOR_CRITICS, "reinforce": _REINFORCE, "ddpg": _OFF_POLICY, "td3": _TD3}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)
 _FAMILIES = {r"ALE/.*|.*NoFrameskip-v\d+": "ALE"}
 
 _GENERIC: dict[str, Any] = {"num_envs": 16}
+
+
+def find(algorithm: str, env: str) -> _Preset | None:
+    """Returns the preset of an environment or its family, or None."""
+    family = next((name for ids, name in _FAMILIES.items() if re.fullmatch(ids, env)), env)
+    return _PRESETS[algorithm].get(family)
 
 
 def settings(algorithm: str, env: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,13 +145,13 @@ def settings(algorithm: str, env: str, given: Mapping[str, Any]) -> dict[str, An
     Source: Malladi et al. 2022 (arXiv:2205.10287), definition 4.1. Without the rule, 16 workers
     failed on one of three seeds of CartPole-v1.
     """
-    if algorithm in _UNSCALED:
-        return dict(_UNSCALED[algorithm].get(env, {}))
-    family = next((name for ids, name in _FAMILIES.items() if re.fullmatch(ids, env)), env)
+    found = find(algorithm, env)
+    if algorithm not in _ACTOR_CRITICS:
+        return dict(found or {})
     may_use_gpu = algorithm == "a2c" and given.get("device", "auto") != "cpu"
-    if family == "ALE" and may_use_gpu and torch.cuda.is_available():
-        family = "ALE on a GPU"
-    preset = dict(_PRESETS[algorithm].get(family, _GENERIC))
+    if found is _ACTOR_CRITIC["ALE"] and may_use_gpu and torch.cuda.is_available():
+        found = _ACTOR_CRITIC["ALE on a GPU"]
+    preset = dict(found or _GENERIC)
     tuned_for = preset["num_envs"]
     if algorithm == "a3c":
         tuned_for /= _WORKERS_TUNED_FOR

@@ -1,10 +1,13 @@
 """Construction of environments from an id, a spec or a callable."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib
+import operator
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -19,6 +22,8 @@ from hogwild_rl.hogwild import child
 Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvSource: TypeAlias = str | EnvSpec | Callable[..., Env]
 Array: TypeAlias = np.ndarray[Any, Any]
+
+_TRUSTED = ("gymnasium.envs.", "ale_py")  # entry points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,8 @@ def inspect_env(env: EnvSource) -> EnvInfo:
         UserError: the id is unknown, an extra is missing, a callable cannot be pickled, or the
             environment violates gymnasium's API.
     """
-    source, name = spec(env) if isinstance(env, str) else env, name_of(env)
+    name = name_of(env)
+    source = resolve(env)
     _check_picklable(source)
     frames = atari.FRAMESKIP if atari.is_game(source) else 1
     # Training uses ale-py's vector environment, which needs no image library.
@@ -56,34 +62,20 @@ def inspect_env(env: EnvSource) -> EnvInfo:
         games.close()
         found = (games.single_observation_space, games.single_action_space)
         return EnvInfo(source, name, *found, source.reward_threshold, frames)
-    folder = os.getcwd()  # noqa: PTH109
-    instance = checks.called(name, "making it", lambda: make_env(source))
-    try:
-        checks.check(instance, name, played=not checks.is_tested_upstream(source))
-        found = (instance.observation_space, instance.action_space)
-        threshold = instance.spec.reward_threshold if instance.spec else None
-        env_info = EnvInfo(source, name, *found, threshold, frames)
-    except UserError:
-        with contextlib.suppress(Exception):  # report the first error
-            instance.close()
-        raise
-    checks.called(name, "close()", instance.close)
-    os.chdir(folder)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.chdir, os.getcwd())  # noqa: PTH109  environments may change it
+        instance = checks.called(name, "making it", lambda: make_env(source))
+        try:
+            checks.check(instance, name, played=not checks.is_tested_upstream(source))
+            found = (instance.observation_space, instance.action_space)
+            threshold = getattr(instance.spec, "reward_threshold", None)
+            env_info = EnvInfo(source, name, *found, threshold, frames)
+        except UserError:
+            with contextlib.suppress(Exception):  # report the first error
+                instance.close()
+            raise
+        checks.called(name, "close()", instance.close)
     return env_info
-
-
-def name_of(source: str | EnvSpec | Callable[..., Any]) -> str:
-    """Name of a setting that may be a function: a string, an id, or the function's dotted name."""
-    if isinstance(source, str):
-        return source
-    if isinstance(source, EnvSpec):
-        return source.id
-    if not callable(source):
-        given = checks.describe_type(source)
-        raise UserError(f"env must be an id, a spec or a function that makes one, got {given}")
-    if isinstance(source, functools.partial):
-        source = source.func
-    return f"{source.__module__}.{getattr(source, '__qualname__', type(source).__qualname__)}"
 
 
 def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
@@ -99,9 +91,8 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
     # Callables that do not render need no such parameter.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     name_of(env)  # raises UserError for other types
+    env = resolve(env)
     try:
-        if isinstance(env, str):
-            env = spec(env)
         if isinstance(env, EnvSpec):
             if atari.is_game(env):
                 return atari.make(env, **rendering)
@@ -118,23 +109,102 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
     return made
 
 
-def spec(name: str) -> EnvSpec:
-    """Spec registered under an id; `module:Id` imports the module first.
+def resolve(env: EnvSource) -> EnvSpec | Callable[..., Env]:
+    """Spec or callable that makes an environment; a string is looked up.
+
+    `module:Name` imports the module first. Name is an id that it registers, or its callable.
 
     Raises:
-        UserError: the id is not registered, or the module cannot be imported.
+        UserError: the string is not an id, a callable's name or the JSON of a spec, or the module
+            cannot be imported.
     """
-    module, _, registered = name.rpartition(":")
+    if isinstance(env, functools.partial) and env.func is gymnasium.make and len(env.args) == 1:
+        spec, arguments = copy.deepcopy(resolve(env.args[0])), dict(env.keywords)
+        assert isinstance(spec, EnvSpec), "gymnasium.make takes an id or a spec"
+        spec.max_episode_steps = arguments.pop("max_episode_steps", spec.max_episode_steps)
+        spec.kwargs |= arguments
+        return spec
+    if not isinstance(env, str):
+        return env
+    if env.startswith("{"):
+        return _from_json(env)
+    module, _, name = env.rpartition(":")
     try:
         if module:
             if not all(part.isidentifier() for part in module.split(".")):
                 raise gymnasium.error.NameNotFound(module)
-            importlib.import_module(module)  # registers the id
-        elif registered not in gymnasium.registry:
+            found = importlib.import_module(module)  # registers the id
+            with contextlib.suppress(AttributeError):
+                function: Callable[..., Env] = operator.attrgetter(name)(found)
+                return function
+        elif name not in gymnasium.registry:
             atari.register()
-        return gymnasium.spec(registered)
+        return gymnasium.spec(name)
     except (Exception, SystemExit) as error:  # arbitrary user code
-        raise UserError(checks.cannot_make(name, error)) from error
+        raise UserError(checks.cannot_make(env, error)) from error
+
+
+def _from_json(text: str) -> EnvSpec:
+    try:
+        return EnvSpec.from_json(text)
+    except Exception as error:  # a file can hold anything
+        raise UserError(f"env {text} is not the JSON of a spec ({error}): give an id") from error
+
+
+def name_of(source: str | EnvSpec | Callable[..., Any]) -> str:
+    """Name of a setting that may be a function: a string, an id, or the function's dotted name."""
+    if isinstance(source, str):
+        return _from_json(source).id if source.startswith("{") else source
+    if isinstance(source, EnvSpec):
+        return source.id
+    if not callable(source):
+        given = checks.describe_type(source)
+        raise UserError(f"env must be an id, a spec or a function that makes one, got {given}")
+    if isinstance(source, functools.partial):
+        if source.func is gymnasium.make:
+            return name_of(source.args[0])
+        source = source.func
+    return f"{source.__module__}.{getattr(source, '__qualname__', type(source).__qualname__)}"
+
+
+def to_setting(env: EnvSource) -> str:
+    """String for settings from which `resolve` restores the source.
+
+    A spec is JSON, with its arguments and wrappers. Callables that cannot be imported have their
+    dotted name.
+    """
+    if isinstance(env, str):
+        return env
+    source = resolve(env)
+    if isinstance(source, EnvSpec):
+        with contextlib.suppress(ValueError):
+            return source.to_json()
+        return f"{source.id} with arguments that are not JSON"
+    module, name = getattr(source, "__module__", ""), getattr(source, "__qualname__", "")
+    with contextlib.suppress(AttributeError, KeyError):
+        if module != "__main__" and operator.attrgetter(name)(sys.modules[module]) is source:
+            return f"{module}:{name}"
+    return name_of(source)
+
+
+def found_from_shell(setting: str, source: EnvSource) -> bool:
+    """True if another program can make the source from its setting."""
+    if isinstance(source, EnvSpec) and ":" not in setting:
+        return str(source.entry_point).startswith(_TRUSTED)
+    return ":" in setting
+
+
+def modules_of(setting: str) -> set[str]:
+    """Modules of users that making the environment of a setting imports; without importing any."""
+    if not setting.startswith("{"):
+        return {setting.rpartition(":")[0]} - {""}
+    spec = _from_json(setting)
+    points = [each.entry_point for each in spec.additional_wrappers]
+    known = gymnasium.registry.get(spec.id)
+    own = [(each and each.entry_point, each and each.vector_entry_point) for each in (spec, known)]
+    if own[0] != own[1] or not str(spec.entry_point).startswith(_TRUSTED):
+        points += [str(spec.entry_point)]
+    return {point.partition(":")[0] for point in points}
 
 
 def _check_picklable(env: EnvSource) -> None:

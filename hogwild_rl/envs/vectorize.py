@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from hogwild_rl.envs import atari, envpool, make, subproc
 from hogwild_rl.envs.env_process import EnvironmentFailedError
-from hogwild_rl.envs.make import Array, EnvSource, make_env, spec
+from hogwild_rl.envs.make import Array, EnvSource, make_env, resolve
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild import processes
 
@@ -39,7 +39,7 @@ class AsyncVectorEnv(Protocol):
 
 def prefer_native(env: EnvSource, num_envs: int) -> bool:
     """True if a native vector environment, where available, is faster than SyncVectorEnv."""
-    return num_envs >= NATIVE_FROM or atari.is_game(spec(env) if isinstance(env, str) else env)
+    return num_envs >= NATIVE_FROM or atari.is_game(resolve(env))
 
 
 def native(env: EnvSource, num_envs: int, threads: int = 1) -> VectorEnv[Any, Any, Any] | None:
@@ -47,8 +47,7 @@ def native(env: EnvSource, num_envs: int, threads: int = 1) -> VectorEnv[Any, An
 
     ale-py uses at most `threads` threads, gymnasium's native environments one.
     """
-    if isinstance(env, str):
-        env = spec(env)
+    env = resolve(env)
     if atari.is_game(env):
         return atari.make_vector(env, num_envs, threads)
     if not isinstance(env, EnvSpec) or env.vector_entry_point is None or env.additional_wrappers:
@@ -72,9 +71,7 @@ def has_native(env: EnvSource) -> bool:
 
 def sync_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
     """SyncVectorEnv: `num_envs` environments stepped sequentially."""
-    if isinstance(env, str):
-        env = spec(env)
-    source = env
+    source = resolve(env)
     return _SyncVectorEnv(
         [lambda: make_env(source)] * num_envs,
         copy=False,  # the rollout buffer copies
@@ -158,8 +155,7 @@ def make_envs(
     Raises:
         UserError: the environments cannot be made.
     """
-    if isinstance(source, str):
-        source = make.spec(source)
+    source = resolve(source)
     if backend.name == "native":
         envs = native(source, num_envs, cores)
         assert envs is not None, "`choose` checks has_native"
@@ -183,7 +179,7 @@ def steps_asynchronously(source: make.EnvSource, backend: Backend) -> bool:
 def _require_pool(source: make.EnvSource) -> None:
     if not envpool.installed():
         raise UserError(f"envpool is not installed: {sys.executable} -m pip install envpool")
-    spec = make.spec(source) if isinstance(source, str) else source
+    spec = resolve(source)
     if not (isinstance(spec, EnvSpec) and envpool.has(spec)):
         raise UserError(
             f"EnvPool has no {make.name_of(source)}: set vectorization to auto, sync or async"

@@ -9,7 +9,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from hogwild_rl.config import base
+from hogwild_rl.config import base, validation
+from hogwild_rl.config.cli import print_line
 from hogwild_rl.config.network import architecture
 from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import ActionCodec, ObservationCodec, one_line
@@ -19,6 +20,7 @@ from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.deterministic import DeterministicActorCritic
 from hogwild_rl.runs.checkpoint import Checkpoint, load_newest
 
+MAX_STEPS = 100_000  # of an episode in evaluations; the longest Atari game has 27,000
 _DETERMINISTIC = ("ddpg", "td3")  # algorithms with a deterministic policy
 
 Array = np.ndarray[Any, Any]
@@ -131,6 +133,7 @@ class Agent:
         deterministic: bool = True,
         seed: int = 0,
         env: make.EnvSource | make.Env | None = None,
+        max_steps: int = MAX_STEPS,
     ) -> Array:
         """Plays complete episodes and returns their undiscounted returns, [episodes].
 
@@ -139,11 +142,14 @@ class Agent:
             deterministic: True for the most likely actions, False to sample.
             seed: seed of the environment and the sampled actions.
             env: environment; default: the training environment.
+            max_steps: steps after which an episode is cut, with a warning.
 
         Raises:
             UserError: the environment cannot be made, or has other spaces.
         """
-        return self.play(episodes, deterministic=deterministic, seed=seed, env=env).returns
+        return self.play(
+            episodes, deterministic=deterministic, seed=seed, env=env, max_steps=max_steps
+        ).returns
 
     def play(
         self,
@@ -152,10 +158,11 @@ class Agent:
         deterministic: bool = True,
         seed: int = 0,
         env: make.EnvSource | make.Env | None = None,
+        max_steps: int = MAX_STEPS,
     ) -> "Episodes":
         """Plays complete episodes in sequence; see `evaluate`."""
-        if episodes < 1:
-            raise UserError(f"episodes must be at least 1, got {episodes}")
+        validation.at_least("episodes", episodes, 1)
+        validation.at_least("max_steps", max_steps, 1)
         played = env if isinstance(env, gymnasium.Env) else self.make_env(env)
         try:
             self._check_spaces(played)
@@ -164,12 +171,18 @@ class Agent:
             for episode in range(episodes):
                 observation, _ = played.reset(seed=seed if episode == 0 else None)
                 ended, state = False, None
-                while not ended:
+                while not ended and lengths[episode] < max_steps:
                     action, state = self.predict(observation, state, deterministic=deterministic)
                     observation, reward, terminated, truncated, _ = played.step(action)
                     returns[episode] += float(reward)
                     lengths[episode] += 1
                     ended = terminated or truncated
+                if not ended:
+                    print_line(
+                        f"warning: episode {episode} was cut after {max_steps:,} steps: if it may "
+                        "never end, give the environment a time limit (max_episode_steps)",
+                        error=True,
+                    )
         finally:
             if played is not env:
                 played.close()

@@ -10,18 +10,19 @@ from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor
 
 from hogwild_rl.config import base, validation
-from hogwild_rl.envs import checks
+from hogwild_rl.envs import checks, codecs
 from hogwild_rl.envs.make import EnvInfo
 from hogwild_rl.errors import UserError
 from hogwild_rl.runs import files, space_dicts
 from hogwild_rl.runs.logger import Progress, Recent, Snapshot
 from hogwild_rl.runs.state import TrainState
 
-FORMAT, _OLDER_FORMAT = "hogwild_rl-6", "hogwild_rl-5"
+FORMAT, _OLDER_FORMATS = "hogwild_rl-7", ("hogwild_rl-6", "hogwild_rl-5")
 _PLAIN = {type(None), bool, int, float, str}  # types of settings
 _SPACES = ("observation_space", "action_space")
 CHECKPOINT_FILE, PREVIOUS_FILE, BEST_FILE = "checkpoint.pt", "checkpoint.previous.pt", "best.pt"
@@ -87,7 +88,7 @@ class Checkpoint:
             raise UserError(invalid)
         _check_format(path, document.get("format"), invalid)
         try:
-            if document["format"] == _OLDER_FORMAT:
+            if "recall" in document:
                 _upgrade(document)
             values = {field.name: document[field.name] for field in dataclasses.fields(cls)}
             values["counters"] = Progress(**values["counters"])
@@ -95,9 +96,15 @@ class Checkpoint:
                 values[name] = space_dicts.space_from_dict(values[name])
             loaded = cls(**values)
             loaded._check_types()
-            return loaded
         except Exception as error:  # a valid digest does not mean valid content
             raise UserError(invalid) from error
+        parts = codecs.leaves(loaded.observation_space)
+        if document["format"] != FORMAT and any(map(_scaled_before, parts)):
+            raise UserError(
+                f"{path} has small images, which version 0.2 scaled and this one does not: read it "
+                "with that version, or train again"
+            )
+        return loaded
 
     def _check_types(self) -> None:
         for instance in (self, self.counters):
@@ -118,6 +125,13 @@ class Checkpoint:
             ) from error
 
 
+def _scaled_before(space: gymnasium.Space[Any]) -> bool:
+    """True for images that were scaled to 0..1 by version 0.2 and are not any more."""
+    if not codecs.image_like(space) or space.dtype != np.uint8:
+        return False
+    return bool((space.high == 255).all()) and codecs.as_image(space) is None
+
+
 def _upgrade(document: dict[str, Any]) -> None:
     """Renames the fields of a checkpoint of version 0.1 in place."""
     document["settings"] = base.renamed(document["settings"])
@@ -128,7 +142,7 @@ def _upgrade(document: dict[str, Any]) -> None:
 
 
 def _check_format(path: pathlib.Path, found: Any, invalid: str) -> None:
-    if found in (FORMAT, _OLDER_FORMAT):
+    if found in (FORMAT, *_OLDER_FORMATS):
         return
     family = FORMAT.rpartition("-")[0]
     if isinstance(found, str) and found.startswith(f"{family}-"):

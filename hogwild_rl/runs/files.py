@@ -5,10 +5,17 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from hogwild_rl.config.cli import print_line
+from hogwild_rl.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"
 FULL = (OSError, RuntimeError)  # raised on a full disk; torch.save raises RuntimeError
 _DIGEST = b"hogwild_rl sha256 "
 _DIGEST_BYTES = len(_DIGEST) + 64 + 1
@@ -82,6 +89,29 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file atomically."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def lock(folder: pathlib.Path) -> TextIO:
+    """Locks a folder until the returned file is closed or this process ends.
+
+    Raises:
+        UserError: another process, or another run of this one, has locked it.
+        OSError: the folder cannot be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    file = open(os.open(folder / LOCK_FILE, flags, 0o644), "r+")  # noqa: PTH123, SIM115
+    try:
+        with contextlib.suppress(AttributeError):  # not on Windows
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        reason = f"run {folder} is in use by process {file.read()}: wait until it has ended"
+        raise UserError(reason) from error
+    except OSError:  # a file system without locks
+        pass
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 def append_text(path: pathlib.Path, text: str) -> None:

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import tqdm
+from gymnasium.envs.registration import EnvSpec
 
 from hogwild_rl.config import base
 from hogwild_rl.config.cli import print_line
+from hogwild_rl.envs import make
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.runs import files
@@ -154,6 +156,13 @@ def take_snapshot(
         **{f"{phase}_s": seconds for phase, seconds in counters.seconds().items()},
         **dict.fromkeys(GAUGES, math.nan) | counters.gauges(),
     )
+
+
+def discounted_std(episodes: Recent, gamma: float) -> float:
+    """Standard deviation of discounted returns, as if all rewards of an episode were equal."""
+    returns, lengths = np.array(episodes.returns), np.array(episodes.lengths)
+    steps = lengths if gamma == 1 else (1 - gamma**lengths) / (1 - gamma)
+    return float(np.std(returns / lengths * steps))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -296,11 +305,26 @@ def summary_lines(
         yield f"dropped {last.dropped:,} gradients that were not finite"
 
 
-def next_steps(folder: pathlib.Path, env: str, resume: str | None) -> Iterator[str]:
-    """Lines with the run's folder and the next command: resume or evaluate."""
-    place = shlex.quote(str(folder)) + (" --allow-import" if ":" in env else "")
+def next_steps(
+    folder: pathlib.Path, env: make.EnvInfo, config: base.RunConfig, resume: str | None
+) -> Iterator[str]:
+    """Lines with the run's folder and the next command: resume or evaluate.
+
+    It is a command of Python if the shell cannot name the environment or the network.
+    """
+    setting, network = make.to_setting(config.env), getattr(config, "network", "")
+    found = make.found_from_shell(setting, env.source)
+    place = shlex.quote(str(folder)) + (" --allow-import" if make.modules_of(setting) else "")
     yield f"run: {folder}"
-    if resume is None:
+    if not (found and isinstance(network, str)):
+        given = f", env={env.name}" * (not found and not isinstance(env.source, EnvSpec))
+        body = f", network={make.name_of(network)}" * (not isinstance(network, str))
+        if resume is None:
+            call = f"hogwild_rl.load({str(folder)!r}{body}).evaluate(20{given})"
+        else:
+            call = f"{resume}.train({resume}.Config(resume={str(folder)!r}{given}{body}))"
+        yield f"next, in Python: {call}"
+    elif resume is None:
         yield f"next: {_python()} -m hogwild_rl.evaluate {place} --episodes 20"
     else:
         yield f"next: {_python()} -m hogwild_rl.{resume} --resume {place}"

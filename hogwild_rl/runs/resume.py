@@ -1,10 +1,9 @@
 """Run folders, and resuming: the newest checkpoint and the settings that cannot change."""
 
 import itertools
-import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from hogwild_rl.config import base
 from hogwild_rl.config.cli import print_line
@@ -22,15 +21,17 @@ from hogwild_rl.runs.checkpoint import (
 from hogwild_rl.runs.logger import Progress
 
 
-def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> pathlib.Path:
-    """Creates or reuses the run's folder and checks that it is writable and has no other run.
+def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> tuple[pathlib.Path, TextIO]:
+    """Creates or reuses the run's folder, checks that it is usable, and locks it.
 
     Raises:
-        UserError: the folder cannot be written, or a new run's folder is not empty.
+        UserError: the folder cannot be written, another process uses it, or a new run's folder is
+            not empty.
     """
     try:
         if config.resume is not None:
             folder = pathlib.Path(config.resume)
+            lock = files.lock(folder)
             files.remove_temporaries(folder)
             if load_newest(folder)[1].name == PREVIOUS_FILE:
                 # The next save must not replace the previous checkpoint by a damaged one.
@@ -38,20 +39,19 @@ def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> pathlib.
         elif config.run_dir is not None:
             folder = pathlib.Path(config.run_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
+            if {path.name for path in folder.iterdir()} - {files.LOCK_FILE}:
                 raise UserError(
                     f"run_dir {folder} is not empty: name a new folder, or --resume {folder}"
                 )
+            lock = files.lock(folder)
         else:
             folder = _new_folder(algorithm, env)
-        probe = folder / f".probe.{os.getpid()}"
-        probe.touch(exist_ok=False)  # follows no link in a folder that another user made
-        probe.unlink()
+            lock = files.lock(folder)
     except OSError as error:
         raise UserError(
             f"run folder {error.filename} cannot be written ({error.strerror})"
         ) from error
-    return folder
+    return folder, lock
 
 
 def _new_folder(algorithm: str, env: str) -> pathlib.Path:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from hogwild_rl import errors
-from hogwild_rl.config import base, cli
+from hogwild_rl.config import base, cli, presets
+from hogwild_rl.config.network import NetworkConfig
 from hogwild_rl.envs import make
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild import processes
@@ -35,7 +36,7 @@ class Run:
         reports: False if another process of the same run writes the folder.
 
     Attributes:
-        config: settings.
+        config: settings, with defaults that depend on the environment.
         env: facts about the environment.
         folder: folder of the run, set by `open` if this process writes it.
         before: progress of the run's earlier sessions.
@@ -54,6 +55,7 @@ class Run:
             )
         with processes.seeded_globally(config.seed):
             self.env = make.inspect_env(config.env)
+        config = config.for_env(self.env)
         self._algorithm, self.config, self._reports = algorithm, config, reports
         self._resumed = resume.checkpoint_to_resume(config, self.env)
         self.before = self._resumed.counters if self._resumed else Progress()
@@ -61,6 +63,7 @@ class Run:
         self.folder = pathlib.Path()
         self._solved_at: logger.Snapshot | None = None
         self._signal: int | None = None
+        self._scale_checked = False
         self._failures, self._nonfinite = 0, np.zeros(1, dtype=np.int64)  # [workers]
         if config.tensorboard:
             logger.require_tensorboard()
@@ -84,7 +87,9 @@ class Run:
         self._checkpointer.guard()
         self._checkpointer.best = self.before.best_return
         if self._reports:
-            self._given_folder = resume.prepare_folder(self._algorithm, self.config, self.env.name)
+            self._given_folder, self._lock = resume.prepare_folder(
+                self._algorithm, self.config, self.env.name
+            )
             self.folder = self._given_folder.absolute()  # environments may change the directory
             self._checkpointer.best = resume.best_return(self.folder, self.before)
             document = {"algorithm": self._algorithm, "settings": plain}
@@ -129,6 +134,8 @@ class Run:
         full = len(episodes.returns) == logger.EPISODES_AVERAGED
         if full and self._target is not None and snapshot.return_mean >= self._target:
             self._solved_at = self._solved_at or snapshot
+        if full and not self._scale_checked:
+            self._check_scale(episodes)
         reported, saving = self._reporter.report(snapshot, final), final or self.checkpoint_due
         if reported or saving:
             self._check_finite(counters, final)
@@ -137,6 +144,20 @@ class Run:
         if saving:
             state = worker_state() if worker_state else None
             self._checkpointer.keep_newest(self.folder, snapshot, episodes, state)
+
+    def _check_scale(self, episodes: logger.Recent) -> None:
+        """Warns of rewards whose scale prevents learning, unless a preset was tuned for them."""
+        self._scale_checked, config = True, self.config
+        tuned = presets.find(self._algorithm, self.env.name) is not None
+        if tuned or not isinstance(config, NetworkConfig) or config.scales_rewards:
+            return
+        std = logger.discounted_std(episodes, config.gamma)
+        if std and not _LEAST_STD <= std <= _LARGEST_STD:
+            normalize = "--normalize-rewards or " if hasattr(config, "normalize_rewards") else ""
+            self.info(
+                f"warning: the standard deviation of discounted returns is {std:.3g}, learning "
+                f"needs about 1: give {normalize}--reward-scale {1 / std:.1g}"
+            )
 
     def _take_snapshot(
         self, counters: Counters, last: logger.Snapshot | None
@@ -185,6 +206,7 @@ class Run:
             return self._agent(None)
         self.observe(counters, worker_state, final=True)
         self._reporter.close()
+        self._lock.close()
         with contextlib.suppress(OSError):
             logger.write_staleness(self.folder, counters)
         lines = logger.summary_lines(self._snapshot, self.env.frames_per_step, self._solved_at)
@@ -193,7 +215,7 @@ class Run:
         if self._failures:
             self.info(f"{self._failures:,} failures: {self.folder / FAILURES_FILE}")
         resume = self._algorithm if failed or self._signal is not None else None
-        for line in logger.next_steps(self._given_folder, self.env.name, resume):
+        for line in logger.next_steps(self._given_folder, self.env, self.config, resume):
             self.info(line)
         return self._agent(self.folder)
 
@@ -246,4 +268,5 @@ class Run:
 
 
 FAILURES_FILE = "failures.log"
+_LEAST_STD, _LARGEST_STD = 0.1, 100.0  # of discounted returns
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

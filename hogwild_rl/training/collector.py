@@ -16,6 +16,7 @@ from hogwild_rl.training.exact_resume import WorkerState
 from hogwild_rl.training.learner import Learner
 from hogwild_rl.training.task import Task
 
+_LONG_EPISODE = 10_000  # steps
 _SLOW_FROM = 32  # ALE takes 75 ms to create an environment, and does not release the GIL
 
 
@@ -38,7 +39,7 @@ class Collector:
         seed, action_seed = worker.random_seeds(2)
         generator = torch.Generator(device).manual_seed(action_seed)
         groups = open_environments(task)
-        self._task, self._learner, self._seed = task, learner, seed
+        self._task, self._learner, self._seed, self._worker = task, learner, seed, worker
         self._moments = task.state.normalization
         self._normalizer = config.normalizer(self._moments, worker.index)
         codec = config.env_codec(task.env, self._normalizer)
@@ -47,7 +48,7 @@ class Collector:
         self.source: EpisodeCollector | RolloutCollector
         lap = learner.counters.lap
         if whole_episodes:
-            self.source = EpisodeCollector(groups[0], codec, seed, lap)
+            self.source = EpisodeCollector(groups[0], codec, seed, lap, self._cut)
         else:
             on_device = None if device.type == "cpu" else device
             source = RolloutCollector(groups, codec, config.n_steps, seed, lap, on_device)
@@ -59,6 +60,18 @@ class Collector:
                         self._act, source.rollout, task.group_size, generator
                     )
         learner.collector = self
+
+    def _cut(self, length: int, steps: int) -> bool:
+        """True if open episodes are cut: on interrupts, and long ones at the end of the run."""
+        if length < _LONG_EPISODE or self._worker.stopping:
+            return self._worker.stopping
+        if length == _LONG_EPISODE:
+            self._task.info(
+                f"warning: an episode has lasted {length:,} steps: if it may never end, give the "
+                "environment a time limit (max_episode_steps)"
+            )
+        taken = self._task.steps_before + self._task.state.counters.total("steps") + steps
+        return bool(taken >= self._task.config.total_timesteps)
 
     def collect(self) -> Rollout:
         """Collects a rollout, [T, B]; the next call overwrites it."""

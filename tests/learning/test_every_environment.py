@@ -93,4 +93,4 @@ def test_an_agent_trains_and_acts(
             observation, _ = env.reset()
     env.close()
     assert all(np.isfinite(action).all() for action in actions)
-    assert atari.is_game(make.spec(name)) == name.startswith("ALE/")
+    assert atari.is_game(make.resolve(name)) == name.startswith("ALE/")

@@ -26,7 +26,7 @@ both_forms = pytest.mark.parametrize("form", ["native", "sync"])
 
 def spec(game: str) -> EnvSpec:
     """Spec of a game without sticky actions."""
-    return make.spec(f"{game}NoFrameskip-v4")
+    return make.resolve(f"{game}NoFrameskip-v4")
 
 
 def cpp(source: EnvSpec, num_envs: int, **options: Any) -> VectorEnv[Any, Any, Any]:
@@ -130,7 +130,7 @@ def test_sticky_actions_follow_the_id() -> None:
     for name in ("BreakoutNoFrameskip-v4", "ALE/Breakout-v5"):
         frames = []
         for seed in (1, 2):
-            envs, rng = cpp(make.spec(name), 1, noops=0), np.random.default_rng(0)
+            envs, rng = cpp(make.resolve(name), 1, noops=0), np.random.default_rng(0)
             envs.reset(seed=seed)
             rows = [envs.step(rng.integers(4, size=1))[0].copy() for _ in range(100)]
             frames.append(np.stack(rows))
@@ -151,7 +151,7 @@ def test_noop_starts_depend_on_the_seed() -> None:
 
 @pytest.mark.parametrize("settings", [{"mode": 4}, {"difficulty": 1}], ids=str)
 def test_modes_without_cpp_support_use_gymnasium(settings: dict[str, int]) -> None:
-    source = make.spec("ALE/Breakout-v5")
+    source = make.resolve("ALE/Breakout-v5")
     changed = copy.deepcopy(source)
     changed.kwargs.update(settings)
     assert vectorize.has_native(source)
@@ -164,7 +164,7 @@ def test_modes_without_cpp_support_use_gymnasium(settings: dict[str, int]) -> No
 
 @pytest.mark.parametrize("settings", [{"obs_type": "ram"}, {"continuous": True}], ids=str)
 def test_ram_and_continuous_variants_are_not_preprocessed(settings: dict[str, Any]) -> None:
-    changed = copy.deepcopy(make.spec("ALE/Breakout-v5"))
+    changed = copy.deepcopy(make.resolve("ALE/Breakout-v5"))
     changed.kwargs.update(settings)
     env_info, envs = make.inspect_env(changed), make_vector_env(changed, 6)
     assert env_info.frames_per_step == 1

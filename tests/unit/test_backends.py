@@ -37,7 +37,7 @@ def random_act() -> Act:
 
 def collect(name: str, num_envs: int, groups: int = 1) -> Rollout:
     """Rollout of random actions in CartPole-v1."""
-    spec = make.spec("CartPole-v1")
+    spec = make.resolve("CartPole-v1")
     backend = vectorize.Backend(name, "")
     made = [vectorize.make_envs(spec, backend, num_envs // groups, 2) for _ in range(groups)]
     collector = Collector(made, env_codec_of(made[0]), STEPS, SEED, lambda phase: None)
@@ -130,7 +130,7 @@ def test_two_groups_equal_one_group(name: str) -> None:
 )
 def test_reset_without_seed_continues_and_with_seed_restarts_the_generator(name: str) -> None:
     """Also within episodes: initial states differ without a seed and repeat with the same seed."""
-    source = make.spec("CartPole-v1")
+    source = make.resolve("CartPole-v1")
     envs = vectorize.make_envs(source, vectorize.Backend(name, "for this test"), 3, cores=1)
     with contextlib.closing(envs):
         starts = []
@@ -175,19 +175,19 @@ def test_images_are_stored_as_bytes() -> None:
     ],
 )
 def test_auto_selects_the_fastest_backend_and_gives_a_reason(env, num_envs, cores, name) -> None:
-    backend = vectorize.choose(make.spec(env), "auto", num_envs, cores)
+    backend = vectorize.choose(make.resolve(env), "auto", num_envs, cores)
     assert backend.name == name
     assert backend.reason
 
 
 @needs_pool
 def test_auto_selects_envpool_if_it_has_the_environment() -> None:
-    assert vectorize.choose(make.spec("Acrobot-v1"), "auto", 8, 2).name == "envpool"
+    assert vectorize.choose(make.resolve("Acrobot-v1"), "auto", 8, 2).name == "envpool"
 
 
 @pytest.mark.parametrize("wanted", ["native", "envpool"])
 def test_unavailable_backends_raise(wanted: Any) -> None:
-    source = make.spec("tests.envs:Chain-v0")
+    source = make.resolve("tests.envs:Chain-v0")
     with pytest.raises(UserError, match=r"Chain-v0|not installed"):
         vectorize.choose(source, wanted, 4, 2)
 
@@ -204,4 +204,4 @@ def test_unavailable_backends_raise(wanted: Any) -> None:
 )
 def test_backends_with_threads_or_processes_step_asynchronously(env, name, expected) -> None:
     backend = vectorize.Backend(name, "")
-    assert vectorize.steps_asynchronously(make.spec(env), backend) == expected
+    assert vectorize.steps_asynchronously(make.resolve(env), backend) == expected

@@ -291,11 +291,8 @@ def test_a_callable_with_a_missing_package_is_rejected() -> None:
     assert "flux_capacitor" in message
 
 
-def test_a_lambda_is_rejected_for_workers() -> None:
-    """It cannot be pickled; the message names the alternative."""
-    with pytest.raises(errors.UserError, match=r"lambda.*top level"):
-        make.inspect_env(lambda: Constant(None))
-    assert isinstance(make.make_env(lambda: Constant(None)), Constant)  # not pickled
+def test_a_lambda_is_an_environment_source() -> None:
+    assert make.inspect_env(lambda: Constant(None)).name.endswith("<lambda>")
 
 
 def test_an_argument_that_cannot_be_pickled_is_rejected() -> None:
