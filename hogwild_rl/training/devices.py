@@ -2,7 +2,8 @@
 
 import contextlib
 import platform
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ _GPU_FROM_PARAMETERS = 500_000
 # with 16 environments and two layers of 64, on two busy cores, 100,000 steps of CartPole-v1 took
 # 19 s with two threads and 0.5 s with one.
 _THREADS_FROM = 5_000_000
+
+_TRIAL_UPDATES = 10  # per number of threads; even, as every other update of TD3 has two parts
 
 
 class Device(NamedTuple):
@@ -109,6 +112,33 @@ def limit_threads(
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def tuned_threads() -> Generator[None, float, None]:
+    """Sets the number of torch's CPU threads by measurement, at most to the present number.
+
+    Each number 1, 2, 4, ... does 10 updates, and that with the smallest median the next ones. If 3
+    in a row take 5 times its median, all are measured again: on cores that other processes occupy,
+    threads wait for each other in every operation. Results may differ in the last bit between
+    numbers of threads, as BLAS sums in another order: then a seed does not fix a run.
+
+    Yields:
+        Nothing; the caller does an update and sends its duration in seconds.
+    """
+    counts = [2**power for power in range(torch.get_num_threads().bit_length())]
+    while True:
+        medians = {}
+        for count in counts:
+            torch.set_num_threads(count)
+            durations = [0.0] * _TRIAL_UPDATES
+            for update in range(_TRIAL_UPDATES):
+                durations[update] = yield
+            medians[count] = statistics.median(durations)
+        best = min(counts, key=lambda count: medians[count])
+        torch.set_num_threads(best)
+        slow = 0
+        while slow < 3:
+            slow = slow + 1 if (yield) > 5 * medians[best] else 0
 
 
 class Precision(NamedTuple):

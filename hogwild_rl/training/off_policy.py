@@ -156,6 +156,8 @@ class OffPolicyLearner:
         self._outcomes, self._compiled = Outcomes(self.counters, self.device), task.compiled
         self._captured: dict[bool, Callable[[], Tensor]] = {}  # by whether the policy is updated
         self._buffers: Any = None
+        self._threads = devices.tuned_threads()
+        next(self._threads)
 
     def step(self, replay: ReplayBuffer) -> None:
         """Samples a minibatch and does one update."""
@@ -168,7 +170,9 @@ class OffPolicyLearner:
         minibatch = replay.sample(size, self._sampling, self._buffers[1])
         norm: float | Tensor
         if on_cpu:
+            start_s = time.perf_counter()
             norm = float(self._update(self, minibatch, self._config))
+            self._threads.send(time.perf_counter() - start_s)
         else:
             self._copy[0].copy_(self._buffers[0])  # waits for the previous update
             policy_too = self.updates % self._policy_delay == 0

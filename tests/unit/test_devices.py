@@ -3,6 +3,7 @@
 import functools
 import math
 import pathlib
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -74,6 +75,90 @@ def test_small_models_use_one_thread_and_restore_the_count() -> None:
             assert torch.get_num_threads() == 4
         assert torch.get_num_threads() == 6
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def updated(tuner: Generator[None, float, None], durations: dict[int, float], count: int) -> Any:
+    """Numbers of threads of `count` updates, whose duration depends on the number of threads."""
+    used = []
+    for _ in range(count):
+        used.append(torch.get_num_threads())
+        tuner.send(durations[used[-1]])
+    return used
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize("best", [1, 2, 4])
+def test_the_fastest_number_of_threads_is_used_after_ten_updates_with_each(best: int) -> None:
+    tuner = devices.tuned_threads()
+    next(tuner)
+    durations = {count: 1.0 if count == best else 1.5 for count in (1, 2, 4)}
+    assert updated(tuner, durations, 130) == [1] * 10 + [2] * 10 + [4] * 10 + [best] * 100
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_few_slow_updates_do_not_change_the_number_of_threads() -> None:
+    tuner = devices.tuned_threads()
+    next(tuner)
+    idle = {1: 3.0, 2: 2.0, 4: 4.0}
+    for count in (1, 2, 4):
+        assert updated(tuner, idle, 6) == [count] * 6
+        for _ in range(4):
+            tuner.send(100.0)
+    for _ in range(5):
+        assert updated(tuner, idle, 20) == [2] * 20
+        for _ in range(2):
+            tuner.send(100.0)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_the_number_of_threads_is_measured_again_after_three_slow_updates() -> None:
+    tuner = devices.tuned_threads()
+    next(tuner)
+    idle, busy = {1: 3.0, 2: 2.0, 4: 4.0}, {1: 6.0, 2: 10.1, 4: 10.1}
+    updated(tuner, idle, 40)
+    assert updated(tuner, busy, 3) == [2] * 3
+    assert updated(tuner, busy, 50) == [1] * 10 + [2] * 10 + [4] * 10 + [1] * 20
+    assert updated(tuner, {1: 30.0}, 3) == [1] * 3  # not above five times the new best, 6
+    assert updated(tuner, {1: 30.1}, 4) == [1] * 4
+    updated(tuner, idle, 29)
+    assert torch.get_num_threads() == 2
+
+
+def test_one_thread_stays_one_thread() -> None:
+    before = torch.get_num_threads()
+    with devices.limit_threads(model_of(), 16):
+        tuner = devices.tuned_threads()
+        next(tuner)
+        assert set(updated(tuner, {1: 1.0}, 20) + updated(tuner, {1: 9.0}, 20)) == {1}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("program", [ddpg, td3], ids=["ddpg", "td3"])
+def test_durations_of_all_updates_select_the_number_of_threads(
+    program: Any, tmp_path: pathlib.Path, monkeypatch: Any
+) -> None:
+    durations: list[float] = []
+
+    def tuned_threads() -> Generator[None, float, None]:
+        torch.set_num_threads(3)
+        while True:
+            durations.append((yield))
+
+    monkeypatch.setattr(devices, "tuned_threads", tuned_threads)
+    before = torch.get_num_threads()
+    settings = {"total_timesteps": 200, "learning_starts": 150, "batch_size": 16, "quiet": True}
+    agent = program.train(program.Config(run_dir=str(tmp_path / "run"), **settings))
+    assert len(durations) == agent.checkpoint.counters.updates > 10
+    assert min(durations) > 0
+    assert torch.get_num_threads() == before
 
 
 def test_bfloat16_keeps_parameters_and_losses_in_float32() -> None:
