@@ -111,7 +111,7 @@ def test_a_few_slow_updates_do_not_change_the_number_of_threads() -> None:
     for count in (1, 2, 4):
         assert updated(tuner, idle, 6) == [count] * 6
         for _ in range(4):
-            tuner.send(100.0)
+            tuner.send(100.0 if count == 2 else idle[count])
     for _ in range(5):
         assert updated(tuner, idle, 20) == [2] * 20
         for _ in range(2):
