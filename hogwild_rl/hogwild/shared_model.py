@@ -111,7 +111,8 @@ class FlatGradient:
         The next call overwrites it.
         """
         gradients = torch.autograd.grad(loss, self._trainable, materialize_grads=True)
-        return torch.cat(tuple(map(torch.ravel, gradients)), out=self.flat)
+        with torch.no_grad():  # before torch 2.10, materialized gradients require gradients
+            return torch.cat(tuple(map(torch.ravel, gradients)), out=self.flat)
 
 
 def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:

@@ -65,7 +65,8 @@ class Checkpoint:
                 raise TypeError(f"setting {name} is {value!r}, which no checkpoint can hold")
         stream = io.BytesIO()
         torch.save(document, stream)
-        files.write_with_digest(path, stream.getbuffer(), previous)
+        with stream.getbuffer() as content:  # released also if writing fails
+            files.write_with_digest(path, content, previous)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Checkpoint":

@@ -137,7 +137,6 @@ def test_run_of_another_algorithm_is_rejected(refused: Command, run: pathlib.Pat
         (["--env", "CartPol-v1"], "did you mean CartPole-v1"),
         (["--vectorization", "turbo"], "turbo"),
         (["--env", "Acrobot-v1", "--vectorization", "native"], "has no native vector environment"),
-        (["--env", "tests.envs:Chain-v0", "--vectorization", "envpool"], "envpool|EnvPool"),
         (["--device", "cpu", "--compile", "True"], "compile needs a GPU"),
     ],
 )
@@ -276,12 +275,27 @@ def test_plot_replaces_no_file(refused: Command, run: pathlib.Path, tmp_path: pa
     assert output.read_text() == "mine"
 
 
-def test_plot_without_matplotlib_prints_the_install_command(
-    refused: Command, run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("program", "flags", "hidden"),
+    [
+        ("a3c", ["--tensorboard"], "tensorboard"),
+        ("a2c", ["--vectorization", "envpool"], "envpool"),
+        ("evaluate", ["{run}", "--video", "{new}"], "moviepy"),
+        ("plot", ["{run}", "--output", "{new}.png"], "matplotlib"),
+    ],
+)
+def test_a_missing_extra_prints_the_install_command(
+    refused: Command,
+    run: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    flags: list[str],
+    hidden: str,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    printed = refused("plot", str(run), "--output", str(tmp_path / "curves.png"))
-    assert "pip install matplotlib" in printed
+    monkeypatch.setitem(sys.modules, hidden, None)
+    given = [flag.format(run=run, new=tmp_path / "new") for flag in flags]
+    assert f"pip install {hidden}" in refused(program, *given)
 
 
 @pytest.mark.parametrize(

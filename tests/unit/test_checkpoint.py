@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import Space, spaces
 
+from hogwild_rl.runs import files
 from hogwild_rl.runs.checkpoint import Checkpoint
 from hogwild_rl.runs.logger import Progress
 
@@ -46,3 +47,22 @@ def test_loaded_spaces_equal_the_saved_ones(space: Space[Any], tmp_path: pathlib
     assert loaded.observation_space == space
     assert loaded.action_space == space
     assert repr(loaded.observation_space) == repr(space)
+
+
+def test_a_failed_write_releases_the_buffer(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise Python 3.13 prints that it ignores an exception of BytesIO."""
+    contents = []
+
+    def fail(path: pathlib.Path, content: memoryview, previous: pathlib.Path | None) -> None:
+        contents.append(content)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files, "write_with_digest", fail)
+    space = spaces.Discrete(2)
+    saved = Checkpoint("a3c", {}, space, space, {}, {}, {}, Progress())
+    with pytest.raises(OSError, match="disk full"):
+        saved.save(tmp_path / "file.pt")
+    with pytest.raises(ValueError, match="released"):
+        contents[0].tobytes()
