@@ -104,8 +104,11 @@ def lock(folder: pathlib.Path) -> TextIO:
         with contextlib.suppress(AttributeError):  # not on Windows
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        reason = f"run {folder} is in use by process {file.read()}: wait until it has ended"
-        raise UserError(reason) from error
+        with file:
+            owner = file.read()
+        raise UserError(
+            f"run {folder} is in use by process {owner}: wait until it has ended"
+        ) from error
     except OSError:  # a file system without locks
         pass
     file.truncate(0)
