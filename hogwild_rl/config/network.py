@@ -12,7 +12,7 @@ from hogwild_rl.config import base, resources, validation
 from hogwild_rl.envs import checks, make
 from hogwild_rl.envs.codecs import ObservationCodec
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild import child
+from hogwild_rl.hogwild import pickling
 from hogwild_rl.models import encoders, layers
 from hogwild_rl.models.actor_critic import Architecture
 
@@ -90,7 +90,7 @@ class NetworkConfig(base.RunConfig):
         if isinstance(self.network, str):
             return
         try:
-            child.dumps((self.network, model))
+            pickling.dumps((self.network, model))
         except Exception as error:  # user code: any exception type
             reason = checks.abbreviate(str(error))
             raise UserError(

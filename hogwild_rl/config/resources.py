@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild import child, shared_memory
+from hogwild_rl.hogwild import pickling, shared_memory
 
 try:
     import resource
@@ -157,7 +157,7 @@ def check_memory(what: str, wanted: int, remedy: str) -> int | None:
 
 
 def _check(what: str, files: int, tasks: int, remedy: str) -> None:
-    if place := child.repeated_call():
+    if place := pickling.repeated_call():
         raise UserError(
             f'{place}: call train() inside `if __name__ == "__main__":`, as worker processes '
             "import this script again"

@@ -14,14 +14,17 @@ from typing import Any, TypeAlias
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box
 
 from hogwild_rl.envs import atari, checks
+from hogwild_rl.envs.codecs import leaves, one_line
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild import child
+from hogwild_rl.hogwild import pickling
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
 EnvSource: TypeAlias = str | EnvSpec | Callable[..., Env]
 Array: TypeAlias = np.ndarray[Any, Any]
+Spaces: TypeAlias = tuple[gymnasium.Space[Any], gymnasium.Space[Any]]
 
 _TRUSTED = ("gymnasium.envs.", "ale_py")  # entry points
 
@@ -75,18 +78,22 @@ def inspect_env(env: EnvSource) -> EnvInfo:
                 instance.close()
             raise
         checks.called(name, "close()", instance.close)
+        if not isinstance(source, EnvSpec):  # its instances may differ
+            checks.called(name, "making another", lambda: make_env(source, like=found)).close()
     return env_info
 
 
-def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
+def make_env(env: EnvSource, render_mode: str | None = None, like: Spaces | None = None) -> Env:
     """Makes one environment.
 
     Args:
         env: id, spec or callable.
         render_mode: as in `gymnasium.make`; passed only if not None.
+        like: spaces of another instance, which replace those of this one: bounds may differ.
 
     Raises:
-        UserError: the environment cannot be made; the message has the cause and the remedy.
+        UserError: the environment cannot be made, or differs from `like` in more than bounds; the
+            message has the cause and the remedy.
     """
     # Callables that do not render need no such parameter.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
@@ -96,8 +103,9 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
         if isinstance(env, EnvSpec):
             if atari.is_game(env):
                 return atari.make(env, **rendering)
-            return gymnasium.make(env, disable_env_checker=True, **rendering)
-        made = env(**rendering)
+            made = gymnasium.make(env, disable_env_checker=True, **rendering)
+        else:
+            made = env(**rendering)
     except (gymnasium.error.Error, ImportError) as error:
         missing = isinstance(error, gymnasium.error.DependencyNotInstalled | ImportError)
         if missing and isinstance(env, EnvSpec):
@@ -106,7 +114,23 @@ def make_env(env: EnvSource, render_mode: str | None = None) -> Env:
         raise UserError(f"environment {name_of(env)}: {reason}") from error
     if not isinstance(made, gymnasium.Env):
         raise UserError(f"{name_of(env)} must return a gymnasium.Env, got {type(made).__name__}")
+    if made.metadata is None:  # vector environments copy it
+        made.metadata = {}
+    if like is not None and like != (made.observation_space, made.action_space):
+        wanted, found = like, (made.observation_space, made.action_space)
+        made = gymnasium.Wrapper(made)
+        made.observation_space, made.action_space = like
+        if _without_bounds(wanted) != _without_bounds(found):
+            raise UserError(
+                f"environment {name_of(env)}: spaces differ between instances: "
+                f"{one_line(wanted)} and {one_line(found)}: give all the same"
+            )
     return made
+
+
+def _without_bounds(spaces: Spaces) -> list[Any]:
+    parts = [part for space in spaces for part in leaves(space)]
+    return [(each.shape, each.dtype) if isinstance(each, Box) else each for each in parts]
 
 
 def resolve(env: EnvSource) -> EnvSpec | Callable[..., Env]:
@@ -209,7 +233,7 @@ def modules_of(setting: str) -> set[str]:
 
 def _check_picklable(env: EnvSource) -> None:
     try:
-        child.dumps(env)
+        pickling.dumps(env)
     except Exception as error:  # from arbitrary __reduce__ methods
         reason = checks.abbreviate(str(error))
         raise UserError(

@@ -69,11 +69,13 @@ def has_native(env: EnvSource) -> bool:
     return made is not None
 
 
-def sync_vector_env(env: EnvSource, num_envs: int) -> VectorEnv[Any, Any, Any]:
-    """SyncVectorEnv: `num_envs` environments stepped sequentially."""
+def sync_vector_env(
+    env: EnvSource, num_envs: int, like: make.Spaces | None = None
+) -> VectorEnv[Any, Any, Any]:
+    """SyncVectorEnv: `num_envs` environments stepped sequentially; `like` as in `make_env`."""
     source = resolve(env)
     return _SyncVectorEnv(
-        [lambda: make_env(source)] * num_envs,
+        [lambda: make_env(source, like=like)] * num_envs,
         copy=False,  # the rollout buffer copies
         autoreset_mode=AutoresetMode.NEXT_STEP,
     )
@@ -147,10 +149,12 @@ def make_envs(
     first: int = 0,
     failed: Callable[[EnvironmentFailedError], float] = subproc.raise_failure,
     step_timeout_s: float = 60.0,
+    like: make.Spaces | None = None,
 ) -> VectorEnv[Any, Any, Any]:
     """Makes a vector environment of a backend that `choose` returned, with NEXT_STEP autoreset.
 
-    `first`, `failed` and `step_timeout_s` are used by the async backend; see `ProcessVectorEnv`.
+    `first`, `failed` and `step_timeout_s` are used by the async backend, see `ProcessVectorEnv`;
+    `like` by sync and async, see `make_env`.
 
     Raises:
         UserError: the environments cannot be made.
@@ -164,9 +168,9 @@ def make_envs(
         assert isinstance(source, EnvSpec), "`choose` selects envpool for registered ids"
         return envpool.PoolVectorEnv(source, num_envs, threads=cores)
     if backend.name == "async":
-        maker = functools.partial(make.make_env, source)
+        maker = functools.partial(make.make_env, source, like=like)
         return subproc.ProcessVectorEnv(maker, num_envs, first, failed, step_timeout_s)
-    return sync_vector_env(source, num_envs)
+    return sync_vector_env(source, num_envs, like)
 
 
 def steps_asynchronously(source: make.EnvSource, backend: Backend) -> bool:

@@ -5,30 +5,21 @@ there is none; they never inherit a process in which torch has run. This module 
 torch, so that the server can start before the parent imports it.
 """
 
-import ast
 import contextlib
 import dataclasses
 import faulthandler
-import functools
-import inspect
-import io
 import multiprocessing
-import operator
 import os
-import pathlib
-import pickle
-import re
 import signal
 import sys
 import threading
 import time
 import traceback
-import types
-from collections.abc import Callable, Sequence
-from multiprocessing import context, spawn
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
+
+from hogwild_rl.hogwild import pickling
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 CONTEXT: Any = multiprocessing.get_context(METHOD)
@@ -38,8 +29,6 @@ _ANSWER_WITHIN_S = 0.5
 _EXIT_WITHIN_S = 5.0
 _LOST = 255  # exit code of multiprocessing for a child whose server has ended, and the child's own
 _SERVER_ENDS_WITHIN_S = 0.5  # after it has closed its files
-_GUARD = re.compile("__name__|_process|MainProcess")  # names in conditions that a child fails
-_STDIN = "<stdin>"  # __file__ of a program that is read from stdin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,93 +113,6 @@ def start_failure(role: str, index: int, error: Exception) -> Failure:
     return Failure(index, 1, f"its process cannot be started ({error})", role)
 
 
-def dumps(value: Any) -> bytes:
-    """Pickles a value for a child process, including lambdas, closures and notebooks' classes.
-
-    Shared memory and file handles are pickled only while a process is being started.
-
-    Raises:
-        Exception: of any type, as user code may raise it.
-    """
-    import cloudpickle  # type: ignore[import-untyped]
-
-    starting = context.get_spawning_popen() is not None
-    reducers = ForkingPickler._extra_reducers if starting else {}  # type: ignore[attr-defined]
-
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        dispatch_table = cloudpickle.Pickler.dispatch_table.new_child(reducers)
-
-        def reducer_override(self, obj: Any) -> Any:
-            return NotImplemented if _imported_again(obj) else super().reducer_override(obj)
-
-    Pickler(buffer := io.BytesIO()).dump(value)
-    return buffer.getvalue()
-
-
-class _Pickled:
-    """Value that is pickled by `dumps`."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pickle.loads, (dumps(self._value),)
-
-
-def _imported_again(obj: Any) -> bool:
-    """True for classes and functions that a child has after its import of the main module."""
-    if not isinstance(obj, type | types.FunctionType) or obj.__module__ != "__main__":
-        return False
-    main, blocks, name = sys.modules["__main__"], _guarded(), obj.__qualname__
-    try:
-        same = operator.attrgetter(name)(main) is obj
-    except AttributeError:  # local
-        return False
-    nodes = (node for block in blocks or () for node in ast.walk(block))
-    only_here = {getattr(node, "name", None) for node in nodes}
-    return same and blocks is not None and name.split(".")[0] not in only_here
-
-
-def _guarded() -> Sequence[ast.If] | None:
-    """Blocks of the main module that children skip when they import it again.
-
-    None if they do not import it, as in a notebook or after ``python -c``, or its code is unknown.
-    """
-    data = spawn.get_preparation_data("")
-    name, path = data.get("init_main_from_name"), data.get("init_main_from_path", "")
-    # The rules of spawn._fixup_main_from_name and spawn._fixup_main_from_path:
-    if name.endswith("__main__") if name else pathlib.Path(path).stem in ("", "ipython", _STDIN):
-        return None
-    try:
-        return _guarded_in(inspect.getsource(sys.modules["__main__"]))
-    except (OSError, SyntaxError):
-        return None
-
-
-@functools.lru_cache(maxsize=1)
-def _guarded_in(source: str) -> Sequence[ast.If]:
-    blocks = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.If)]
-    return [node for node in blocks if _GUARD.search(ast.unparse(node.test))]
-
-
-def repeated_call() -> str:
-    """Place in the main module that every child would run again, as "file, line N"; "" if none.
-
-    It is code at the top level of a program without ``if __name__ == "__main__":``.
-    """
-    main, blocks = sys.modules["__main__"], _guarded()
-    if blocks is None:
-        return ""
-    for frame in sys._current_frames().values():
-        for each, line in traceback.walk_stack(frame):
-            code = each.f_code
-            own = code.co_name == "<module>" and code.co_filename == main.__file__
-            skipped = any(block.lineno <= line <= (block.end_lineno or 0) for block in blocks)
-            if own and each.f_globals is vars(main) and not skipped:
-                return f"{main.__file__}, line {line}"
-    return ""
-
-
 class Child:
     """Running child process that calls a function, which is at the top level of a module.
 
@@ -225,12 +127,12 @@ class Child:
         self, role: str, index: int, function: Callable[..., None], *arguments: Any
     ) -> None:
         self._role, self._index = role, index
-        if getattr(main := sys.modules["__main__"], "__file__", "") == _STDIN:
+        if getattr(main := sys.modules["__main__"], "__file__", "") == pickling.STDIN:
             del main.__file__  # or the child would open it
         self._texts, texts = CONTEXT.Pipe(duplex=False)
         self.process = CONTEXT.Process(
             target=_main,
-            args=(texts, dict(os.environ), function, _Pickled(arguments)),
+            args=(texts, dict(os.environ), function, pickling.Pickled(arguments)),
             name=f"{role} {index}",
             daemon=True,
         )

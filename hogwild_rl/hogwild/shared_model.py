@@ -1,7 +1,5 @@
 """Flat parameter tensor of a module, shared by all workers, and local replicas of it."""
 
-import copyreg
-import io
 import math
 import pickle
 from typing import Any, Generic, TypeVar
@@ -9,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hogwild_rl.hogwild import shared_memory
+from hogwild_rl.hogwild import pickling, shared_memory
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -170,11 +168,7 @@ def _trainable_first(module: nn.Module) -> list[nn.Parameter]:
 
 def _pickle_module(module: nn.Module) -> bytes:
     """Pickles a module without parameter data: the receiver binds it to a flat tensor."""
-    stream = io.BytesIO()
-    pickler = pickle.Pickler(stream, protocol=5)
-    pickler.dispatch_table = {**copyreg.dispatch_table, nn.Parameter: _reduce_parameter}
-    pickler.dump(module)
-    return stream.getvalue()
+    return pickling.dumps(module, {nn.Parameter: _reduce_parameter})
 
 
 def _reduce_parameter(parameter: nn.Parameter) -> tuple[Any, ...]:

@@ -211,16 +211,18 @@ class Agent:
             UserError: it cannot be made, or needs a module that only the checkpoint names and
                 whose import is not allowed.
         """
-        env = env if env is not None else self._env
-        if env is None:
+        if env is not None:
+            return make.make_env(env, render_mode)
+        if (env := self._env) is None:
             env = self.checkpoint.settings.get("env")
             base.require_import_allowed(env, "the checkpoint", self._allow_import)
             assert env is not None
-        return make.make_env(env, render_mode)
+        like = (self.checkpoint.observation_space, self.checkpoint.action_space)
+        return make.make_env(env, render_mode, like)
 
     def _check_spaces(self, env: make.Env) -> None:
         for name in ("observation_space", "action_space"):
-            wanted, got = getattr(self.checkpoint, name), getattr(env, name)
+            wanted, got = getattr(self.checkpoint, name), getattr(env, name, None)
             if wanted != got:
                 raise UserError(
                     f"this agent's {name} is {one_line(wanted)}, the environment's is "

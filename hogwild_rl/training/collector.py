@@ -122,6 +122,7 @@ def open_environments(task: Task[Any]) -> list[VectorEnv[Any, Any, Any]]:
             group * task.group_size,
             task.on_env_failure,
             getattr(task.config, "step_timeout", 60.0),
+            (task.env.observation_space, task.env.action_space),
         )
         task.resources.callback(envs.close)
         groups.append(envs)

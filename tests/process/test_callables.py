@@ -18,7 +18,7 @@ import pytest
 from hogwild_rl.envs import make
 from hogwild_rl.envs.subproc import ProcessVectorEnv
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild import child, processes
+from hogwild_rl.hogwild import pickling, processes
 from tests import envs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -143,7 +143,7 @@ def load_as_child(data: bytes, main: Any) -> Any:
 
 @pytest.mark.parametrize("name", ["Shared", "shared"])
 def test_contents_of_a_script_are_pickled_by_name(name: str, main: Callable[..., Any]) -> None:
-    data = child.dumps(getattr(main(SCRIPT), name))
+    data = pickling.dumps(getattr(main(SCRIPT), name))
     again = types.ModuleType("__main__")
     setattr(again, name, "imported again")
     assert load_as_child(data, again) == "imported again"
@@ -155,13 +155,13 @@ def test_contents_of_a_script_that_a_child_lacks_are_pickled_by_value(
 ) -> None:
     module = main(SCRIPT)
     module.Local = module.closure()
-    loaded = load_as_child(child.dumps(getattr(module, name)), types.ModuleType("__main__"))
+    loaded = load_as_child(pickling.dumps(getattr(module, name)), types.ModuleType("__main__"))
     assert loaded.__qualname__ == getattr(module, name).__qualname__
 
 
 @pytest.mark.parametrize("name", ["Shared", "shared", "Own", "anonymous"])
 def test_contents_of_a_notebook_are_pickled_by_value(name: str, main: Callable[..., Any]) -> None:
-    data = child.dumps(getattr(main(SCRIPT, file=False), name))
+    data = pickling.dumps(getattr(main(SCRIPT, file=False), name))
     assert load_as_child(data, types.ModuleType("__main__")).__qualname__
 
 
@@ -171,7 +171,7 @@ def test_contents_of_a_main_module_that_is_not_imported_again_are_pickled_by_val
 ) -> None:
     module = main(SCRIPT)
     module.__spec__ = importlib.util.spec_from_loader(spec, loader=None)
-    data = child.dumps(module.Shared)
+    data = pickling.dumps(module.Shared)
     assert load_as_child(data, types.ModuleType("__main__")).__name__ == "Shared"
 
 
@@ -179,8 +179,8 @@ def test_contents_of_a_program_of_this_package_are_pickled_by_name(tmp_path: pat
     """As ``python -m hogwild_rl.a3c`` is run: its Config is not copied."""
     program = (
         "import runpy, sys\n"
-        "from hogwild_rl.hogwild import child\n"
-        "child.Child = lambda *arguments: sys.exit(b'cloudpickle' in child.dumps(arguments))\n"
+        "from hogwild_rl.hogwild import child, pickling\n"
+        "child.Child = lambda *arguments: sys.exit(b'cloudpickle' in pickling.dumps(arguments))\n"
         "sys.argv[1:] = ['--total-timesteps', '1000', '--quiet']\n"
         "runpy.run_module('hogwild_rl.a3c', run_name='__main__', alter_sys=True)\n"
     )

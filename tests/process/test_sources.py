@@ -334,3 +334,64 @@ def test_a_json_spec_is_accepted_on_the_command_line() -> None:
     text = make.to_setting(DRY)
     config = cli.parse(a3c.Config, "a3c", "", ["--env", text, "--workers", "1"])
     assert re.search('"is_slippery": false', str(config.env))
+
+
+class Varying(envs.Clock):
+    """Clock whose spaces differ from instance to instance."""
+
+    count = 0
+
+    def __init__(self, what: str) -> None:
+        super().__init__(terminates=True)
+        Varying.count += 1
+        if what == "bounds":
+            self.observation_space = spaces.Box(0, 1 + Varying.count, (11,), np.float32)
+        if what == "size":
+            self.observation_space = spaces.Box(0, 1, (11 + Varying.count,), np.float32)
+        if what == "actions":
+            self.action_space = spaces.Discrete(2 + Varying.count)
+
+    def _observe(self) -> Any:
+        return np.zeros(self.observation_space.shape or (), np.float32)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_bounds_may_differ_between_instances(vectorization: Any, tmp_path: pathlib.Path) -> None:
+    env = functools.partial(Varying, "bounds")
+    size = {"num_envs": 2, "vectorization": vectorization}
+    agent = a2c.train(a2c.Config(env=env, **size, run_dir=tmp_path / "run", **SHORT))
+    assert agent.evaluate(2).tolist() == [10, 10]
+
+
+@pytest.mark.parametrize("what", ["size", "actions"])
+def test_other_differences_between_instances_are_one_error(
+    what: str, tmp_path: pathlib.Path
+) -> None:
+    config = a2c.Config(env=functools.partial(Varying, what), run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match="spaces differ between instances"):
+        a2c.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+class Described(envs.Clock):
+    """Clock with its own spec and without metadata."""
+
+    spec: Any = {"task": "clock"}  # noqa: RUF012
+    metadata: Any = None
+
+    def __init__(self) -> None:
+        super().__init__(terminates=True)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_own_spec_and_missing_metadata(vectorization: Any, tmp_path: pathlib.Path) -> None:
+    size = {"num_envs": 2, "vectorization": vectorization}
+    agent = a2c.train(a2c.Config(env=Described, **size, run_dir=tmp_path / "run", **SHORT))
+    assert agent.evaluate(1).tolist() == [10]
+
+
+@pytest.mark.parametrize("env", [gymnasium.Env, envs.Chain()])
+def test_evaluation_in_another_environment_is_one_error(env: Any, tmp_path: pathlib.Path) -> None:
+    agent = a2c.train(a2c.Config(num_envs=2, run_dir=tmp_path / "run", **SHORT))
+    with pytest.raises(UserError, match="this agent's observation_space is"):
+        agent.evaluate(1, env=env)
