@@ -30,6 +30,7 @@ PROGRAMS: dict[str, Any] = {
 SHORT = {"total_timesteps": 4_000, "n_steps": 8, "learning_rate": 1e-3, "seed": 5}
 A3C = {**SHORT, "workers": 1, "envs_per_worker": 2, "env": "CartPole-v1"}
 A2C = {**SHORT, "num_envs": 4, "vectorization": "sync", "env": "CartPole-v1"}
+PLAIN = {"normalize_rewards": False, "ent_coef": 0.01}
 NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 REPLAY = {
     "env": "Pendulum-v1",
@@ -58,13 +59,16 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "a2c, LSTM": ("a2c", {**A2C, "lstm": 16, "normalize_rewards": True}),
     "a2c, normalizers": ("a2c", {**A2C, **NORMALIZED, "clip_rewards": 5.0}),
     "a2c, shared trunk": ("a2c", {**A2C, "shared_trunk": True, "activation": "relu"}),
-    "a2c, images": ("a2c", {**A2C, "env": "tests.envs:Images-v0", "total_timesteps": 1_000}),
+    "a2c, images": (
+        "a2c",
+        {**A2C, "env": "tests.envs:Images-v0", "total_timesteps": 1_000, **PLAIN},
+    ),
     "a2c, Atari": (
         "a2c",
         {**A2C, **PONG, "vectorization": "native", "terminal_on_life_loss": True},
     ),
     "a2c, continuous": ("a2c", {**A2C, **CONTINUOUS}),
-    "a2c, NaN": ("a2c", {**A2C, "env": "tests.envs:FaultyRareNan-v0"}),
+    "a2c, NaN": ("a2c", {**A2C, "env": "tests.envs:FaultyRareNan-v0", **PLAIN}),
     "reinforce": ("reinforce", {"env": "CartPole-v1", "total_timesteps": 6_000, "seed": 5}),
     "reinforce, value": (
         "reinforce",

@@ -72,7 +72,7 @@ class RunConfig:
     """Settings of every run."""
 
     env: Annotated[make.EnvSource, ENV_FLAG] = "CartPole-v1"
-    """Environment: a registered id or module:Id; from Python also a picklable callable."""
+    """Environment: a registered id, module:Id or module:Class; from Python also a callable."""
     total_timesteps: int = 1_000_000
     """Agent decisions (steps) to train for, over all workers and environments."""
     seed: int = 0

@@ -23,7 +23,7 @@ class OffPolicyConfig(NetworkConfig, base.DeviceConfig, base.HogwildConfig):
     """Settings of a deterministic policy trained from a replay buffer."""
 
     env: Annotated[make.EnvSource, base.ENV_FLAG] = "Pendulum-v1"
-    """Environment: a registered id or module:Id; from Python also a picklable callable."""
+    """Environment: a registered id, module:Id or module:Class; from Python also a callable."""
     workers: int = 1
     """Actor-learners on one shared model, each with its own replay buffer; 1: as published."""
     hidden: tuple[int, ...] = (256, 256)

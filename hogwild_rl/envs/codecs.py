@@ -85,7 +85,7 @@ def _clipped(space: spaces.Box) -> Callable[[Array], Array]:
 
 
 def _rescaled(space: spaces.Box) -> Callable[[Array], Array]:
-    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    bounded = space.high / 2 - space.low / 2 < _UNBOUNDED
     low = np.where(bounded, space.low, -1).astype(np.float64).reshape(-1)
     high = np.where(bounded, space.high, 1).astype(np.float64).reshape(-1)
     # Halve first: high − low may overflow.
@@ -112,6 +112,7 @@ def _rescale(actions: Array, middle: Array, radius: Array, clip: Callable[[Array
     return clip(middle + radius * actions)
 
 
+_UNBOUNDED = 1e30  # half the range of a dimension whose bounds only stand for none
 _CHANNELS_AT_MOST = 16  # a longer axis is height or width
 _SIDE_AT_LEAST = 16  # pixels; smaller arrays are mostly codes, for example the cells of a grid
 
