@@ -50,7 +50,10 @@ CONTINUOUS = {
     "rewards, rescaled, no bonus, observations": _NO_BONUS | {"normalize_observations": True},
 }
 # Variants that became the defaults.
-AFTER = {"discrete": "rewards", "continuous": "rewards, rescaled, no bonus"}
+AFTER = {
+    "discrete": "rewards, observations",
+    "continuous": "rewards, rescaled, no bonus, observations",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +96,13 @@ class Target(gymnasium.Env[Any, Any]):
         self.target, self.range = target, high - low
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
+        """Starts an episode."""
+        super().reset(seed=seed, options=options)
         self.steps = 0
         return self._observe(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Returns the reward of an action."""
         self.steps += 1
         reward = -(((float(action[0]) - self.target) / self.range) ** 2)
         return self._observe(), reward, False, self.steps >= 50, {}
@@ -114,6 +119,7 @@ class Scaled(gymnasium.RewardWrapper[Any, Any]):
         self.factor = factor
 
     def reward(self, reward: Any) -> float:
+        """Returns the scaled reward."""
         return float(reward) * self.factor
 
 

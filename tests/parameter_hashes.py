@@ -30,7 +30,7 @@ PROGRAMS: dict[str, Any] = {
 SHORT = {"total_timesteps": 4_000, "n_steps": 8, "learning_rate": 1e-3, "seed": 5}
 A3C = {**SHORT, "workers": 1, "envs_per_worker": 2, "env": "CartPole-v1"}
 A2C = {**SHORT, "num_envs": 4, "vectorization": "sync", "env": "CartPole-v1"}
-PLAIN = {"normalize_rewards": False, "ent_coef": 0.01}
+PLAIN = {"normalize_rewards": False, "normalize_observations": False, "ent_coef": 0.01}
 NORMALIZED = {"normalize_observations": True, "normalize_rewards": True}
 REPLAY = {
     "env": "Pendulum-v1",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ class PolicyConfig(NetworkConfig):
 
     lr_schedule: Literal["linear", "constant"] = "linear"
     """Learning-rate schedule; linear: η falls to 0 at total_timesteps."""
-    normalize_observations: bool = False
-    """Standardize observations by their running mean and standard deviation."""
+    normalize_observations: Literal["auto"] | bool = "auto"
+    """Standardize observations by their running mean and standard deviation; auto:
+    vectors, unless the network is your own."""
     normalize_rewards: bool = True
     """Divide rewards by the running standard deviation of discounted returns."""
     clip_rewards: normalization.Clip = "none"
@@ -58,11 +59,14 @@ class PolicyConfig(NetworkConfig):
         validation.between("log_std_init", self.log_std_init, -10, 2)
 
     def for_env(self, env_info: EnvInfo) -> "PolicyConfig":
-        """Returns the settings with the entropy coefficient for this action space."""
-        if self.ent_coef != "auto":
-            return self
-        continuous = isinstance(env_info.action_space, spaces.Box)
-        return dataclasses.replace(self, ent_coef=0.0 if continuous else _ENT_COEF)
+        """Returns the settings with the defaults for these spaces in place of "auto"."""
+        vectors = ObservationCodec.of(env_info.observation_space).vector > 0
+        defaults: dict[str, Any] = {
+            "ent_coef": 0.0 if isinstance(env_info.action_space, spaces.Box) else _ENT_COEF,
+            "normalize_observations": vectors and isinstance(self.network, str),
+        }
+        unset = {n: value for n, value in defaults.items() if getattr(self, n) == "auto"}
+        return dataclasses.replace(self, **unset) if unset else self
 
     @property
     def scales_rewards(self) -> bool:
@@ -84,7 +88,7 @@ class PolicyConfig(NetworkConfig):
         return ActorCritic(
             env_info.observation_space,
             env_info.action_space,
-            architecture(vars(self), bfloat16=bfloat16),
+            architecture(vars(self.for_env(env_info)), bfloat16=bfloat16),
             torch.Generator().manual_seed(self.seed),
         )
 
@@ -93,7 +97,7 @@ class PolicyConfig(NetworkConfig):
         return Normalization(
             workers,
             ObservationCodec.of(env_info.observation_space),
-            observations=self.normalize_observations,
+            observations=bool(self.for_env(env_info).normalize_observations),
             rewards=self.normalize_rewards,
         )
 

@@ -20,7 +20,9 @@ _COLUMNS = (
     *("gamma", "gae_lambda", "ent_coef"),
 )
 # Defaults when the presets were tuned.
-_TUNED_WITH = {"normalize_rewards": False, "rescale_actions": False}
+_TUNED_WITH = dict.fromkeys(
+    ("normalize_observations", "normalize_rewards", "rescale_actions"), False
+)
 
 
 def _actor_critic(*values: float, **others: Any) -> _Preset:

@@ -296,11 +296,26 @@ def test_entropy_bonus_is_for_discrete_actions_by_default(env: str, expected: fl
     assert dataclasses.replace(config, ent_coef=0.5).for_env(info).ent_coef == 0.5
 
 
+@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "tests.envs:Images-v0"])
+def test_vectors_are_normalized_by_default(env: str, tmp_path: pathlib.Path) -> None:
+    vectors = not env.endswith("Images-v0")
+    size: dict[str, Any] = {"num_envs": 2, "n_steps": 5, "total_timesteps": 100, "quiet": True}
+    agent = a2c.train(
+        a2c.Config(env=functools.partial(gymnasium.make, env), run_dir=tmp_path / "run", **size)
+        if env == "FrozenLake-v1"
+        else a2c.Config(env=functools.partial(Scaled, env, 1.0), run_dir=tmp_path / "run", **size)
+    )
+    assert agent.checkpoint.settings["normalize_observations"] is vectors
+    assert ("observations" in agent.checkpoint.normalization) == vectors
+    assert (agent.model.standardize is not None) == vectors
+
+
 @pytest.mark.parametrize("env", presets.ENVIRONMENTS)
 def test_presets_keep_the_defaults_they_were_tuned_with(env: str) -> None:
     settings = presets.settings("a2c", env, {"device": "cpu"})
     assert settings["normalize_rewards"] == (env in NORMALIZED)
     assert settings["rescale_actions"] is False
+    assert settings["normalize_observations"] == (env in NORMALIZED or env.startswith("ALE"))
     assert isinstance(settings["ent_coef"], float)
 
 
