@@ -144,7 +144,7 @@ def test_the_value_head_is_trained_only_as_the_baseline(baseline: str) -> None:
 
 @pytest.fixture(scope="module")
 def batches() -> list[Rollout]:
-    """Returns 60 collected batches of 1000 episodes."""
+    """Returns 80 collected batches of 1000 episodes."""
     model, envs = mdp.model(dtype=torch.float32), vectorize.sync_vector_env(mdp.Small, 1000)
     env_codec = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
@@ -152,7 +152,7 @@ def batches() -> list[Rollout]:
     )
     act = functools.partial(model.act, generator=torch.Generator().manual_seed(1))
     collector = EpisodeCollector(envs, env_codec, 2, lambda phase: None)
-    return [collector.collect(act) for _ in range(60)]
+    return [collector.collect(act) for _ in range(80)]
 
 
 def episodes_of(batch: Rollout) -> list[mdp.Episode]:

@@ -16,6 +16,9 @@ from hogwild_rl.config import base
 from hogwild_rl.runs import logger
 from hogwild_rl.runs.logger import Progress
 
+# Old versions of matplotlib call functions that new ones of pyparsing deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore:.* deprecated - use:DeprecationWarning")
+
 Row = tuple[float, int, float]  # seconds, steps, return
 
 
