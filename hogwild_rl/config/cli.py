@@ -101,13 +101,14 @@ def _grouped(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    output, before = io.StringIO(), os.environ.get("COLUMNS", "")
+    output, before = io.StringIO(), os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "200"  # tyro wraps help texts, but not flags
     try:
         with contextlib.redirect_stdout(output):
             yield
     finally:
-        os.environ["COLUMNS"] = before
+        os.environ.pop("COLUMNS")
+        os.environ |= {} if before is None else {"COLUMNS": before}
         intro, *flags = re.split(r"^  (?=-)", output.getvalue(), flags=re.MULTILINE)
         groups: dict[str, list[str]] = {title: [f"\n{title}:"] for title in _GROUPS}
         for flag, text in (re.split(r"\s{2,}", each.strip(), maxsplit=1) for each in flags):

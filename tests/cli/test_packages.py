@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -10,24 +9,16 @@ import venv
 
 import pytest
 
+from tests import commands
+
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(*command: str, folder: pathlib.Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return commands.execute(command, folder, outside)
 
 
 def test_packages_are_complete_and_their_commands_run(tmp_path: pathlib.Path) -> None:

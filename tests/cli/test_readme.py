@@ -3,10 +3,11 @@
 import os
 import pathlib
 import re
-import subprocess
 import sys
 
 import pytest
+
+from tests import commands
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
@@ -21,17 +22,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def execute(command: list[str], folder: pathlib.Path) -> str:
-    result = subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-        env={**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    return commands.execute(command, folder, {**os.environ, "PATH": path})
 
 
 @pytest.mark.parametrize(
