@@ -26,7 +26,7 @@ EnvSource: TypeAlias = str | EnvSpec | Callable[..., Env]
 Array: TypeAlias = np.ndarray[Any, Any]
 Spaces: TypeAlias = tuple[gymnasium.Space[Any], gymnasium.Space[Any]]
 
-_TRUSTED = ("gymnasium.envs.", "ale_py")  # entry points
+_TRUSTED = ("gymnasium.envs.", "ale_py.")  # entry points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +116,14 @@ def make_env(env: EnvSource, render_mode: str | None = None, like: Spaces | None
         raise UserError(f"{name_of(env)} must return a gymnasium.Env, got {type(made).__name__}")
     if made.metadata is None:  # vector environments copy it
         made.metadata = {}
-    if like is not None and like != (made.observation_space, made.action_space):
-        wanted, found = like, (made.observation_space, made.action_space)
+    if like is not None and like != (found := (made.observation_space, made.action_space)):
+        if _without_bounds(like) != _without_bounds(found):
+            raise UserError(
+                f"environment {name_of(env)}: spaces differ between instances: {one_line(like)} "
+                f"and {one_line(found)}: give all the same"
+            )
         made = gymnasium.Wrapper(made)
         made.observation_space, made.action_space = like
-        if _without_bounds(wanted) != _without_bounds(found):
-            raise UserError(
-                f"environment {name_of(env)}: spaces differ between instances: "
-                f"{one_line(wanted)} and {one_line(found)}: give all the same"
-            )
     return made
 
 
@@ -213,7 +212,7 @@ def to_setting(env: EnvSource) -> str:
 
 def found_from_shell(setting: str, source: EnvSource) -> bool:
     """True if another program can make the source from its setting."""
-    if isinstance(source, EnvSpec) and ":" not in setting:
+    if isinstance(source, EnvSpec) and source.id == setting:
         return str(source.entry_point).startswith(_TRUSTED)
     return ":" in setting
 
