@@ -74,8 +74,12 @@ def _put(arrays: Any, b: int, observation: Any) -> None:
 Outcome: TypeAlias = tuple[SupportsFloat, bool, bool, dict[str, Any]]
 """Reward, terminated, truncated and used info; sent after the observation is in shared memory."""
 
-_SENT = ("lives",)  # entries of an info that training uses; others may not be picklable
 _LONGEST_TIMEOUT_S = 1e6  # in milliseconds it fits a C int
+
+
+def used_info(info: dict[str, Any]) -> dict[str, Any]:
+    """Entries of an info that training uses; others may be unfit for merging or pickling."""
+    return {"lives": info["lives"]} if isinstance(info.get("lives"), int | np.integer) else {}
 
 
 class EnvironmentFailedError(RuntimeError):
@@ -204,5 +208,4 @@ def _step_until_closed(
         else:
             observation, *outcome, info = env.step(argument)
         observations.write(b, observation)
-        sent = {name: info[name] for name in info if name in _SENT}
-        commands.send((*outcome, sent))
+        commands.send((*outcome, used_info(info)))

@@ -28,11 +28,6 @@ def raise_failure(failure: EnvironmentFailedError) -> float:
     raise failure
 
 
-def used_info(info: dict[str, Any]) -> dict[str, Any]:
-    """Entries of an info that training uses; others may have values that cannot be merged."""
-    return {"lives": info["lives"]} if isinstance(info.get("lives"), int | np.integer) else {}
-
-
 def lost(envs: VectorEnv[Any, Any, Any]) -> make.Array:
     """Mask [B] of environments without an outcome in the last reset or step.
 
@@ -163,7 +158,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
                 outcome = self._outcome(b)
                 if outcome is not None:
                     rewards[b], terminated[b], truncated[b], info = outcome
-                    infos = self._add_info(infos, used_info(info), b)
+                    infos = self._add_info(infos, info, b)
                     self.lost[b] = False
             self._restart_due()
             if not (all_lost and self.lost.all()):

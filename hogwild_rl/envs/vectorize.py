@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from hogwild_rl.envs import atari, envpool, make, subproc
-from hogwild_rl.envs.env_process import EnvironmentFailedError
+from hogwild_rl.envs.env_process import EnvironmentFailedError, used_info
 from hogwild_rl.envs.make import Array, EnvSource, make_env, resolve
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild import processes
@@ -85,7 +85,7 @@ class _SyncVectorEnv(SyncVectorEnv):
     """SyncVectorEnv that merges only the entries of infos that are used."""
 
     def _add_info(self, vector_infos: Any, env_info: Any, env_num: int) -> Any:
-        return super()._add_info(vector_infos, subproc.used_info(env_info), env_num)
+        return super()._add_info(vector_infos, used_info(env_info), env_num)
 
 
 def force_reset(envs: VectorEnv[Any, Any, Any], b: int) -> bool:
