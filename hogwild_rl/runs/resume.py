@@ -1,9 +1,10 @@
 """Run folders, and resuming: the newest checkpoint and the settings that cannot change."""
 
+import contextlib
 import itertools
 import pathlib
 import time
-from typing import Any, TextIO
+from typing import Any
 
 from hogwild_rl.config import base
 from hogwild_rl.config.cli import print_line
@@ -21,8 +22,10 @@ from hogwild_rl.runs.checkpoint import (
 from hogwild_rl.runs.logger import Progress
 
 
-def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> tuple[pathlib.Path, TextIO]:
-    """Creates or reuses the run's folder, checks that it is usable, and locks it.
+def prepare_folder(
+    algorithm: str, config: base.RunConfig, env: str, stack: contextlib.ExitStack
+) -> pathlib.Path:
+    """Creates or reuses the run's folder, checks that it is usable, and locks it on the stack.
 
     Raises:
         UserError: the folder cannot be written, another process uses it, or a new run's folder is
@@ -31,7 +34,7 @@ def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> tuple[pa
     try:
         if config.resume is not None:
             folder = pathlib.Path(config.resume)
-            lock = files.lock(folder)
+            stack.enter_context(files.lock(folder))
             files.remove_temporaries(folder)
             if load_newest(folder)[1].name == PREVIOUS_FILE:
                 # The next save must not replace the previous checkpoint by a damaged one.
@@ -43,15 +46,15 @@ def prepare_folder(algorithm: str, config: base.RunConfig, env: str) -> tuple[pa
                 raise UserError(
                     f"run_dir {folder} is not empty: name a new folder, or --resume {folder}"
                 )
-            lock = files.lock(folder)
+            stack.enter_context(files.lock(folder))
         else:
             folder = _new_folder(algorithm, env)
-            lock = files.lock(folder)
+            stack.enter_context(files.lock(folder))
     except OSError as error:
         raise UserError(
             f"run folder {error.filename} cannot be written ({error.strerror})"
         ) from error
-    return folder, lock
+    return folder
 
 
 def _new_folder(algorithm: str, env: str) -> pathlib.Path:

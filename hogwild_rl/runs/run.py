@@ -87,15 +87,17 @@ class Run:
         self._checkpointer.guard()
         self._checkpointer.best = self.before.best_return
         if self._reports:
-            self._given_folder, self._lock = resume.prepare_folder(
-                self._algorithm, self.config, self.env.name
-            )
-            self.folder = self._given_folder.absolute()  # environments may change the directory
-            self._checkpointer.best = resume.best_return(self.folder, self.before)
-            document = {"algorithm": self._algorithm, "settings": plain}
-            text = json.dumps(document, indent=2) + "\n"
-            files.write_text(self.folder / base.SETTINGS_FILE, text)
-            self._reporter = logger.Reporter(self.folder, self.config, self.before)
+            with contextlib.ExitStack() as stack:
+                self._given_folder = resume.prepare_folder(
+                    self._algorithm, self.config, self.env.name, stack
+                )
+                self.folder = self._given_folder.absolute()  # environments may change the directory
+                self._checkpointer.best = resume.best_return(self.folder, self.before)
+                document = {"algorithm": self._algorithm, "settings": plain}
+                text = json.dumps(document, indent=2) + "\n"
+                files.write_text(self.folder / base.SETTINGS_FILE, text)
+                self._reporter = logger.Reporter(self.folder, self.config, self.before)
+                self._lock = stack.pop_all()
         network = getattr(self.config, "network", "mlp")
         if isinstance(network, str) and network != "mlp":  # these are the user's choice
             for line in encoders.flattened_images(self.env.observation_space):

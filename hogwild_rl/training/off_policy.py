@@ -358,6 +358,8 @@ def train(
     compiled = config.compiles(chosen.device)
     model = ActorAndCritics(network, config.learning_rate, chosen.device, alone)
     state = TrainState(model, model, config.normalization(run.env), workers=config.workers)
+    if not alone:
+        config.check_sendable(network)
     run.open(state)
     run.info(f"{memory}; device {chosen.device}: {chosen.reason}")
     if run.before.steps and saved < config.workers:
@@ -365,7 +367,6 @@ def train(
         run.info(f"the replay buffer was not saved (--save-replay): {which} empty")
     task = Task.of(run, backend, state, group_size=config.envs_per_worker, compiled=compiled)
     if not alone:
-        config.check_sendable(network)
         return launch.in_processes(run, function, task)
     with (
         devices.enough_memory(f"batch_size {config.batch_size}"),
