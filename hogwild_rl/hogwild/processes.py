@@ -107,8 +107,9 @@ def preload(module: str = "") -> None:
         return
     from multiprocessing import forkserver as mp_forkserver
 
-    if module:
-        mp_forkserver.set_forkserver_preload([forkserver.__name__, module])
+    known = mp_forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
+    if module or forkserver.__name__ not in known:
+        mp_forkserver.set_forkserver_preload([forkserver.__name__, *filter(None, [module])])
     parent = {forkserver.VARIABLE: f"{os.getpid()} {_temporary_folder()}"}
     with (
         _in_children(parent | _ONE_THREAD),
