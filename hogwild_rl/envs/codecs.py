@@ -85,10 +85,9 @@ def _clipped(space: spaces.Box) -> Callable[[Array], Array]:
 
 
 def _rescaled(space: spaces.Box) -> Callable[[Array], Array]:
-    bounded = space.high / 2 - space.low / 2 < _UNBOUNDED
-    low = np.where(bounded, space.low, -1).astype(np.float64).reshape(-1)
-    high = np.where(bounded, space.high, 1).astype(np.float64).reshape(-1)
-    # Halve first: high − low may overflow.
+    low, high = (bound.astype(np.float64).reshape(-1) for bound in (space.low, space.high))
+    bounded = high / 2 - low / 2 < _UNBOUNDED  # high − low may overflow
+    low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
     middle, radius = high / 2 + low / 2, high / 2 - low / 2
     return functools.partial(_rescale, middle=middle, radius=radius, clip=_clipped(space))
 
