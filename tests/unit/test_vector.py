@@ -226,10 +226,10 @@ def test_the_source_of_an_id_needs_no_registration() -> None:
 
 
 def test_env_info_of_a_callable() -> None:
-    """The source is the callable, there is no threshold, and the environment is closed."""
+    """The source is the callable, there is no threshold, and both instances are closed."""
     before = Constant.closed
     env_info = make.inspect_env(make_constant)
-    assert Constant.closed == before + 1
+    assert Constant.closed == before + 2
     assert env_info.source is make_constant
     assert env_info.name == f"{__name__}.make_constant"
     assert env_info.reward_threshold is None
