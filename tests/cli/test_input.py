@@ -355,7 +355,7 @@ def test_flags_override_presets_and_resumed_settings(run: pathlib.Path) -> None:
 def test_settings_can_be_converted_to_json(tmp_path: pathlib.Path) -> None:
     config = a3c.Config(env=envs.Chain, hidden=(8, 8))
     plain = json.loads(json.dumps(config.to_json()))
-    assert plain["env"] == "tests.envs.Chain"
+    assert plain["env"] == "tests.envs:Chain"
     assert plain["hidden"] == [8, 8]
 
 

@@ -11,7 +11,8 @@ from tests import envs
 
 def train(env, folder: pathlib.Path, **more):
     settings = {"workers": 2, "envs_per_worker": 4, "n_steps": 8, "learning_rate": 3e-3, **more}
-    return a3c.train(a3c.Config(env=env, run_dir=str(folder), **settings))
+    raw = {"normalize_rewards": False, "normalize_observations": False}  # values are compared
+    return a3c.train(a3c.Config(env=env, run_dir=str(folder), **raw, **settings))
 
 
 def test_a3c_finds_the_optimum_of_a_chain(tmp_path: pathlib.Path) -> None:
