@@ -24,6 +24,7 @@ def test_run_writes_the_expected_files(start) -> None:
     code, out, err = run.wait()
     assert code == 0, err
     assert {path.name for path in run.folder.iterdir()} == {
+        ".lock",
         "settings.json",
         "progress.csv",
         "staleness.csv",
