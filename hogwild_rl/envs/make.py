@@ -144,25 +144,26 @@ def resolve(env: EnvSource) -> EnvSpec | Callable[..., Env]:
     if isinstance(env, functools.partial) and env.func is gymnasium.make and len(env.args) == 1:
         spec, arguments = copy.deepcopy(resolve(env.args[0])), dict(env.keywords)
         assert isinstance(spec, EnvSpec), "gymnasium.make takes an id or a spec"
-        spec.max_episode_steps = arguments.pop("max_episode_steps", spec.max_episode_steps)
+        for name in ("max_episode_steps", "disable_env_checker"):
+            setattr(spec, name, arguments.pop(name, getattr(spec, name)))
         spec.kwargs |= arguments
         return spec
     if not isinstance(env, str):
         return env
     if env.startswith("{"):
         return _from_json(env)
-    module, _, name = env.rpartition(":")
+    module, _, registered = env.rpartition(":")
     try:
         if module:
             if not all(part.isidentifier() for part in module.split(".")):
                 raise gymnasium.error.NameNotFound(module)
             found = importlib.import_module(module)  # registers the id
             with contextlib.suppress(AttributeError):
-                function: Callable[..., Env] = operator.attrgetter(name)(found)
+                function: Callable[..., Env] = operator.attrgetter(registered)(found)
                 return function
-        elif name not in gymnasium.registry:
+        elif registered not in gymnasium.registry:
             atari.register()
-        return gymnasium.spec(name)
+        return gymnasium.spec(registered)
     except (Exception, SystemExit) as error:  # arbitrary user code
         raise UserError(checks.cannot_make(env, error)) from error
 
@@ -184,7 +185,7 @@ def name_of(source: str | EnvSpec | Callable[..., Any]) -> str:
         given = checks.describe_type(source)
         raise UserError(f"env must be an id, a spec or a function that makes one, got {given}")
     if isinstance(source, functools.partial):
-        if source.func is gymnasium.make:
+        if source.func is gymnasium.make and source.args:
             return name_of(source.args[0])
         source = source.func
     return f"{source.__module__}.{getattr(source, '__qualname__', type(source).__qualname__)}"

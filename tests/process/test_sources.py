@@ -88,6 +88,10 @@ def test_arguments_of_gymnasium_make_are_part_of_the_setting() -> None:
     assert (spec.kwargs["is_slippery"], spec.max_episode_steps) == (False, 30)
     assert gymnasium.spec("FrozenLake-v1").max_episode_steps == 100  # the registry is unchanged
     assert make.name_of(DRY) == "FrozenLake-v1"
+    unchecked = functools.partial(gymnasium.make, "FrozenLake-v1", disable_env_checker=True)
+    assert make.inspect_env(unchecked).name == "FrozenLake-v1"
+    by_keyword = functools.partial(gymnasium.make, id="FrozenLake-v1")
+    assert make.inspect_env(by_keyword).name == "gymnasium.envs.registration.make"
 
 
 @pytest.mark.parametrize(
