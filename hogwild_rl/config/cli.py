@@ -5,12 +5,13 @@ import contextlib
 import dataclasses
 import gc
 import io
+import itertools
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -18,6 +19,7 @@ from hogwild_rl.config import base
 from hogwild_rl.errors import RunFailedError, UserError
 from hogwild_rl.hogwild import shared_memory
 
+_AUTO = Literal["auto"]
 _Config = TypeVar("_Config")
 
 # Flags that the defaults of other flags depend on; they are parsed first.
@@ -47,6 +49,7 @@ def parse(
     options: dict[str, Any] = {}
     if issubclass(config, base.RunConfig):
         options["default"] = config(**_peek(config, arguments))
+    arguments = list(_switches(config, arguments))
     errors = io.StringIO()
     grouped = "default" in options and not {"-h", "--help"}.isdisjoint(arguments)
     try:
@@ -63,6 +66,18 @@ def parse(
         if not errors.getvalue():
             raise
         raise UserError(_one_line(errors.getvalue())) from error
+
+
+def _switches(config: type[Any], arguments: Sequence[str]) -> Iterator[str]:
+    """Yields the arguments; of settings with True, False and auto, --x is True and --no-x False."""
+    hints = get_type_hints(config).items()
+    names = {n.replace("_", "-") for n, hint in hints if get_args(hint) == (_AUTO, bool)}
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        name = argument.removeprefix("--").removeprefix("no-")
+        plain = name not in names or following in ("True", "False", "auto")
+        yield argument if plain else f"--{name}"
+        if not plain:
+            yield str(argument == f"--{name}")
 
 
 def _peek(config: type[base.RunConfig], arguments: Sequence[str]) -> dict[str, Any]:

@@ -414,3 +414,21 @@ def test_evaluation_in_another_environment_is_one_error(env: Any, tmp_path: path
     agent = a2c.train(a2c.Config(num_envs=2, run_dir=tmp_path / "run", **SHORT))
     with pytest.raises(UserError, match="this agent's observation_space is"):
         agent.evaluate(1, env=env)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "auto"),
+        (["--normalize-observations"], True),
+        (["--normalize-observations", "--lstm", "8"], True),
+        (["--no-normalize-observations"], False),
+        (["--normalize-observations", "False"], False),
+        (["--normalize-observations", "auto"], "auto"),
+    ],
+    ids=str,
+)
+def test_switch_with_a_third_value(flags: list[str], expected: Any) -> None:
+    config = cli.parse(a2c.Config, "a2c", "", ["--env", "FrozenLake-v1", *flags])
+    assert config.normalize_observations == expected
+    assert cli.parse(a2c.Config, "a2c", "", ["--no-compile", *flags]).compile is False
