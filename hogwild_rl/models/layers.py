@@ -146,7 +146,8 @@ def _row_wise_size(body: nn.Module, rows: Tensor, axes: int) -> int:
     suspects = f" with {checks.abbreviate(', '.join(mixing))}" if mixing else ""
     alone = [features(row.view(*ones, *row.shape)) for row in rows.flatten(0, axes - 1)]
     atol = 1e-4 * float(batch.nan_to_num(0, 0, 0).abs().max())
-    same = torch.allclose(torch.cat(alone).view_as(batch), batch, 1e-2, atol, equal_nan=True)
+    singles = torch.cat(alone).view_as(batch).numpy()
+    same = np.allclose(singles, batch.numpy(), 1e-2, atol, equal_nan=True)
     dropout = [m for m in body.modules() if isinstance(m, _DropoutNd) and m.training and m.p > 0]
     if dropout or not same:
         raise UserError(f"{list(rows.shape)}{suspects} gave a row other features than alone")
