@@ -9,10 +9,9 @@ import torch
 import tyro
 
 from hogwild_rl.config import base, resources, validation
-from hogwild_rl.envs import checks, make
+from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import ObservationCodec
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild import pickling
 from hogwild_rl.models import encoders, layers
 from hogwild_rl.models.actor_critic import Architecture
 
@@ -87,16 +86,9 @@ class NetworkConfig(base.RunConfig):
 
     def check_sendable(self, model: torch.nn.Module) -> None:
         """Raises UserError if a user's network function or its model cannot be pickled."""
-        if isinstance(self.network, str):
-            return
-        try:
-            pickling.dumps((self.network, model))
-        except Exception as error:  # user code: any exception type
-            reason = checks.abbreviate(str(error))
-            raise UserError(
-                f"network {make.name_of(self.network)} cannot be sent to workers ({reason}): "
-                "create such objects inside the function or class"
-            ) from error
+        if not isinstance(self.network, str):
+            name = make.name_of(self.network)
+            make.require_picklable(f"network {name}", (self.network, model))
 
 
 def architecture(

@@ -58,7 +58,7 @@ def inspect_env(env: EnvSource) -> EnvInfo:
     """
     name = name_of(env)
     source = resolve(env)
-    _check_picklable(source)
+    require_picklable(f"env {name}", source)
     frames = atari.FRAMESKIP if atari.is_game(source) else 1
     # Training uses ale-py's vector environment, which needs no image library.
     if atari.is_game(source) and (games := atari.make_vector(source, 1, threads=1)) is not None:
@@ -231,12 +231,13 @@ def modules_of(setting: str) -> set[str]:
     return {point.partition(":")[0] for point in points}
 
 
-def _check_picklable(env: EnvSource) -> None:
+def require_picklable(what: str, value: Any) -> None:
+    """Raises UserError if a value of user code, described by `what`, cannot be sent to workers."""
     try:
-        pickling.dumps(env)
+        pickling.dumps(value)
     except Exception as error:  # from arbitrary __reduce__ methods
         reason = checks.abbreviate(str(error))
         raise UserError(
-            f"env {name_of(env)} cannot be sent to workers ({reason}): "
-            "create such objects inside the function or class"
+            f"{what} cannot be sent to workers ({reason}): create such objects inside the function "
+            "or class"
         ) from error
