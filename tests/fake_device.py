@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils import backend_registration
 
 from hogwild_rl import a2c, ddpg, td3
 from hogwild_rl.collect.replay import ReplayBuffer
@@ -139,7 +139,7 @@ def check_saved(checkpoint: Any, *_: Any) -> None:
 
 def train(program: Any, settings: dict[str, Any]) -> Any:
     """Trains on the fake device and returns the run's counters."""
-    _setup_privateuseone_for_python_backend(DEVICE_TYPE)
+    backend_registration._setup_privateuseone_for_python_backend(DEVICE_TYPE)
     device = torch.device(DEVICE_TYPE, 0)
     empty_rollout, empty_batch = Rollout.empty.__func__, ReplayBuffer.empty
     Rollout.empty = classmethod(

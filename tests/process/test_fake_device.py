@@ -7,6 +7,12 @@ import sys
 from typing import Any
 
 import pytest
+from torch.utils import backend_registration
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this version of torch cannot register a device in Python",
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 A2C = {"num_envs": 4, "total_timesteps": 300}
