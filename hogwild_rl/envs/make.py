@@ -223,7 +223,7 @@ def modules_of(setting: str) -> set[str]:
     if not setting.startswith("{"):
         return {setting.rpartition(":")[0]} - {""}
     spec = _from_json(setting)
-    points = [each.entry_point for each in spec.additional_wrappers]
+    points = [str(each.entry_point) for each in spec.additional_wrappers]
     known = gymnasium.registry.get(spec.id)
     own = [(each and each.entry_point, each and each.vector_entry_point) for each in (spec, known)]
     if own[0] != own[1] or not str(spec.entry_point).startswith(_TRUSTED):

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import inspect
+import operator
 import os
 import pathlib
 import pickle
@@ -112,8 +113,12 @@ anonymous = lambda: 1
 def closure():
     class Local: pass
     return Local
+class Redefined: pass
+before = Redefined
+class Redefined: pass
 if __name__ == "__main__":
-    class Own: pass
+    class Own:
+        class Inner: pass
     def own(): pass
 """
 
@@ -149,14 +154,15 @@ def test_contents_of_a_script_are_pickled_by_name(name: str, main: Callable[...,
     assert load_as_child(data, again) == "imported again"
 
 
-@pytest.mark.parametrize("name", ["Own", "own", "anonymous", "Local"])
+@pytest.mark.parametrize("name", ["Own", "Own.Inner", "own", "anonymous", "Local", "before"])
 def test_contents_of_a_script_that_a_child_lacks_are_pickled_by_value(
     name: str, main: Callable[..., Any]
 ) -> None:
     module = main(SCRIPT)
     module.Local = module.closure()
-    loaded = load_as_child(pickling.dumps(getattr(module, name)), types.ModuleType("__main__"))
-    assert loaded.__qualname__ == getattr(module, name).__qualname__
+    value = operator.attrgetter(name)(module)
+    loaded = load_as_child(pickling.dumps(value), types.ModuleType("__main__"))
+    assert loaded.__qualname__ == value.__qualname__
 
 
 @pytest.mark.parametrize("name", ["Shared", "shared", "Own", "anonymous"])
@@ -171,6 +177,15 @@ def test_contents_of_a_main_module_that_is_not_imported_again_are_pickled_by_val
 ) -> None:
     module = main(SCRIPT)
     module.__spec__ = importlib.util.spec_from_loader(spec, loader=None)
+    data = pickling.dumps(module.Shared)
+    assert load_as_child(data, types.ModuleType("__main__")).__name__ == "Shared"
+
+
+def test_contents_of_ipython_are_pickled_by_value(
+    main: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    module = main(SCRIPT)
+    module.__file__ = str((tmp_path / "script.py").rename(tmp_path / "ipython"))
     data = pickling.dumps(module.Shared)
     assert load_as_child(data, types.ModuleType("__main__")).__name__ == "Shared"
 
@@ -213,15 +228,18 @@ from hogwild_rl.config import resources
 def train():
     resources.check_workers(1)
 """
-REFUSED = {
-    "plain": "train()",
-    "several lines": "print(\n    train(),\n)",
-    "in a function": "def main():\n    train()\nmain()",
-    "in a method": "class A:\n    def __init__(self):\n        train()\nA()",
-    "other condition": "if len('name'):\n    train()",
-    "after a guard": "if __name__ == '__main__':\n    pass\ntrain()",
-    "executed": "exec('train()')",
-    "thread": "import concurrent.futures as f\nf.ThreadPoolExecutor(1).submit(train).result()",
+REFUSED = {  # with the line of the message; the first is 5
+    "plain": (5, "train()"),
+    "several lines": (6, "print(\n    train(),\n)"),
+    "in a function": (7, "def main():\n    train()\nmain()"),
+    "in a method": (8, "class A:\n    def __init__(self):\n        train()\nA()"),
+    "other condition": (6, "if len('name'):\n    train()"),
+    "after a guard": (7, "if __name__ == '__main__':\n    pass\ntrain()"),
+    "executed": (5, "exec('train()')"),
+    "thread": (
+        6,
+        "import concurrent.futures as f\nf.ThreadPoolExecutor(1).submit(train).result()",
+    ),
 }
 ACCEPTED = {
     "guard": "if __name__ == '__main__':\n    train()",
@@ -231,14 +249,19 @@ ACCEPTED = {
     "name of process": "from multiprocessing import current_process as c\n"
     "if c().name == 'MainProcess':\n    train()",
     "nested": "if __name__ == '__main__':\n    for _ in range(2):\n        train()",
+    "guard in a block": "try:\n    if __name__ == '__main__':\n        train()\nfinally:\n    pass",
+    "one line": "if __name__ == '__main__': train()",
+    "other run of the file": "import runpy\nif __name__ == '__main__':\n"
+    "    runpy.run_path(__file__, {'copied': True})\nif 'copied' in globals():\n    train()",
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_script_without_guard_is_refused(name: str, main: Callable[..., Any]) -> None:
-    expected = r'script.py, line \d+: call train\(\) inside `if __name__ == "__main__":`'
+    line, text = REFUSED[name]
+    expected = rf'script.py, line {line}: call train\(\) inside `if __name__ == "__main__":`'
     with pytest.raises(UserError, match=expected):
-        main(TRAIN + REFUSED[name])
+        main(TRAIN + text)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

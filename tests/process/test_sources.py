@@ -1,5 +1,6 @@
 """Tests of environment sources in settings, locked folders, endless episodes and reward scales."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -13,12 +14,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 import hogwild_rl
 from hogwild_rl import a2c, a3c, evaluate, reinforce, td3
 from hogwild_rl.config import base, cli, presets
-from hogwild_rl.envs import make
+from hogwild_rl.envs import make, vectorize
 from hogwild_rl.errors import UserError
 from hogwild_rl.runs import checkpoint, files, logger
 from tests import envs
@@ -108,6 +111,16 @@ def test_setting_of_ids_and_callables(env: Any, setting: str) -> None:
     assert make.to_setting(env) == setting
 
 
+@pytest.mark.parametrize("module", ["__main__", "tests.envs", "unloaded"])
+def test_setting_of_a_class_that_cannot_be_imported_is_its_dotted_name(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = type("Chain", (envs.Chain,), {"__module__": module})
+    if module == "__main__":
+        monkeypatch.setattr(sys.modules[module], "Chain", own, raising=False)
+    assert make.to_setting(own) == f"{module}.Chain"
+
+
 def test_a_module_s_callable_is_resolved_by_its_name() -> None:
     assert make.resolve("tests.envs:Chain") is envs.Chain
     assert make.resolve("tests.process.test_sources:Nested.Clock").__name__ == "Clock"
@@ -115,7 +128,14 @@ def test_a_module_s_callable_is_resolved_by_its_name() -> None:
         make.resolve("tests.envs:NoSuchClass")
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"id": 3}', '{"id": "X-v0", "evil": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "{}", '{"id": "X-v0", "additional_wrappers": 3}'),
+        *('{"id": 3, "additional_wrappers": []}', '{"id": "?", "additional_wrappers": []}'),
+        '{"id": "X-v0", "additional_wrappers": [], "evil": 1}',
+    ],
+)
 def test_json_that_is_no_spec_is_one_error(text: str) -> None:
     with pytest.raises(UserError, match="not the JSON of a spec"):
         a2c.Config(env=text)
@@ -145,6 +165,14 @@ def test_json_of_a_file_needs_permission_to_import(
     if modules:
         with pytest.raises(UserError, match="allow-import"):
             base.require_import_allowed(text, "run x", allowed=False)
+
+
+def test_json_of_a_registered_environment_of_another_module_needs_permission(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = EnvSpec("Own-v0", entry_point="tests.envs:Chain")
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    assert make.modules_of(spec.to_json()) == {"tests.envs"}
 
 
 def test_a_run_is_evaluated_and_resumed_with_its_environment_s_arguments(
@@ -215,6 +243,12 @@ def test_a_lock_ends_with_its_process(tmp_path: pathlib.Path) -> None:
     files.lock(tmp_path).close()
 
 
+def test_a_lock_names_only_its_last_owner(tmp_path: pathlib.Path) -> None:
+    (tmp_path / files.LOCK_FILE).write_text("1" * 20)
+    files.lock(tmp_path).close()
+    assert (tmp_path / files.LOCK_FILE).read_text() == str(os.getpid())
+
+
 def test_a_link_is_no_lock(tmp_path: pathlib.Path) -> None:
     target = tmp_path / "target"
     target.write_text("content")
@@ -272,13 +306,28 @@ def test_a_reward_scale_that_prevents_learning_is_reported(
     source = functools.partial(Scaled, *env)
     run = {"run_dir": tmp_path / "run", "total_timesteps": steps}
     program.train(program.Config(env=source, **size, **run, **given))
-    assert ("standard deviation of discounted returns" in capsys.readouterr().out) == warned
+    warning = r"standard deviation of discounted returns is (\S+), .* --reward-scale (\S+)"
+    reported = re.findall(warning, capsys.readouterr().out)
+    assert len(reported) == warned  # once
+    for std, factor in reported:
+        assert 0.6 < float(std) * float(factor) < 1.4  # both are rounded
+
+
+def test_a_reward_scale_that_a_preset_was_tuned_for_is_not_reported(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size: dict[str, Any] = {"num_envs": 16, "vectorization": "sync", "total_timesteps": 24_000}
+    given: dict[str, Any] = {"gamma": 1.0, "normalize_rewards": False}  # returns differ by hundreds
+    run = tmp_path / "run"
+    agent = a2c.train(a2c.Config(env="Pendulum-v1", run_dir=run, **size, **given))
+    assert agent.checkpoint.counters.episodes >= logger.EPISODES_AVERAGED
+    assert "standard deviation of discounted returns" not in capsys.readouterr().out
 
 
 def test_discounted_std_of_equal_rewards() -> None:
     recent = logger.Recent((2.0, 6.0), (1, 3))  # rewards of 2
-    sums = [2.0, 2 * (1 + 0.5 + 0.25)]
-    assert logger.discounted_std(recent, 0.5) == pytest.approx(np.std(sums))
+    sums = [2.0, 2 * (1 + 0.25 + 0.0625)]
+    assert logger.discounted_std(recent, 0.25) == pytest.approx(np.std(sums))
     assert logger.discounted_std(recent, 1.0) == pytest.approx(2.0)
 
 
@@ -314,6 +363,13 @@ def test_vectors_are_normalized_by_default(env: str, tmp_path: pathlib.Path) -> 
     assert (agent.model.standardize is not None) == vectors
 
 
+def test_observations_of_an_own_network_are_not_normalized_by_default() -> None:
+    env = functools.partial(Scaled, "CartPole-v1", 1.0)
+    info, body = make.inspect_env(env), lambda space: torch.nn.Linear(*space.shape, 8)
+    assert a2c.Config(env=env, network=body).for_env(info).normalize_observations is False
+    assert a2c.Config(env=env).for_env(info).normalize_observations is True
+
+
 @pytest.mark.parametrize("env", presets.ENVIRONMENTS)
 def test_presets_keep_the_defaults_they_were_tuned_with(env: str) -> None:
     settings = presets.settings("a2c", env, {"device": "cpu"})
@@ -338,6 +394,9 @@ def test_checkpoints_of_small_images_that_were_scaled_are_refused(
         "image": spaces.Box(0, 255, (36, 36, 3), np.uint8),
         "few": spaces.Box(0, 10, (7, 7, 3), np.uint8),
     }
+    new = dataclasses.replace(agent.checkpoint, observation_space=spaces_["codes"])
+    new.save(tmp_path / "new.pt")
+    assert checkpoint.Checkpoint.load(tmp_path / "new.pt")
     monkeypatch.setattr(checkpoint, "FORMAT", "hogwild_rl-6")
     for name, space in spaces_.items():
         old = dataclasses.replace(agent.checkpoint, observation_space=space)
@@ -380,6 +439,16 @@ def test_bounds_may_differ_between_instances(vectorization: Any, tmp_path: pathl
     size = {"num_envs": 2, "vectorization": vectorization}
     agent = a2c.train(a2c.Config(env=env, **size, run_dir=tmp_path / "run", **SHORT))
     assert agent.evaluate(2).tolist() == [10, 10]
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_all_environments_have_the_bounds_of_the_first_instance(backend: Any) -> None:
+    env = functools.partial(Varying, "bounds")
+    info = make.inspect_env(env)
+    like = (info.observation_space, info.action_space)
+    made = vectorize.make_envs(env, vectorize.Backend(backend, ""), 2, cores=1, like=like)
+    with contextlib.closing(made):
+        assert (made.single_observation_space, made.single_action_space) == like
 
 
 @pytest.mark.parametrize("what", ["size", "actions"])
