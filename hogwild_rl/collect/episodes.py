@@ -27,6 +27,7 @@ class EpisodeCollector:
         seed, lap: as in `Collector`.
         cut: called with the length of the open episodes and the steps of all environments; True
             ends `collect`, and no transition of its rollout is valid.
+        arrays: as in `Collector`.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class EpisodeCollector:
         seed: int,
         lap: Callable[[str], None],
         cut: Callable[[int, int], bool] = lambda _length, _steps: False,
+        arrays: bool = False,
     ) -> None:
         self.episodes: list[tuple[float, int]] = []
         self.steps = 0
         self.nonfinite_envs: list[int] = []
         self._envs, self._env_codec, self._lap, self._cut = envs, env_codec, lap, cut
-        self._dtype = env_codec.observations.dtype
+        self._on_arrays, self._dtype = arrays, env_codec.observations.dtype
         self._seed: int | None = seed  # for the first reset; later resets continue the streams
 
     @torch.no_grad()
@@ -55,7 +57,10 @@ class EpisodeCollector:
         observations, steps = [np.array(encode(observation), self._dtype)], list[Any]()
         self.steps = 0
         while running.any() and not (steps and self._cut(len(steps), self.steps)):
-            actions = act(torch.from_numpy(observations[-1]), empty_state)[0].numpy()
+            if self._on_arrays:
+                actions = act(observations[-1], empty_state)[0]
+            else:
+                actions = act(torch.from_numpy(observations[-1]), empty_state)[0].numpy()
             self._lap("act")
             observation, reward, terminated, truncated, _ = self._envs.step(decode(actions))
             rewards = np.where(running, reward, 0.0)  # a product would keep NaN after the end

@@ -1,5 +1,6 @@
 """Rollouts: T steps of B environments in buffers that are allocated once and reused."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from hogwild_rl.envs import codecs, subproc, vectorize
+from hogwild_rl.envs import codecs, vectorize
 from hogwild_rl.envs.codecs import EnvCodec
 
 
@@ -34,14 +35,16 @@ def nonfinite_envs(rewards: Any, observations: Any) -> list[int]:
 
 
 def _all_finite(values: Any) -> bool:
-    """True if all values are finite. Runs once per rollout, so it allocates no array of flags."""
-    if values.dtype.kind != "f":
-        return True
-    return math.isfinite(values.min()) and math.isfinite(values.max())
+    # np.count_nonzero takes 0.2 µs, `all` 2 µs.
+    finite = values.dtype.kind != "f" or np.count_nonzero(np.isfinite(values)) == values.size
+    return bool(finite)
 
 
-Act: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""Maps observations [B, *O] and a state [2, B, H] to actions [B, *A] and the next state."""
+Act: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
+"""Maps observations [B, *O] and a state [2, B, H] to actions [B, *A] and the next state, or None.
+
+All are tensors, or arrays where the collector is told so.
+"""
 
 _FLAGS = ("rewards", "terminated", "truncated", "valid")
 
@@ -119,6 +122,7 @@ class Collector:
         seed: seed of the environments.
         lap: called with "act" or "env" at the end of that phase, to time it.
         device: device of the rollout, which is filled through `host`; if None, `rollout` is `host`.
+        arrays: the policy maps arrays instead of tensors, on the host.
     """
 
     def __init__(
@@ -129,6 +133,7 @@ class Collector:
         seed: int,
         lap: Callable[[str], None],
         device: torch.device | None = None,
+        arrays: bool = False,
     ) -> None:
         T, B = n_steps, sum(envs.num_envs for envs in groups)
         pinned = device is not None and device.type == "cuda"
@@ -138,25 +143,30 @@ class Collector:
         self.steps = 0
         self.nonfinite_envs: list[int] = []
         self._env_codec, self._lap, self._staged = env_codec, lap, device is not None
+        self._on_arrays, self._encode = arrays, env_codec.observations.rows
+        self._mode = contextlib.nullcontext if arrays else torch.inference_mode
         observed, acted = env_codec.observations, env_codec.actions
-        # None where there is nothing to convert: these are called in every step.
-        plain = isinstance(observed.space, spaces.Box) and observed.space.shape == observed.shape
-        self._encode = None if plain else observed.rows
+        self._plain = (
+            isinstance(observed.space, spaces.Box) and observed.space.shape == observed.shape
+        )
+        # None where there is nothing to convert: it is called in every step.
         self._decode = None if acted.to_env is codecs.unchanged else acted.to_env
         self._arrays = {  # views of the host's buffers
             field.name: getattr(self.host, field.name).numpy()
             for field in dataclasses.fields(Rollout)
         }
         self._state = torch.zeros_like(self.rollout.state)  # current recurrent state
-        self._ended = np.zeros((T, B), dtype=bool)  # without ends by a lost life
+        # As the environments return them: rewards, and ends without those by a lost life.
+        self._rewards, self._lives = np.zeros((T, B)), np.zeros((T + 1, B))
+        self._ended, self._lost = (np.zeros((T, B), dtype=bool) for _ in range(2))
         self._resetting = np.zeros(B, dtype=bool)  # the next step only resets these
-        self._lives = np.zeros(B)
         self._returns, self._lengths = np.zeros(B), np.zeros(B, dtype=np.int64)
         self._groups: list[_Group] = []
         for envs in groups:
             start = sum(group.envs.num_envs for group in self._groups)
             columns = slice(start, start + envs.num_envs)
-            self._groups.append(_Group(envs, columns, self.rollout, self._state))
+            self._groups.append(_Group(envs, columns, self))
+        self._may_lose = any(group.lost is not None for group in self._groups)
         self.begin(seed)
 
     def begin(self, seed: int) -> None:
@@ -165,96 +175,142 @@ class Collector:
             tensor.zero_()
         for group in self._groups:
             observation, _ = group.envs.reset(seed=seed + group.columns.start)
-            rows = observation if self._encode is None else self._encode(observation)
-            self._arrays["observations"][-1, group.columns] = rows
-            self._resetting[group.columns] = group.lost
+            self._arrays["observations"][-1, group.columns] = self._encode(observation)
+            if group.lost is not None:
+                self._resetting[group.columns] = group.lost
 
     @property
     def carried(self) -> dict[str, Tensor]:
         """State carried from one rollout to the next, by name, as writable views."""
-        arrays = (self._resetting, self._lives, self._returns, self._lengths)
+        arrays = (self._resetting, self._lives[0], self._returns, self._lengths)
         names = ("resetting", "lives", "returns", "lengths")
         tensors = {"observations": self.host.observations[-1], "state": self._state}
         return tensors | {n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}
 
-    @torch.inference_mode()
     def collect(self, act: Act) -> Rollout:
         """Runs T steps and returns the rollout, which the next call overwrites."""
-        T = len(self.rollout.actions)
-        self.host.observations[0].copy_(self.host.observations[-1])
-        if self._staged:
-            self.rollout.observations[0].copy_(self.host.observations[0], non_blocking=True)
-        self.rollout.state.copy_(self._state)
-        self.episodes.clear()
-        for t in range(T):
+        with self._mode():
+            T, observations = len(self._rewards), self._arrays["observations"]
+            observations[0] = observations[-1]
+            if self._staged:
+                self.rollout.observations[0].copy_(self.host.observations[0], non_blocking=True)
+            if self._env_codec.state_size:
+                self.rollout.state.copy_(self._state)
+            for t in range(T):
+                for group in self._groups:
+                    if t > 0 and group.asynchronous:
+                        self._receive(group, t - 1)
+                    self._send(group, t, act)
             for group in self._groups:
-                if t > 0:
-                    self._receive(group, t - 1)
-                self._send(group, t, act)
-        for group in self._groups:
-            self._receive(group, T - 1)
-        self._drop_nonfinite()
-        if self._env_codec.rewards is not None:
-            arrays = self._arrays
-            self._env_codec.rewards(arrays["rewards"], self._ended, arrays["valid"])
-        # After the transformation, as clipping can make NaN or ∞ finite. The update is dropped.
-        self._arrays["rewards"][:, self.nonfinite_envs] = np.nan
-        if self._staged:
-            for name in _FLAGS:
-                getattr(self.rollout, name).copy_(getattr(self.host, name), non_blocking=True)
-        self.steps = int(self._arrays["valid"].sum())
+                if group.asynchronous:
+                    self._receive(group, T - 1)
+            self._finish()
         return self.rollout
 
     def _send(self, group: "_Group", t: int, act: Act) -> None:
-        """Selects the actions of a group and starts its step t."""
-        columns = group.columns
+        """Selects the actions of a group and starts its step t, or takes it."""
         actions, state = act(group.rows[t], group.state)
         if state is not None and self._env_codec.state_size:
             group.state.copy_(state)
         if self._staged:
-            self.rollout.actions[t, columns] = actions
+            self.rollout.actions[t, group.columns] = actions
             actions = actions.cpu()
-        host_actions = actions.numpy()
-        self._arrays["actions"][t, columns] = host_actions
+        if not self._on_arrays:
+            actions = actions.numpy()
+        self._arrays["actions"][t, group.columns] = actions
+        group.actions = actions if self._decode is None else self._decode(actions)
         self._lap("act")
-        taken = host_actions if self._decode is None else self._decode(host_actions)
         if group.asynchronous:
-            group.envs.step_async(taken)
+            group.envs.step_async(group.actions)
         else:
-            group.actions = taken
+            self._receive(group, t)
 
     def _receive(self, group: "_Group", t: int) -> None:
         """Stores the outcome of step t of a group."""
         envs = group.envs
-        outcome = envs.step_wait() if group.asynchronous else envs.step(group.actions)
-        observation, reward, terminated, truncated, info = outcome
-        columns, arrays = group.columns, self._arrays
-        rows = observation if self._encode is None else self._encode(observation)
-        arrays["observations"][t + 1, columns] = rows
+        if group.direct:
+            infos = envs.step_into(*group.targets[t], group.actions)
+        else:
+            outcome = envs.step_wait() if group.asynchronous else envs.step(group.actions)
+            observation, *others, infos = outcome
+            rows = observation if self._plain else self._encode(observation)
+            for target, values in zip(group.targets[t], (rows, *others), strict=True):
+                target[...] = values
         if self._staged:
-            staged = self.host.observations[t + 1, columns]
-            self.rollout.observations[t + 1, columns].copy_(staged, non_blocking=True)
-        valid = ~(self._resetting[columns] | group.lost)
-        arrays["rewards"][t, columns] = reward * valid
-        arrays["terminated"][t, columns] = terminated
-        arrays["truncated"][t, columns] = truncated
-        arrays["valid"][t, columns] = valid
-        if self._env_codec.terminal_on_life_loss and "lives" in info:
-            lives = info["lives"]
-            arrays["terminated"][t, columns] |= valid & (lives < self._lives[columns])
-            self._lives[columns] = lives
-        if self._env_codec.state_size and not valid.all():
-            reset = torch.from_numpy(~valid).to(self._state.device)
-            group.state.masked_fill_(reset.unsqueeze(-1), 0.0)
-        self._returns[columns] += reward
-        self._lengths[columns] += valid
-        ended = terminated | truncated | group.lost
-        self._ended[t, columns] = self._resetting[columns] = ended
-        for b in columns.start + np.flatnonzero(ended):
-            if arrays["valid"][t, b]:  # otherwise the environment and its episode were lost
-                self.episodes.append((float(self._returns[b]), int(self._lengths[b])))
-            self._returns[b] = self._lengths[b] = 0
+            staged = self.host.observations[t + 1, group.columns]
+            self.rollout.observations[t + 1, group.columns].copy_(staged, non_blocking=True)
+        if group.lost is not None:
+            self._lost[t, group.columns] = group.lost
+        if self._env_codec.terminal_on_life_loss:
+            lives = infos.get("lives", self._lives[t, group.columns])
+            self._lives[t + 1, group.columns] = lives
+        if self._env_codec.state_size:
+            self._reset_state(group, t)
         self._lap("env")
+
+    def _reset_state(self, group: "_Group", t: int) -> None:
+        """Sets the recurrent state to 0 where step t was not valid."""
+        arrays, columns = self._arrays, group.columns
+        invalid = self._resetting[columns] | self._lost[t, columns]
+        if t > 0:
+            ended = arrays["terminated"][t - 1, columns] | arrays["truncated"][t - 1, columns]
+            invalid = ended | self._lost[t - 1, columns] | self._lost[t, columns]
+        if invalid.any():
+            reset = torch.from_numpy(invalid).to(self._state.device)
+            group.state.masked_fill_(reset.unsqueeze(-1), 0.0)
+
+    def _finish(self) -> None:
+        """Computes what depends on whole columns: valid steps, episodes and rewards."""
+        arrays, ended, valid = self._arrays, self._ended, self._arrays["valid"]
+        np.logical_or(arrays["terminated"], arrays["truncated"], out=ended)
+        if self._may_lose:
+            ended |= self._lost
+        np.logical_not(self._resetting, out=valid[0])
+        np.logical_not(ended[:-1], out=valid[1:])
+        if self._may_lose:
+            valid &= ~self._lost
+        self._resetting[:] = ended[-1]
+        if self._env_codec.terminal_on_life_loss:
+            arrays["terminated"] |= valid & (self._lives[1:] < self._lives[:-1])
+            self._lives[0] = self._lives[-1]
+        self.steps = int(np.count_nonzero(valid))
+        self._count_episodes()
+        np.multiply(self._rewards, valid, out=arrays["rewards"], casting="same_kind")
+        self._drop_nonfinite()
+        if self._env_codec.rewards is not None:
+            self._env_codec.rewards(arrays["rewards"], ended, valid)
+        if self.nonfinite_envs:
+            # After the transformation: clipping can make NaN or ∞ finite. The update is dropped.
+            arrays["rewards"][:, self.nonfinite_envs] = np.nan
+        if self._staged:
+            for name in _FLAGS:
+                getattr(self.rollout, name).copy_(getattr(self.host, name), non_blocking=True)
+
+    def _count_episodes(self) -> None:
+        """Sums rewards and lengths of the segments between the ends of episodes."""
+        T, B = self._rewards.shape
+        valid = self._arrays["valid"]
+        if not np.count_nonzero(self._ended):
+            self.episodes.clear()
+            self._returns += np.add.reduce(self._rewards, 0)
+            self._lengths += np.add.reduce(valid, 0)
+            return
+        # Columns one after another, [B·T]; a segment starts at row 0 and after each end.
+        ended = self._ended.T.ravel()
+        first = np.flatnonzero(np.insert(self._ended.T[:, :-1], 0, values=True, axis=1))
+        last = np.append(first[1:], B * T) - 1
+        returns = np.add.reduceat(self._rewards.T.ravel(), first)
+        lengths = np.add.reduceat(valid.T.ravel(), first, dtype=np.int64)
+        returns[first % T == 0] += self._returns
+        lengths[first % T == 0] += self._lengths
+        # A lost environment, whose last step is not valid, has lost its episode.
+        finished = np.flatnonzero(ended[last] & valid.T.ravel()[last])
+        finished = finished[np.argsort(last[finished] % T, kind="stable")]
+        pairs = zip(returns[finished].tolist(), lengths[finished].tolist(), strict=True)
+        self.episodes[:] = pairs
+        open_ = last % T == T - 1
+        self._returns[:] = np.where(ended[last], 0, returns)[open_]
+        self._lengths[:] = np.where(ended[last], 0, lengths)[open_]
 
     def _drop_nonfinite(self) -> None:
         """Resets environments that returned non-finite numbers, and drops their episodes."""
@@ -278,11 +334,23 @@ class _Group:
     """Environments that step together, with their columns of the rollout and of the state."""
 
     def __init__(
-        self, envs: VectorEnv[Any, Any, Any], columns: slice, rollout: Rollout, state: Tensor
+        self, envs: VectorEnv[Any, Any, Any], columns: slice, collector: Collector
     ) -> None:
         self.envs: Any = envs
-        self.columns, self.state = columns, state[:, columns]
-        self.rows = [row[columns] for row in rollout.observations.unbind()]
+        self.columns, self.state = columns, collector._state[:, columns]
+        arrays = collector._arrays
+        observed = (
+            arrays["observations"] if collector._on_arrays else collector.rollout.observations
+        )
+        self.rows = [row[columns] for row in observed]
+        targets = (
+            arrays["observations"][1:],
+            collector._rewards,
+            arrays["terminated"],
+            arrays["truncated"],
+        )
+        self.targets = [tuple(row[columns] for row in rows) for rows in zip(*targets, strict=True)]
+        self.direct = isinstance(envs, vectorize.SequentialVectorEnv) and collector._plain
         self.asynchronous = isinstance(envs, vectorize.AsyncVectorEnv)
-        self.actions: Any = None  # of the step to come, of environments that are not asynchronous
-        self.lost = subproc.lost(envs)
+        self.actions: Any = None  # of the step to come
+        self.lost: Any = getattr(envs, "lost", None)

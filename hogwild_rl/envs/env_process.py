@@ -52,7 +52,7 @@ class SharedObservations:
 
     def write(self, b: int, observation: Any) -> None:
         """Writes an environment's observation to row b."""
-        _put(self.arrays, b, observation)
+        write_observation(self.arrays, b, observation)
 
     def clear(self, b: int) -> None:
         """Fills row b with zeros, since a killed process may have left it half written."""
@@ -60,15 +60,16 @@ class SharedObservations:
         self.write(b, next(iter(iterate(batch_space(self._space, 1), zeros))))
 
 
-def _put(arrays: Any, b: int, observation: Any) -> None:
+def write_observation(arrays: Any, b: int, observation: Any) -> None:
+    """Writes an environment's observation to row b of a batch."""
     if isinstance(arrays, np.ndarray):
         arrays[b] = observation
     elif isinstance(arrays, tuple):
         for array, part in zip(arrays, observation, strict=True):
-            _put(array, b, part)
+            write_observation(array, b, part)
     else:
         for key, array in arrays.items():
-            _put(array, b, observation[key])
+            write_observation(array, b, observation[key])
 
 
 Outcome: TypeAlias = tuple[SupportsFloat, bool, bool, dict[str, Any]]

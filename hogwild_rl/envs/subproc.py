@@ -28,14 +28,6 @@ def raise_failure(failure: EnvironmentFailedError) -> float:
     raise failure
 
 
-def lost(envs: VectorEnv[Any, Any, Any]) -> make.Array:
-    """Mask [B] of environments without an outcome in the last reset or step.
-
-    It is overwritten by the next step, and all False for backends other than async.
-    """
-    return envs.lost if isinstance(envs, ProcessVectorEnv) else np.zeros(envs.num_envs, bool)
-
-
 class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     """Vector environment with one process per environment, with NEXT_STEP autoreset.
 
@@ -56,6 +48,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     Attributes:
         lost: mask [B] of environments without an outcome in the last reset or step, overwritten by
             the next; their rewards and flags are 0, their observations undefined.
+        resetting: [B] bool, environments that their next step only resets.
     """
 
     def __init__(
@@ -79,7 +72,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         self._make, self._first, self._failed = make, first, failed
         self._step_timeout_s = step_timeout_s
         self._observations = SharedObservations(self.single_observation_space, num_envs)
-        self._autoreset_envs = np.zeros(num_envs, dtype=bool)  # name as in SyncVectorEnv
+        self.resetting = np.zeros(num_envs, dtype=bool)
         self._seed: int | None = None
         self._restarts = [0] * num_envs
         self._starting: set[int] = set()  # restarted, first reset not finished
@@ -109,7 +102,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         self._restart_due()
         for b, action in enumerate(iterate(self.action_space, actions)):
             if b in self._processes and b not in self._starting:
-                resets = bool(self._autoreset_envs[b])
+                resets = bool(self.resetting[b])
                 self._send(b, resets, {} if resets else action)
 
     def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -165,7 +158,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
                 break
             pipes = [process.pipe for process in self._processes.values()]
             multiprocessing.connection.wait(pipes, _LOOK_EVERY_S)
-        np.logical_or(terminated, truncated, out=self._autoreset_envs)
+        np.logical_or(terminated, truncated, out=self.resetting)
         return rewards, terminated, truncated, infos
 
     def _outcome(self, b: int) -> Outcome | None:

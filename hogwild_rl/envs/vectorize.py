@@ -13,15 +13,20 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, create_empty_array
 
 from hogwild_rl.envs import atari, envpool, make, subproc
-from hogwild_rl.envs.env_process import EnvironmentFailedError, used_info
+from hogwild_rl.envs.env_process import (
+    EnvironmentFailedError,
+    used_info,
+    write_observation,
+)
 from hogwild_rl.envs.make import Array, EnvSource, make_env, resolve
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild import processes
 
-# Smallest B at which gymnasium's native vector environment is faster than SyncVectorEnv: measured
+# Smallest B at which gymnasium's native vector environment is faster than steps in turn: measured
 # on CartPole-v1, 33 µs per step for any small B, against 7 µs per environment.
 NATIVE_FROM = 5
 
@@ -38,7 +43,7 @@ class AsyncVectorEnv(Protocol):
 
 
 def prefer_native(env: EnvSource, num_envs: int) -> bool:
-    """True if a native vector environment, where available, is faster than SyncVectorEnv."""
+    """True if a native vector environment, where available, is faster than stepping in turn."""
     return num_envs >= NATIVE_FROM or atari.is_game(resolve(env))
 
 
@@ -69,34 +74,108 @@ def has_native(env: EnvSource) -> bool:
     return made is not None
 
 
-def sync_vector_env(
+class SequentialVectorEnv(VectorEnv[Any, Any, Any]):
+    """Vector environment that steps its environments in turn, with NEXT_STEP autoreset.
+
+    Its episodes equal those of gymnasium's SyncVectorEnv, step by step. `step_into` has no overhead
+    but a loop. An info has only the entries that training uses.
+
+    Args:
+        make, num_envs: function that makes one environment, and their number B ≥ 1.
+
+    Attributes:
+        envs: the environments.
+        resetting: [B] bool, environments that their next step only resets.
+    """
+
+    def __init__(self, make: Callable[[], make.Env], num_envs: int) -> None:
+        self.envs = [make() for _ in range(num_envs)]
+        first, self.num_envs = self.envs[0], num_envs
+        self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.single_observation_space = first.observation_space
+        self.single_action_space = first.action_space
+        self.observation_space = batch_space(first.observation_space, num_envs)
+        self.action_space = batch_space(first.action_space, num_envs)
+        self.resetting = [False] * num_envs
+        self._observations = create_empty_array(first.observation_space, num_envs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Resets with seeds `seed`, `seed` + 1, ...; the next step overwrites the observations."""
+        infos: dict[str, Any] = {}
+        for b, env in enumerate(self.envs):
+            own_seed = None if seed is None else seed + b
+            observation, info = env.reset(seed=own_seed, options=options)
+            write_observation(self._observations, b, observation)
+            self._add(infos, b, info)
+        self.resetting = [False] * self.num_envs
+        return self._observations, infos
+
+    def step(self, actions: Array) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
+        """Steps all environments; the next step overwrites the observations."""
+        rewards, (terminated, truncated) = (
+            np.zeros(self.num_envs),
+            np.zeros((2, self.num_envs), bool),
+        )
+        row = (self._observations, rewards, terminated, truncated)
+        return *row, self.step_into(*row, actions)
+
+    def step_into(
+        self, observations: Any, rewards: Array, terminated: Array, truncated: Array, actions: Array
+    ) -> dict[str, Any]:
+        """Steps all environments, writes the outcomes into the given rows, returns the infos.
+
+        Args:
+            observations: batch of the observation space, or one array [B, *O].
+            rewards, terminated, truncated: [B].
+            actions: [B, *A].
+        """
+        infos: dict[str, Any] = {}
+        resetting = self.resetting
+        write: Any = functools.partial(write_observation, observations)
+        if isinstance(observations, np.ndarray):
+            write = observations.__setitem__
+        for b, env in enumerate(self.envs):
+            if resetting[b]:
+                observation, info = env.reset()
+                rewards[b], terminated[b], truncated[b], resetting[b] = 0.0, False, False, False
+            else:
+                observation, rewards[b], terminal, limit, info = env.step(actions[b])
+                terminated[b], truncated[b], resetting[b] = terminal, limit, bool(terminal or limit)
+            write(b, observation)
+            if "lives" in info:
+                self._add(infos, b, info)
+        return infos
+
+    def _add(self, infos: dict[str, Any], b: int, info: dict[str, Any]) -> None:
+        for name, value in used_info(info).items():
+            infos.setdefault(name, np.zeros(self.num_envs, np.int64))[b] = value
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Closes the environments."""
+        del kwargs
+        for env in self.envs:
+            env.close()
+
+
+def sequential(
     env: EnvSource, num_envs: int, like: make.Spaces | None = None
-) -> VectorEnv[Any, Any, Any]:
-    """SyncVectorEnv: `num_envs` environments stepped sequentially; `like` as in `make_env`."""
-    source = resolve(env)
-    return _SyncVectorEnv(
-        [lambda: make_env(source, like=like)] * num_envs,
-        copy=False,  # the rollout buffer copies
-        autoreset_mode=AutoresetMode.NEXT_STEP,
-    )
-
-
-class _SyncVectorEnv(SyncVectorEnv):
-    """SyncVectorEnv that merges only the entries of infos that are used."""
-
-    def _add_info(self, vector_infos: Any, env_info: Any, env_num: int) -> Any:
-        return super()._add_info(vector_infos, used_info(env_info), env_num)
+) -> SequentialVectorEnv:
+    """Environments stepped in turn; `like` as in `make_env`."""
+    return SequentialVectorEnv(functools.partial(make_env, resolve(env), like=like), num_envs)
 
 
 def force_reset(envs: VectorEnv[Any, Any, Any], b: int) -> bool:
     """Makes environment b reset in its next step, as after an episode's end.
 
     Returns:
-        True if supported: gymnasium has no public API for this, so its private flags are set.
+        True if supported. gymnasium has no public API for this: in its native environments a
+        private flag is set.
     """
-    for flags in ("_autoreset_envs", "prev_done"):  # SyncVectorEnv, native environments
+    for flags in ("resetting", "prev_done"):  # ours, gymnasium's native environments
         resetting = getattr(envs, flags, None)
-        if isinstance(resetting, np.ndarray):
+        if resetting is not None:
             resetting[b] = True
             return True
     return False
@@ -170,7 +249,7 @@ def make_envs(
     if backend.name == "async":
         maker = functools.partial(make.make_env, source, like=like)
         return subproc.ProcessVectorEnv(maker, num_envs, first, failed, step_timeout_s)
-    return sync_vector_env(source, num_envs, like)
+    return sequential(source, num_envs, like)
 
 
 def steps_asynchronously(source: make.EnvSource, backend: Backend) -> bool:

@@ -123,7 +123,7 @@ def clip_by_global_norm_(gradient: Tensor, max_norm: float) -> float:
     Returns:
         Norm before clipping; not finite if any element is not: such a gradient must be dropped.
     """
-    norm = float(gradient.norm())
+    norm = float(torch.linalg.vector_norm(gradient))
     if math.isfinite(norm) and norm > max_norm:
         gradient.mul_(max_norm / norm)
     return norm

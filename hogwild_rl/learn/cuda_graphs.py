@@ -87,6 +87,7 @@ def captured_act(act: Act, rollout: Rollout, size: int, generator: torch.Generat
     next_state = torch.zeros_like(state)
 
     def from_buffers() -> Tensor:
+        actions: Tensor
         actions, new_state = act(observations, state)
         if new_state is not None:
             next_state.copy_(new_state)

@@ -58,10 +58,14 @@ class ActorCritic(nn.Module):
     Attributes:
         state_size: number of LSTM units H, 0 without an LSTM.
         standardize: observation normalization, or None.
+        is_mlp: True if both bodies are built-in MLPs of float32, without LSTM.
 
     Raises:
         UserError: a space is not supported, or the network does not fit it.
     """
+
+    policy_head: distributions.LogitsHead | distributions.GaussianHead
+    value_head: nn.Linear
 
     def __init__(
         self,
@@ -84,6 +88,9 @@ class ActorCritic(nn.Module):
         # What `_inputs` and `_features` would leave as it is: acting calls neither.
         vectors = isinstance(self.standardize, layers.Standardize)
         self._plain = not (vectors or self._bfloat16 or self._custom)
+        self.is_mlp = not (
+            self._custom or codec.images or architecture.lstm or architecture.bfloat16
+        )
         self.state_size = architecture.lstm
         self.memory = None
         if architecture.lstm:

@@ -219,7 +219,7 @@ def head(
     *,
     state_dependent_std: bool = False,
     log_std_init: float = 0.0,
-) -> nn.Module:
+) -> "LogitsHead | GaussianHead":
     """Policy head: module that maps features [..., F] to an action distribution.
 
     Discrete has a Categorical, MultiDiscrete a MultiCategorical, MultiBinary a Bernoulli and Box a
@@ -239,39 +239,50 @@ def head(
     shape = codecs.ActionCodec.of(action_space).shape  # raises UserError for other spaces
     size = math.prod(shape)
     if isinstance(action_space, spaces.Discrete):
-        return _Logits(features, int(action_space.n), Categorical, generator)
+        return LogitsHead(features, [int(action_space.n)], Categorical, generator)
     if isinstance(action_space, spaces.MultiDiscrete):
         sizes = tuple(int(n) for n in action_space.nvec.flat)
         distribution = functools.partial(MultiCategorical, sizes=sizes)
-        return _Logits(features, sum(sizes), distribution, generator)
+        return LogitsHead(features, sizes, distribution, generator)
     if isinstance(action_space, spaces.MultiBinary):
-        return _Logits(features, size, Bernoulli, generator)
+        return LogitsHead(features, [1] * size, Bernoulli, generator)
     if state_dependent_std and not LOG_STD_MIN < log_std_init < LOG_STD_MAX:
         raise UserError(
             f"log_std_init must lie between {LOG_STD_MIN:g} and {LOG_STD_MAX:g}, got {log_std_init}"
         )
-    return _Gaussian(features, size, state_dependent_std, log_std_init, generator)
+    return GaussianHead(features, size, state_dependent_std, log_std_init, generator)
 
 
-class _Logits(nn.Module):
-    """Linear layer whose outputs are the logits of a distribution."""
+class LogitsHead(nn.Module):
+    """Linear layer whose outputs are the logits of a distribution.
+
+    Attributes:
+        sizes: number of logits of each component of an action.
+        distribution: distribution of logits [..., Σ sizes].
+    """
 
     def __init__(
         self,
         features: int,
-        outputs: int,
+        sizes: Sequence[int],
         distribution: Callable[[Tensor], StochasticDistribution],
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self._distribution = distribution
-        self.logits = layers.linear(features, outputs, _GAIN, generator)
+        self.sizes, self.distribution = sizes, distribution
+        self.logits = layers.linear(features, sum(sizes), _GAIN, generator)
+
+    @property
+    def parts(self) -> list[nn.Linear | nn.Parameter]:
+        """Layer of the logits."""
+        return [self.logits]
 
     def forward(self, features: Tensor) -> StochasticDistribution:
-        return self._distribution(self.logits(features))
+        """Returns the distribution for features, [..., F]."""
+        return self.distribution(self.logits(features))
 
 
-class _Gaussian(nn.Module):
+class GaussianHead(nn.Module):
     """Gaussian head with a linear mean; log σ is a parameter, or linear too."""
 
     def __init__(
@@ -284,15 +295,27 @@ class _Gaussian(nn.Module):
     ) -> None:
         super().__init__()
         self.mean = layers.linear(features, size, _GAIN, generator)
-        self.log_std: nn.Linear | nn.Parameter
+        self.log_std: Any  # nn.Linear or nn.Parameter
         if state_dependent_std:
             self.log_std = layers.linear(features, size, _GAIN, generator)
             nn.init.constant_(self.log_std.bias, log_std_init)
         else:
             self.log_std = nn.Parameter(torch.full((size,), log_std_init))
 
+    @property
+    def parts(self) -> list[nn.Linear | nn.Parameter]:
+        """Layer of the mean, and layer or parameter of log σ."""
+        return [self.mean, self.log_std]
+
+    def distribution(self, mean: Tensor, log_std: Any) -> StochasticDistribution:
+        """Distribution for μ, [..., N], and log σ, clamped if it is linear."""
+        if isinstance(self.log_std, nn.Linear):
+            log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return Gaussian(mean, log_std)
+
     def forward(self, features: Tensor) -> StochasticDistribution:
+        """Returns the distribution for features, [..., F]."""
         log_std = self.log_std
         if isinstance(log_std, nn.Linear):
-            log_std = log_std(features).clamp(LOG_STD_MIN, LOG_STD_MAX)
-        return Gaussian(self.mean(features), log_std)
+            log_std = log_std(features)
+        return self.distribution(self.mean(features), log_std)

@@ -221,7 +221,7 @@ class Standardize(nn.Module):
         size: number of leading entries of an observation to standardize; the rest is unchanged.
     """
 
-    _CLIP = 10.0
+    CLIP = 10.0
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Standardize(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Standardizes observations, [..., O] → [..., O]."""
         head, rest = rows[..., : self._size], rows[..., self._size :]
-        standard = ((head - self.mean) * self.scale).clamp(-self._CLIP, self._CLIP)
+        standard = ((head - self.mean) * self.scale).clamp(-self.CLIP, self.CLIP)
         return torch.cat([standard, rest], dim=-1) if rest.shape[-1] else standard
 
 

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
@@ -37,24 +38,30 @@ class Collector:
     ) -> None:
         config, device = task.config, learner.device
         seed, action_seed = worker.random_seeds(2)
-        generator = torch.Generator(device).manual_seed(action_seed)
         groups = open_environments(task)
         self._task, self._learner, self._seed, self._worker = task, learner, seed, worker
         self._moments = task.state.normalization
         self._normalizer = config.normalizer(self._moments, worker.index)
         codec = config.env_codec(task.env, self._normalizer)
-        self._act: Act = functools.partial(learner.model.act, generator=generator)
+        generator: torch.Generator | np.random.Generator
+        closed_form, arrays = learner.closed_form, False
+        if closed_form is not None and closed_form.is_small(task.group_size):
+            arrays, generator = True, np.random.Generator(np.random.PCG64(action_seed))
+            self._act: Act = functools.partial(closed_form.act, generator=generator)
+        else:
+            generator = torch.Generator(device).manual_seed(action_seed)
+            self._act = functools.partial(learner.model.act, generator=generator)
         self._worker_state: WorkerState | None = None
         self.source: EpisodeCollector | RolloutCollector
         lap = learner.counters.lap
         if whole_episodes:
-            self.source = EpisodeCollector(groups[0], codec, seed, lap, self._cut)
+            self.source = EpisodeCollector(groups[0], codec, seed, lap, self._cut, arrays)
         else:
             on_device = None if device.type == "cpu" else device
-            source = RolloutCollector(groups, codec, config.n_steps, seed, lap, on_device)
+            source = RolloutCollector(groups, codec, config.n_steps, seed, lap, on_device, arrays)
             self._worker_state = WorkerState(generator, groups, source, self._normalizer)
             self.source = source
-            if task.compiled:
+            if task.compiled and isinstance(generator, torch.Generator):
                 with cuda_graphs.recording(make.name_of(config.network)):
                     self._act = cuda_graphs.captured_act(
                         self._act, source.rollout, task.group_size, generator

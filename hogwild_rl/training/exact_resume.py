@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
@@ -128,7 +129,7 @@ class WorkerState:
 
     def __init__(
         self,
-        generator: torch.Generator,
+        generator: torch.Generator | np.random.Generator,
         groups: Sequence[VectorEnv[Any, Any, Any]],
         collector: Collector,
         normalizer: Normalizer,
@@ -145,10 +146,15 @@ class WorkerState:
         discounted = self._normalizer.discounted
         return {
             "envs": envs,
-            "generator": self._generator.get_state(),
+            "generator": self._random_state(),
             "carried": {n: t.to("cpu", copy=True) for n, t in self._collector.carried.items()},
             "discounted": None if discounted is None else torch.tensor(discounted),
         }
+
+    def _random_state(self) -> Any:
+        if isinstance(self._generator, torch.Generator):
+            return self._generator.get_state()
+        return env_snapshot.capture(self._generator)
 
     def restore(self, state: dict[str, Any] | None, seed: int) -> str:
         """Continues from a `state` of the same device, number and type of environments.
@@ -172,13 +178,17 @@ class WorkerState:
         shapes = [{name: t.shape for name, t in each.items()} for each in (saved, now)]
         if shapes[0] != shapes[1]:
             return "the checkpoint holds another number of environments"
-        if state["generator"].shape != self._generator.get_state().shape:
-            return "the checkpoint's random stream is of another device"
+        saved_stream, stream = state["generator"], self._random_state()
+        if type(saved_stream) is not type(stream) or len(saved_stream) != len(stream):
+            return "the checkpoint's random stream is of another device or version"
         for group, taken in zip(self._groups, state["envs"], strict=True):
             env_snapshot.restore(group, taken)
         for name, tensor in now.items():
             tensor.copy_(saved[name])
-        self._generator.set_state(state["generator"])
+        if isinstance(self._generator, torch.Generator):
+            self._generator.set_state(saved_stream)
+        else:
+            env_snapshot.restore(self._generator, saved_stream)
         if state["discounted"] is not None:
             self._normalizer.discounted = state["discounted"].numpy()
         return ""

@@ -14,6 +14,7 @@ from hogwild_rl.hogwild.counters import CounterWriter
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import clip_by_global_norm_
 from hogwild_rl.learn import cuda_graphs
+from hogwild_rl.learn.closed_form import ClosedForm
 from hogwild_rl.learn.losses import PolicyLoss
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.training.task import Task
@@ -36,6 +37,7 @@ class Learner:
 
     Attributes:
         model, device: network that acts and is trained, and the device of its parameters.
+        closed_form: gradients and actions of the model without autograd; None if not supported.
         counters: counters of this worker.
         collector: source of the rollouts, set by `Collector`.
     """
@@ -55,6 +57,8 @@ class Learner:
         self.counters = state.counters.writer(worker.index if len(state.counters) > 1 else 0)
         self._outcomes = Outcomes(self.counters, self.device)
         self._updates_at_pull: int | None = None
+        supported = ClosedForm.supports(self.model)
+        self.closed_form = ClosedForm(self.model, self._source.gradient.flat) if supported else None
         # On a GPU both are replaced by CUDA graphs at the first update.
         self._gradient: Callable[[], Tensor] = self._compute_gradient
         self._device_step: Callable[[], Tensor] = self._step_if_finite
@@ -73,7 +77,7 @@ class Learner:
             rollout: rollout, [T, B]; in the same buffers in every call if the gradient is captured.
             progress: fraction of the run in [0, 1), for the learning rate.
         """
-        self._rollout = rollout
+        self._rollout, self._logging = rollout, self._outcomes.due
         if self._to_capture:
             self._capture()
         gradient = self._gradient()
@@ -94,7 +98,8 @@ class Learner:
             self._optimizer.apply(gradient)
         self._outcomes.add(norm, self._updates_at_pull)
         self.counters.lap("share")
-        self._outcomes.log(self._losses.gauges, learning_rate)
+        if self._logging:
+            self._outcomes.log(self._losses.gauges(), learning_rate)
 
     def finish(self) -> None:
         """Counts the last update of a GPU and the episodes of the other ranks."""
@@ -102,9 +107,15 @@ class Learner:
         self.counters.add_rollout(0, self._ranks.gather())
 
     def _compute_gradient(self) -> Tensor:
-        self._losses = self._loss(self.model, self._rollout, self._config)
-        gradient: Tensor = self._source.gradient(self._losses.total)
-        return gradient
+        arguments = (self._rollout, self._config)
+        if self.closed_form is None:
+            self._losses = self._loss(self.model, *arguments)
+            gradient: Tensor = self._source.gradient(self._losses.total)
+            return gradient
+        if self._logging:  # only the log needs the terms of the loss
+            with torch.no_grad():
+                self._losses = self._loss(self.model, *arguments)
+        return self.closed_form.gradient(self._loss, *arguments)
 
     def _step_if_finite(self) -> Tensor:
         taken: Tensor = self._optimizer.apply_if_finite(
@@ -150,11 +161,15 @@ class Outcomes:
         self._device = norm
         self._host.copy_(norm, non_blocking=True)
 
-    def log(self, gauges: Callable[[], Sequence[float]], learning_rate: float) -> None:
-        """Sets this worker's gauges if the last ones are 0.25 s old: `gauges()`, norm and rate."""
-        if time.monotonic() - self._logged_s >= _LOG_EVERY_S:
-            self._logged_s = time.monotonic()
-            self._counters.set_gauges([*gauges(), self.norm, learning_rate])
+    @property
+    def due(self) -> bool:
+        """True if the last gauges are 0.25 s old."""
+        return time.monotonic() - self._logged_s >= _LOG_EVERY_S
+
+    def log(self, gauges: Sequence[float], learning_rate: float) -> None:
+        """Sets this worker's gauges: those given, gradient norm and learning rate."""
+        self._logged_s = time.monotonic()
+        self._counters.set_gauges([*gauges, self.norm, learning_rate])
 
     def finish(self) -> None:
         """Waits for the last update on a device and counts it."""

@@ -181,7 +181,8 @@ class OffPolicyLearner:
             norm = self._captured[policy_too]()
         self._outcomes.add(norm, updates_before)
         self.counters.lap("learn")
-        self._outcomes.log(self._gauges, self._config.learning_rate)
+        if self._outcomes.due:
+            self._outcomes.log(self._gauges(), self._config.learning_rate)
 
     def _gauges(self) -> tuple[float, ...]:
         """Losses of actor and critics; entropy and explained variance are undefined."""

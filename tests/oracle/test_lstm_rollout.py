@@ -50,7 +50,7 @@ def model_of(space: spaces.Box) -> ActorCritic:
 def collector_of(
     env: make.EnvSource, groups: int, device: torch.device | None
 ) -> tuple[Collector, ActorCritic]:
-    envs = [vectorize.sync_vector_env(env, B) for _ in range(groups)]
+    envs = [vectorize.sequential(env, B) for _ in range(groups)]
     space: Any = envs[0].single_observation_space
     env_codec = EnvCodec(
         ObservationCodec.of(space), ActionCodec.of(spaces.Discrete(ACTIONS)), state_size=H

@@ -145,7 +145,7 @@ def test_the_value_head_is_trained_only_as_the_baseline(baseline: str) -> None:
 @pytest.fixture(scope="module")
 def batches() -> list[Rollout]:
     """Returns 80 collected batches of 1000 episodes."""
-    model, envs = mdp.model(dtype=torch.float32), vectorize.sync_vector_env(mdp.Small, 1000)
+    model, envs = mdp.model(dtype=torch.float32), vectorize.sequential(mdp.Small, 1000)
     env_codec = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),

@@ -228,7 +228,7 @@ def test_a_time_limit_bootstraps_and_a_termination_does_not(
     weights, biases = learner.critics.target.layers.parameters()
     weights.copy_(torch.eye(OBS_SIZE + ACT_SIZE)[1].unsqueeze(1))
     biases.view(-1).copy_(torch.tensor([7.0, 5.0])[: len(biases)])
-    envs = vectorize.sync_vector_env(Ends, 2)
+    envs = vectorize.sequential(Ends, 2)
     env_codec = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space, rescale=True),

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from hogwild_rl.hogwild.optimizers import SharedRMSprop
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel, clip_by_global_norm_
 from hogwild_rl.learn import losses
+from hogwild_rl.learn.closed_form import ClosedForm
 
 ASYNC = ("--vectorization", "async", "--num-envs", "4")
 
@@ -172,19 +174,20 @@ def train_one_rank(config: a2c.Config, updates: int) -> tuple[dict[str, torch.Te
     collectors, generators, normalizers = [], [], []
     for rank in (0, 1):
         env_seed, action_seed = Worker(rank, 0, config.seed, bool).random_seeds(2)
-        envs = vectorize.sync_vector_env(config.env, config.num_envs // 2)
+        envs = vectorize.sequential(config.env, config.num_envs // 2)
         normalizers.append(config.normalizer(normalization, rank))
         env_codec = config.env_codec(env_info, normalizers[-1])
         collectors.append(
-            Collector([envs], env_codec, config.n_steps, env_seed, lambda phase: None)
+            Collector([envs], env_codec, config.n_steps, env_seed, lambda phase: None, arrays=True)
         )
-        generators.append(torch.Generator().manual_seed(action_seed))
+        generators.append(np.random.Generator(np.random.PCG64(action_seed)))
+    act = ClosedForm(model, shared.gradient.flat).act
     steps = episodes = 0
     for _ in range(updates):
         rollouts = []
         normalization.write_to(model)
         for collector, generator in zip(collectors, generators, strict=True):
-            rollouts.append(collector.collect(functools.partial(model.act, generator=generator)))
+            rollouts.append(collector.collect(functools.partial(act, generator=generator)))
             steps += collector.steps
             episodes += len(collector.episodes)
         for normalizer, rollout in zip(normalizers, rollouts, strict=True):

@@ -84,7 +84,7 @@ def test_td3_run_fails_after_max_bad_updates(start) -> None:
 
 @pytest.mark.parametrize("fault", ["RareNan", "RareInfObs"])
 def test_only_the_nonfinite_environment_is_reset(fault: str) -> None:
-    vector_env = vectorize.sync_vector_env(functools.partial(envs.Faulty, fault), 3)
+    vector_env = vectorize.sequential(functools.partial(envs.Faulty, fault), 3)
     for b, single in enumerate(vector_env.envs):
         single.unwrapped._taken = 100 * b  # so that they fail at different steps
     env_codec = EnvCodec(

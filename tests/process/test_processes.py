@@ -66,7 +66,7 @@ class EnvPair:
     """The tested vector environment and an undisturbed synchronous reference, equally seeded."""
 
     def __init__(self, venv: ProcessVectorEnv) -> None:
-        self.venv, self.reference = (venv, vectorize.sync_vector_env("CartPole-v1", venv.num_envs))
+        self.venv, self.reference = (venv, vectorize.sequential("CartPole-v1", venv.num_envs))
         obs, expected = venv.reset(seed=7)[0], self.reference.reset(seed=7)[0]
         np.testing.assert_array_equal(obs, expected)
         self._rng = np.random.default_rng(3)
@@ -218,7 +218,7 @@ def test_first_failure_is_raised_by_default_and_the_others_exit() -> None:
 def test_composite_observations_equal_those_of_sync_vector_env() -> None:
     with run_envs(envs.Nested, 3) as (venv, _):
         codec = ObservationCodec.of(venv.single_observation_space)
-        reference = vectorize.sync_vector_env(envs.Nested, 3)
+        reference = vectorize.sequential(envs.Nested, 3)
         pairs = [(venv.reset(seed=0), reference.reset(seed=0))]
         rng = np.random.default_rng(0)
         for _ in range(40):

@@ -178,7 +178,7 @@ def test_ram_and_continuous_variants_are_not_preprocessed(settings: dict[str, An
 
 def vectorized(game: str, form: str) -> VectorEnv[Any, Any, Any]:
     source = spec(game)
-    made = make_vector_env(source, 2) if form == "native" else vectorize.sync_vector_env(source, 2)
+    made = make_vector_env(source, 2) if form == "native" else vectorize.sequential(source, 2)
     assert (type(made).__name__ == "Games") == (form == "native")
     return made
 

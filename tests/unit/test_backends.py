@@ -147,7 +147,7 @@ def test_rollout_copied_to_a_device_is_equal() -> None:
     """The copy through host memory, as for a GPU, with the CPU as device."""
     rollouts = []
     for device in (None, torch.device("cpu")):
-        envs = vectorize.sync_vector_env("CartPole-v1", 4)
+        envs = vectorize.sequential("CartPole-v1", 4)
         collector = Collector([envs], env_codec_of(envs), 16, SEED, lambda phase: None, device)
         act = random_act()
         for _ in range(5):

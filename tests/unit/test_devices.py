@@ -35,7 +35,7 @@ def model_of(hidden: int = 64, bfloat16: bool = False) -> ActorCritic:
 
 
 def rollout_of(n_steps: int = 16) -> Rollout:
-    envs = vectorize.sync_vector_env("CartPole-v1", 4)
+    envs = vectorize.sequential("CartPole-v1", 4)
     env_codec = EnvCodec(
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),

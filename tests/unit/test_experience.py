@@ -106,7 +106,7 @@ def env_codec_of(envs: VectorEnv[Any, Any, Any]) -> EnvCodec:
 
 def collect(env: make.EnvSource, B: int, steps: int, laps: list[str] | None = None) -> Collected:
     """Results of random actions, some of them at the bounds."""
-    envs = vectorize.sync_vector_env(env, B)
+    envs = vectorize.sequential(env, B)
     env_codec = env_codec_of(envs)
     replay = ReplayBuffer(B * steps, B, env_codec)
     lap = (lambda phase: None) if laps is None else laps.append
@@ -199,7 +199,7 @@ def test_time_limit_is_not_a_terminal_state(terminates: bool) -> None:
 @every_environment
 def test_observations_do_not_share_memory(env: make.EnvSource, steps: int) -> None:
     """Every step returns a new tensor of the codec's dtype."""
-    envs = vectorize.sync_vector_env(env, 2)
+    envs = vectorize.sequential(env, 2)
     env_codec = env_codec_of(envs)
     collector = TransitionCollector(
         envs, env_codec, ReplayBuffer(9, 2, env_codec), SEED, lambda phase: None
@@ -217,7 +217,7 @@ def test_observations_do_not_share_memory(env: make.EnvSource, steps: int) -> No
 
 def test_actions_are_stored_as_the_policy_gave_them() -> None:
     """The policy's range is [−1, 1], the environment's [−1, 2]: 0.5 becomes 1.25."""
-    envs = vectorize.sync_vector_env(Walk, 1)
+    envs = vectorize.sequential(Walk, 1)
     env_codec = env_codec_of(envs)
     replay = ReplayBuffer(5, 1, env_codec)
     collector = TransitionCollector(envs, env_codec, replay, SEED, lambda phase: None)

@@ -307,7 +307,7 @@ class RandomNaN(gymnasium.Env[NDArray[np.float32], np.int64]):
 
 def results_of(env: Any, T: int, G: int, B: int, lstm: int, staged: bool) -> list[Any]:
     """Returns the results of 30 rollouts, with or without separate host buffers."""
-    groups = [vectorize.sync_vector_env(env, B // G) for _ in range(G)]
+    groups = [vectorize.sequential(env, B // G) for _ in range(G)]
     observation_space = groups[0].single_observation_space
     action_space = groups[0].single_action_space
     codec, actions = ObservationCodec.of(observation_space), ActionCodec.of(action_space)

@@ -31,7 +31,7 @@ def flat(value: object) -> list[np.ndarray]:
 @pytest.mark.parametrize("env", ENVS)
 def test_restored_environments_continue_like_the_original(env, native) -> None:
     def make(seed: int):
-        envs = vectorize.native(env, 3) if native else vectorize.sync_vector_env(env, 3)
+        envs = vectorize.native(env, 3) if native else vectorize.sequential(env, 3)
         if envs is None:
             pytest.skip("no native vector environment")
         envs.reset(seed=seed)

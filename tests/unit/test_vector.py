@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from hogwild_rl import errors
-from hogwild_rl.envs import make
+from hogwild_rl.envs import make, vectorize
 from tests.envs import make_vector_env
 
 native_and_sync = pytest.mark.parametrize("num_envs", [3, 8], ids=["sync", "native"])
@@ -101,7 +101,7 @@ def step_to_first_end(num_envs: int, seed: int) -> tuple[VectorEnv[Any, Any, Any
 
 def test_few_environments_are_synchronous_and_many_are_native() -> None:
     """The parameters `native_and_sync` of this file cover both implementations."""
-    assert isinstance(make_vector_env("CartPole-v1", 3), SyncVectorEnv)
+    assert isinstance(make_vector_env("CartPole-v1", 3), vectorize.SequentialVectorEnv)
     assert isinstance(make_vector_env("CartPole-v1", 8), CartPoleVectorEnv)
 
 

@@ -1,0 +1,370 @@
+"""Gradients of MLP actor-critics in closed form, and their sampled actions, in NumPy.
+
+A layer computes h' = φ(z), z = h Wᵀ + b, with φ = tanh, relu or, for outputs, the identity. With
+D = ∂L/∂z, [N, F']:
+
+    ∂L/∂W = Dᵀ h        ∂L/∂b = Σ_n D_n        ∂L/∂h = D W
+    D = ∂L/∂h' (1 − h'²)  for tanh,        D = ∂L/∂h' [h' > 0]  for relu
+
+The loss of A3C and A2C has, with n valid steps, the derivatives
+
+    c = ∂L/∂log π(a_t|s_t) = −A_t / n    e = ∂L/∂H(π(·|s_t)) = −β / n    ∂L/∂V(s_t) = −2 c_v A_t / n
+
+since R_t − V(s_t) = A_t; they are 0 where a step is not valid. The distributions below continue
+from c and e to the outputs of the policy. Other losses are differentiated by autograd up to there.
+
+An operation of torch has an overhead of 3 to 6 µs, and a backward pass as much again; an operation
+of NumPy has 1 µs.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.learn.losses import PolicyLoss, actor_critic_loss
+from hogwild_rl.models.actor_critic import ActorCritic
+from hogwild_rl.models.distributions import (
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    Bernoulli,
+    Categorical,
+    GaussianHead,
+    LogitsHead,
+)
+from hogwild_rl.models.layers import Standardize
+
+Array: TypeAlias = Any  # np.ndarray; its operators also return NumPy's scalars
+Gradients: TypeAlias = Mapping[Any, Array]  # by parameter
+Dot: TypeAlias = Callable[..., Array]
+Loss: TypeAlias = Callable[[Any, Rollout, Any], PolicyLoss]
+
+# Multiplications of a matrix product from which torch computes it: it is faster there, and NumPy's
+# BLAS would start threads of its own (benchmarks/update_cost.py).
+_TORCH_FROM = 2**18
+_NARROW = 8  # columns up to which NumPy is faster for any number of rows
+_LARGE_SUM = 2**14  # elements
+
+
+class ClosedForm:
+    """Gradients and sampled actions of an actor-critic of MLPs, on the CPU.
+
+    Args:
+        model: network for which `supports` is true.
+        gradient: flat gradient of the trainable parameters, [P]; `gradient` overwrites it.
+    """
+
+    def __init__(self, model: ActorCritic, gradient: Tensor) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        parts = torch.split(gradient, [p.numel() for p in parameters])
+        gradients = {p: g.view(p.shape).numpy() for p, g in zip(parameters, parts, strict=True)}
+        self._flat, self._policy_head, norm = gradient, model.policy_head, model.standardize
+        self._norm: Sequence[Array] = ()
+        if isinstance(norm, Standardize):
+            self._norm = norm.mean.detach().numpy(), norm.scale.detach().numpy()
+        heads = model.policy_head.parts
+        self._shared = model.value_body is model.policy_body
+        if self._shared:
+            self._policy = _Network(model.policy_body, [*heads, model.value_head], gradients)
+        else:
+            self._policy = _Network(model.policy_body, heads, gradients)
+            self._value = _Network(model.value_body, [model.value_head], gradients)
+        self._policy_heads = self._policy.heads[: len(heads)]
+        self._distribution = _distribution(model.policy_head)
+        self._largest = max(parameter.numel() for parameter in parameters)
+
+    @staticmethod
+    def supports(model: nn.Module) -> bool:
+        """True for built-in MLPs on the CPU, with any policy head and without LSTM."""
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        return on_cpu and isinstance(model, ActorCritic) and model.is_mlp
+
+    def is_small(self, rows: int) -> bool:
+        """True if NumPy is faster than torch for this number of rows."""
+        return rows * self._largest <= _TORCH_FROM
+
+    def act(
+        self, observations: Array, state: Any = None, *, generator: np.random.Generator
+    ) -> tuple[Array, Any]:
+        """Samples actions from π(·|s), [B, *A], for observations [B, *O]; returns `state`, too."""
+        single = len(observations) == 1
+        product: Dot = np.dot if single else _row_products
+        with np.errstate(all="ignore"):  # steps that are not finite are dropped
+            h = self._normalized(observations) if self._norm else observations
+            if single:  # a product of a matrix and a vector takes 1 µs, that of two matrices 1.5
+                h = h[0]
+            for layer in self._policy.layers:
+                h = product(layer.weight, h)
+                h += layer.bias
+                self._policy.activate(h, out=h)
+            outputs = []
+            for weight, bias, *_ in self._policy_heads:
+                outputs.append(bias if weight is None else product(weight, h) + bias)
+            actions = self._distribution.sample(generator, *outputs)
+        return actions[None] if single else actions, state
+
+    @np.errstate(all="ignore")  # a gradient that is not finite is dropped
+    def gradient(self, loss: Loss, rollout: Rollout, config: Any) -> Tensor:
+        """Gradient of a loss of a rollout [T, B], always the same tensor [P].
+
+        Args:
+            loss: function of model, rollout and settings; `actor_critic_loss` needs no autograd.
+            rollout: rollout on the CPU.
+            config: settings for the loss.
+        """
+        T, B = rollout.rewards.shape
+        N = T * B  # the last B rows have a value but no action
+        dot = np.dot if self.is_small(N) else _large_dot
+        inputs = rollout.observations.numpy().reshape(N + B, -1)
+        if self._norm:
+            inputs = self._normalized(inputs)
+        if self._shared:
+            *outputs, values = self._policy.forward(inputs, dot)
+            outputs = [each[:N] for each in outputs]
+        else:
+            outputs = self._policy.forward(inputs[:N], dot)
+            (values,) = self._value.forward(inputs, dot)
+        derivatives = self._by_equations if loss is actor_critic_loss else self._by_autograd
+        by_outputs, by_values = derivatives(loss, rollout, config, outputs, values)
+        if self._shared:
+            self._policy.backward([*by_outputs, by_values], dot)
+        else:
+            self._policy.backward(by_outputs, dot)
+            self._value.backward([by_values], dot)
+        return self._flat
+
+    def _normalized(self, observations: Array) -> Array:
+        """Observations standardized as by `Standardize`, [N, O]."""
+        mean, scale = self._norm
+        standard = (observations - mean) * scale
+        return np.minimum(np.maximum(standard, -Standardize.CLIP), Standardize.CLIP)
+
+    def _by_equations(
+        self, _: Loss, rollout: Rollout, config: Any, outputs: Sequence[Array], values: Array
+    ) -> tuple[Sequence[Array], Array]:
+        """Derivatives of `actor_critic_loss` by the outputs, [N, A], and the values, [N, 1]."""
+        T, B = rollout.rewards.shape
+        advantages, valid = _advantages(rollout, values.reshape(T + 1, B), config)
+        scale = -1 / max(int(np.count_nonzero(valid)), 1)
+        c = (advantages * scale).reshape(-1, 1)
+        e = (valid * np.float32(config.ent_coef * scale)).reshape(-1, 1)
+        actions = rollout.actions.numpy().reshape(T * B, -1)
+        return self._distribution.gradient(c, e, actions, *outputs), c * (2 * config.vf_coef)
+
+    def _by_autograd(
+        self, loss: Loss, rollout: Rollout, config: Any, outputs: Sequence[Array], values: Array
+    ) -> tuple[Sequence[Array], Array]:
+        """Derivatives of any loss by the outputs, [N, A], and the values, [N, 1]."""
+        T, B = rollout.rewards.shape
+        leaves = [torch.from_numpy(each).requires_grad_() for each in (*outputs, values)]
+        *shaped, V = (each.view(-1, B, each.shape[-1]) for each in leaves)
+        policy = self._policy_head.distribution(*shaped)
+        total = loss(lambda *_: (policy, V.squeeze(-1)), rollout, config).total
+        gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
+        *by_outputs, by_values = (each.numpy() for each in gradients)
+        return by_outputs, by_values[: T * B]
+
+
+def _advantages(rollout: Rollout, values: Array, config: Any) -> tuple[Array, Array]:
+    """Advantages as by `returns.generalized_advantages`, and the mask `valid`, [T, B] each."""
+    terminated, truncated = rollout.terminated.numpy(), rollout.truncated.numpy()
+    valid = rollout.valid.numpy()
+    targets = rollout.rewards.numpy() + config.gamma * values[1:] * ~terminated
+    advantages = (targets - values[:-1]) * valid
+    carries = np.float32(config.gamma * config.gae_lambda) * (valid & ~(terminated | truncated))
+    single = advantages.shape[1] == 1
+    if single:  # floats are ten times as fast as arrays of one element
+        rows, carried = advantages[:, 0].tolist(), carries[:, 0].tolist()
+    else:
+        rows, carried = list(advantages), list(carries)
+    for t in reversed(range(len(rows) - 1)):
+        rows[t] += carried[t] * rows[t + 1]
+    if single:
+        advantages[:, 0] = rows
+    return advantages, valid
+
+
+def _row_products(weight: Array, h: Array) -> Array:
+    """Products W h_n for each row, [N, F']."""
+    return np.dot(h, weight.T)
+
+
+def _large_dot(a: Array, b: Array, out: Array | None = None) -> Array:
+    """Matrix product like np.dot; by torch, unless one side is narrow."""
+    if min(len(a), b.shape[1], len(b)) <= _NARROW:
+        return np.dot(a, b, out=out)
+    result = None if out is None else torch.from_numpy(out)
+    return torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=result).numpy()
+
+
+def _column_sums(d: Array, out: Array) -> None:
+    if d.size < _LARGE_SUM:
+        np.add.reduce(d, 0, out=out)
+    else:
+        torch.sum(torch.from_numpy(d), 0, out=torch.from_numpy(out))
+
+
+class _Linear(NamedTuple):
+    """Parameters of a linear layer and their gradients; a constant output has a bias only."""
+
+    weight: Array  # or None
+    bias: Array
+    by_weight: Array  # or None
+    by_bias: Array
+
+    @classmethod
+    def of(cls, layer: nn.Linear | nn.Parameter, gradients: Gradients) -> "_Linear":
+        """Views of a layer's parameters, or of a parameter that is the same for all rows."""
+        if isinstance(layer, nn.Parameter):
+            return cls(None, layer.detach().numpy(), None, gradients[layer])
+        weight, bias = layer.weight, layer.bias
+        arrays = weight.detach().numpy(), bias.detach().numpy()
+        return cls(*arrays, gradients[weight], gradients[bias])
+
+
+class _Network:
+    """MLP with one or more heads, which are linear layers or constant outputs."""
+
+    def __init__(self, body: nn.Module, heads: Sequence[Any], gradients: Gradients) -> None:
+        layers = [layer for layer in body.modules() if isinstance(layer, nn.Linear)]
+        self.layers = [_Linear.of(layer, gradients) for layer in layers]
+        self.heads = [_Linear.of(head, gradients) for head in heads]
+        self._tanh = any(isinstance(layer, nn.Tanh) for layer in body.modules())
+        self.activate: Any = np.tanh if self._tanh else functools.partial(np.maximum, 0)
+
+    def forward(self, h: Array, dot: Dot) -> list[Array]:
+        """Outputs of the heads, [N, A] each, for inputs [N, O]."""
+        self._inputs = [h]  # of each layer, and of the heads
+        for layer in self.layers:
+            h = dot(h, layer.weight.T)
+            h += layer.bias
+            self.activate(h, out=h)
+            self._inputs.append(h)
+        outputs = []
+        for head in self.heads:
+            if head.weight is None:
+                outputs.append(np.repeat(head.bias[None], len(h), 0))
+            else:
+                outputs.append(dot(h, head.weight.T))
+                outputs[-1] += head.bias
+        return outputs
+
+    def backward(self, by_outputs: Sequence[Array], dot: Dot) -> None:
+        """Writes the gradients for ∂L/∂outputs, [N, A] each, of the first N rows."""
+        N = len(by_outputs[0])
+        *hidden, features = [h[:N] for h in self._inputs]
+        by_features: Any = 0.0
+        for head, d in zip(self.heads, by_outputs, strict=True):
+            _column_sums(d, head.by_bias)
+            if head.weight is not None:
+                dot(d.T, features, head.by_weight)
+                by_features = by_features + dot(d, head.weight)
+        d, h = by_features, features
+        for layer, inputs in zip(reversed(self.layers), reversed(hidden), strict=True):
+            d *= (1 - h * h) if self._tanh else h > 0
+            _column_sums(d, layer.by_bias)
+            dot(d.T, inputs, layer.by_weight)
+            if layer is not self.layers[0]:
+                d, h = dot(d, layer.weight), inputs
+
+
+class _Categoricals:
+    """Independent categorical distributions, as `Categorical` and `MultiCategorical`.
+
+    log π(a) = Σ_i [x_i,a_i − log Σ_b exp(x_i,b)]        H = −Σ_i Σ_b p_i,b log p_i,b
+    ∂L/∂x_b = c ([b = a] − p_b) − e p_b (log p_b + H)    in each component i
+    """
+
+    def __init__(self, head: LogitsHead) -> None:
+        ends = np.cumsum(head.sizes).tolist()
+        self._parts = [slice(end - n, end) for end, n in zip(ends, head.sizes, strict=True)]
+        self._single = head.distribution is Categorical
+
+    def sample(self, generator: np.random.Generator, logits: Array) -> Array:
+        """Samples actions by the Gumbel-max trick, see `Categorical.sample`."""
+        scores = generator.standard_exponential(logits.shape, np.float32)
+        np.log(scores, out=scores)
+        np.subtract(logits, scores, out=scores)
+        if self._single:
+            return scores.argmax(-1)
+        return np.stack([scores[..., part].argmax(-1) for part in self._parts], -1)
+
+    def gradient(self, c: Array, e: Array, actions: Array, logits: Array) -> Sequence[Array]:
+        """∂L/∂logits, [N, A]."""
+        d = np.empty_like(logits)
+        rows = np.arange(len(logits))
+        for i, part in enumerate(self._parts):
+            x = logits[:, part]
+            log_p = x - np.maximum.reduce(x, 1, keepdims=True)
+            p = np.exp(log_p)
+            total = np.add.reduce(p, 1, keepdims=True)
+            p /= total
+            log_p -= np.log(total)
+            by_x = d[:, part]
+            entropy = -np.add.reduce(p * log_p, 1, keepdims=True)
+            np.multiply(-p, c + e * (log_p + entropy), out=by_x)
+            by_x[rows, actions[:, i]] += c[:, 0]
+        return [d]
+
+
+class _Bernoullis:
+    """Independent Bernoulli distributions, as `Bernoulli`; p = σ(x) = (1 + tanh(x/2)) / 2.
+
+    log π(a) = Σ_i log σ(±x_i)        ∂L/∂x_i = c (a_i − p_i) − e x_i p_i (1 − p_i)
+    """
+
+    def sample(self, generator: np.random.Generator, logits: Array) -> Array:
+        """Samples actions, [N, A]."""
+        uniform = generator.random(logits.shape, np.float32)
+        return (uniform < _sigmoid(logits)).astype(np.int64)
+
+    def gradient(self, c: Array, e: Array, actions: Array, logits: Array) -> Sequence[Array]:
+        """∂L/∂logits, [N, A]."""
+        p = _sigmoid(logits)
+        return [c * (actions.astype(np.float32) - p) - e * logits * p * (1 - p)]
+
+
+class _Gaussians:
+    """Diagonal Gaussian distribution, as `Gaussian`, of μ and log σ; z = (a − μ) / σ.
+
+        log π(a) = −Σ_i (z_i² / 2 + log σ_i) + constant        H = Σ_i log σ_i + constant
+        ∂L/∂μ_i = c z_i / σ_i        ∂L/∂log σ_i = c (z_i² − 1) + e
+
+    A state-dependent log σ is clamped; its derivative is 0 where it is.
+    """
+
+    def __init__(self, head: GaussianHead) -> None:
+        self._clamped = isinstance(head.log_std, nn.Linear)
+
+    def sample(self, generator: np.random.Generator, mean: Array, log_std: Array) -> Array:
+        """Samples actions, [N, A]."""
+        noise = generator.standard_normal(mean.shape, np.float32)
+        return mean + np.exp(self._clamp(log_std)) * noise
+
+    def gradient(
+        self, c: Array, e: Array, actions: Array, mean: Array, log_std: Array
+    ) -> Sequence[Array]:
+        """∂L/∂μ and ∂L/∂log σ, [N, A] each."""
+        clamped = self._clamp(log_std)
+        by_std = np.exp(-clamped)
+        z = (actions - mean) * by_std
+        return [c * z * by_std, (c * (z * z - 1) + e) * (clamped == log_std)]
+
+    def _clamp(self, log_std: Array) -> Array:
+        if not self._clamped:
+            return log_std
+        return np.minimum(np.maximum(log_std, LOG_STD_MIN), LOG_STD_MAX)
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 + 0.5 * np.tanh(0.5 * x)
+
+
+def _distribution(head: LogitsHead | GaussianHead) -> _Categoricals | _Bernoullis | _Gaussians:
+    if isinstance(head, GaussianHead):
+        return _Gaussians(head)
+    return _Bernoullis() if head.distribution is Bernoulli else _Categoricals(head)
