@@ -132,10 +132,10 @@ class EnvProcess:
             EnvironmentFailedError: the process has exited.
         """
         self._sent_s, self._stepping = time.monotonic(), not resets
-        try:
+        with contextlib.suppress(OSError):  # a chained error would hold the message's buffer
             self.pipe.send((resets, argument))
-        except OSError as error:
-            raise self.failed() from error
+            return
+        raise self.failed()
 
     def receive(self, wait: bool = True) -> Outcome | None:
         """Receives the outcome of the last `ask`; None if not `wait` and it is not available.
@@ -209,4 +209,7 @@ def _step_until_closed(
         else:
             observation, *outcome, info = env.step(argument)
         observations.write(b, observation)
-        commands.send((*outcome, used_info(info)))
+        try:
+            commands.send((*outcome, used_info(info)))
+        except OSError:
+            return
