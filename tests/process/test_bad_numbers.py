@@ -37,7 +37,8 @@ def test_nonfinite_rollouts_are_dropped_and_training_continues(
     code, _, err = run.wait()
     assert code == 0, err
     counters = hogwild_rl.load(run.folder).checkpoint.counters
-    assert 8 <= counters.dropped <= 24  # once per 1,000 steps of each environment, resets included
+    # Once per 1,000 steps of each environment; both can be in the same rollout.
+    assert 6 <= counters.dropped <= 12
     assert counters.updates > 300
     found = re.findall(r"worker 0, environment ([01]) \([\d,]+ earlier cases\): a reward", err)
     assert found
