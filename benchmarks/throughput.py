@@ -8,7 +8,8 @@
 
 Every configuration trains for some seconds, by default on CartPole-v1 with a 2×64 tanh network. The
 time until one second after the first row of the run's log is not counted. The raw rate is that of
-the same environments in as many processes with random actions and no network. All configurations
+the same environments in as many processes with random actions and no network, in a plain loop
+unless the environments are native vector environments. All configurations
 are measured in turn, `repeats` times, each training followed by its raw rate. Medians are written
 after every measurement. A2C's environments are created once per configuration.
 """
@@ -191,11 +192,26 @@ def step_randomly(worker: Worker, spec: EnvSpec, num_envs: int, counters: Counte
     """Worker function that only steps environments with random actions."""
     writer, counted = counters.writer(worker.index), 0
     backend = vectorize.choose(spec, "auto", num_envs, cores=1)
-    for steps in random_steps([vectorize.make_envs(spec, backend, num_envs, cores=1)]):
+    envs = vectorize.make_envs(spec, backend, num_envs, cores=1)
+    single = isinstance(envs, vectorize.SequentialVectorEnv)
+    for steps in plain_steps(envs.envs) if single else random_steps([envs]):
         writer.add_rollout(steps - counted, [])
         counted = steps
         if worker.stopping:
             break
+
+
+def plain_steps(envs: Sequence[make.Env]) -> Iterator[int]:
+    """Steps single environments in a plain loop with random actions; yields the number of steps."""
+    for env in envs:
+        env.reset(seed=0)
+        env.action_space.seed(0)
+    for number in itertools.count(1):
+        for _, env in itertools.product(range(64), envs):
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                env.reset()
+        yield number * 64 * len(envs)
 
 
 def random_steps(groups: Sequence[VectorEnv[Any, Any, Any]]) -> Iterator[int]:
