@@ -13,6 +13,7 @@ from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn import losses
 from hogwild_rl.learn.closed_form import ClosedForm
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
+from hogwild_rl.models.distributions import LOG_STD_MAX
 
 ACTIONS: dict[str, Space[Any]] = {
     "categorical": spaces.Discrete(4),
@@ -114,6 +115,9 @@ def test_a_clamped_deviation_has_no_gradient() -> None:
     parts = dict(zip(names, shared.gradient.flat.split(sizes), strict=True))
     clamped, free = parts["policy_head.log_std.bias"].tolist()
     assert clamped == 0 != free
+    rows = np.repeat(rollout.observations[0, :1].numpy(), 1000, 0)
+    actions, _ = ClosedForm(model, shared.gradient.flat).act(rows, generator=rng)
+    assert actions[:, 0].std() == pytest.approx(np.exp(LOG_STD_MAX), rel=0.1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -120,6 +120,63 @@ def test_an_environment_that_is_forced_to_reset_starts_an_episode() -> None:
     assert (observations[1] != before[1]).all()
 
 
+def test_a_reset_after_an_end_starts_an_episode_at_once() -> None:
+    clocks = vectorize.sequential(envs.terminated_clock, 1)
+    clocks.reset()
+    for _ in range(envs.Clock.length):
+        *_, terminated, _, _ = clocks.step(np.zeros(1, np.int64))
+    assert terminated.all()
+    clocks.reset()
+    assert clocks.step(np.zeros(1, np.int64))[1].tolist() == [1]
+
+
+class LosesLives(envs.Clock):
+    """Clock that loses a life in steps 3 and 5."""
+
+    def step(self, action: Any) -> envs.Step:
+        *outcome, _ = super().step(action)
+        return *outcome, {"lives": 3 - (self._step >= 3) - (self._step >= 5)}  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("n_steps", [1, 4, 10])
+def test_lost_lives_terminate_across_the_ends_of_rollouts(n_steps: int) -> None:
+    clocks = vectorize.sequential(functools.partial(LosesLives, False), 1)
+    codec = EnvCodec(
+        ObservationCodec.of(clocks.single_observation_space),
+        ActionCodec.of(clocks.single_action_space),
+        terminal_on_life_loss=True,
+    )
+    collector = Collector([clocks], codec, n_steps, 0, lambda phase: None, arrays=True)
+    terminated: list[bool] = []
+    while len(terminated) < 20:
+        rollout = collector.collect(lambda rows, state: (np.zeros(1, np.int64), state))
+        terminated += rollout.terminated[:, 0].tolist()
+    assert [t for t in range(10) if terminated[t]] == [2, 4]
+
+
+class ShortClock(envs.Clock):
+    """Clock that terminates in a given step."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__(terminates=True)
+        self._last = last
+
+    def step(self, action: Any) -> envs.Step:
+        observation, reward, *_, info = super().step(action)
+        return observation, reward, self._step == self._last, False, info
+
+
+def test_episodes_are_in_the_order_of_their_ends() -> None:
+    clocks = vectorize.SequentialVectorEnv(map(ShortClock, [7, 5, 6]).__next__, B)
+    codec = EnvCodec(
+        ObservationCodec.of(clocks.single_observation_space),
+        ActionCodec.of(clocks.single_action_space),
+    )
+    collector = Collector([clocks], codec, 12, 0, lambda phase: None, arrays=True)
+    collector.collect(lambda rows, state: (np.zeros(B, np.int64), state))
+    assert collector.episodes == [(5, 5), (6, 6), (7, 7), (5, 5)]
+
+
 def test_environments_are_closed() -> None:
     closed: list[int] = []
 
