@@ -44,7 +44,7 @@ Dot: TypeAlias = Callable[..., Array]
 Loss: TypeAlias = Callable[[Any, Rollout, Any], PolicyLoss]
 
 # Multiplications of a matrix product from which torch computes it: it is faster there, and NumPy's
-# BLAS would start threads of its own (benchmarks/update_cost.py).
+# BLAS would start threads of its own (benchmarks/closed_form.py).
 _TORCH_FROM = 2**18
 _NARROW = 8  # columns up to which NumPy is faster for any number of rows
 _LARGE_SUM = 2**14  # elements
