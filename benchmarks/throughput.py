@@ -9,9 +9,9 @@
 Every configuration trains for some seconds, by default on CartPole-v1 with a 2×64 tanh network. The
 time until one second after the first row of the run's log is not counted. The raw rate is that of
 the same environments in as many processes with random actions and no network, in a plain loop
-unless the environments are native vector environments. All configurations
-are measured in turn, `repeats` times, each training followed by its raw rate. Medians are written
-after every measurement. A2C's environments are created once per configuration.
+unless the environments are native vector environments. All configurations are measured in turn,
+`repeats` times, each training followed by its raw rate. Medians are written after every
+measurement. A2C's environments are created once per configuration.
 """
 
 import contextlib

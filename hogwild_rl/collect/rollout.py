@@ -43,7 +43,7 @@ def _all_finite(values: Any) -> bool:
 Act: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
 """Maps observations [B, *O] and a state [2, B, H] to actions [B, *A] and the next state, or None.
 
-All are tensors, or arrays where the collector is told so.
+All are tensors, or NumPy arrays if the collector has `arrays`.
 """
 
 _FLAGS = ("rewards", "terminated", "truncated", "valid")

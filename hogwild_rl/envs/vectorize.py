@@ -114,10 +114,8 @@ class SequentialVectorEnv(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Array) -> tuple[Any, Array, Array, Array, dict[str, Any]]:
         """Steps all environments; the next step overwrites the observations."""
-        rewards, (terminated, truncated) = (
-            np.zeros(self.num_envs),
-            np.zeros((2, self.num_envs), bool),
-        )
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros((2, self.num_envs), bool)
         row = (self._observations, rewards, terminated, truncated)
         return *row, self.step_into(*row, actions)
 
