@@ -61,7 +61,7 @@ def sample_batches(env: Any, model: ActorCritic, size: int, count: int, seed: in
     spaces = envs.single_observation_space, envs.single_action_space
     env_codec = EnvCodec(ObservationCodec.of(spaces[0]), ActionCodec.of(spaces[1]))
     act = functools.partial(model.act, generator=torch.Generator().manual_seed(seed))
-    collector = EpisodeCollector(envs, env_codec, seed, lambda _: None)
+    collector = EpisodeCollector(envs, env_codec, seed, lambda *_: None)
     return [collector.collect(act) for _ in range(count)]
 
 

@@ -99,7 +99,7 @@ class Switch:
     """
 
     def __init__(self, worker: Worker, states: torch.Tensor) -> None:
-        self._stop, self._states, self._row = worker.stop, states.numpy(), 1 + worker.index
+        self._stop, self._states, self._row = worker.should_stop, states.numpy(), 1 + worker.index
         self._laps = _without_line(CounterWriter.lap, "heartbeat_s"), CounterWriter.lap.__code__
         self._drops = (lambda _: None).__code__, Collector._drop_nonfinite.__code__
         self._states[self._row] = 1
@@ -116,7 +116,7 @@ class Switch:
 
 def work(states: torch.Tensor, worker: Worker, task: Any) -> None:
     """A3C's worker function with a `Switch`."""
-    a3c.actor_learner(dataclasses.replace(worker, stop=Switch(worker, states)), task)
+    a3c.actor_learner(dataclasses.replace(worker, should_stop=Switch(worker, states)), task)
 
 
 @contextlib.contextmanager

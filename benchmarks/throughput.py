@@ -197,7 +197,7 @@ def step_randomly(worker: Worker, spec: EnvSpec, num_envs: int, counters: Counte
     for steps in plain_steps(envs.envs) if single else random_steps([envs]):
         writer.add_rollout(steps - counted, [])
         counted = steps
-        if worker.stopping:
+        if worker.should_stop():
             break
 
 

@@ -26,7 +26,7 @@ from hogwild_rl.config.policy import ActorCriticConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild.optimizers import SharedRMSprop
-from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.hogwild.processes import Worker, prepare_process
 from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn.losses import actor_critic_loss
 from hogwild_rl.runs.agent import Agent
@@ -95,7 +95,7 @@ def train(config: Config) -> Agent:
         RunFailedError: environment processes kept failing; a checkpoint was written.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
-    devices.prepare_process()
+    prepare_process()
     ranks = Ranks.here()  # torchrun's, or this process alone
     run = Run("a2c", config, reports=ranks.index == 0)
     cores, share = base.usable_cores(), ranks.share("num_envs", config.num_envs)

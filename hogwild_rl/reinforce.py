@@ -40,7 +40,7 @@ from hogwild_rl.config.policy import PolicyConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild.optimizers import SharedAdam
-from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.hogwild.processes import Worker, prepare_process
 from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn import losses, returns
 from hogwild_rl.learn.losses import PolicyLoss
@@ -118,7 +118,7 @@ def train(config: Config) -> Agent:
         UserError: invalid setting, environment or folder; nothing was changed.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
-    devices.prepare_process()
+    prepare_process()
     run = Run("reinforce", config)
     backend = vectorize.choose(run.env.source, "auto", config.episodes, cores=1)
     model = SharedModel(config.model(run.env))

@@ -35,7 +35,7 @@ class EpisodeCollector:
         envs: VectorEnv[Any, Any, Any],
         env_codec: EnvCodec,
         seed: int,
-        lap: Callable[[str], None],
+        lap: Callable[..., None],
         cut: Callable[[int, int], bool] = lambda _length, _steps: False,
         arrays: bool = False,
     ) -> None:

@@ -33,7 +33,7 @@ class TransitionCollector:
         env_codec: EnvCodec,
         replay: ReplayBuffer,
         seed: int,
-        lap: Callable[[str], None],
+        lap: Callable[..., None],
     ) -> None:
         self._collector, self._replay = Collector([envs], env_codec, 1, seed, lap), replay
         self._row = {name: tensor.numpy() for name, tensor in vars(self._collector.host).items()}

@@ -20,6 +20,7 @@ GAUGES = 8  # values per worker
 STALENESS_BINS = 64  # staleness 0, 1, ..., 62, and 63 or more
 PHASES = ("env", "act", "learn", "share")  # share: pull and step
 _PHASE = {name: index for index, name in enumerate(PHASES)}
+_ENV = _PHASE["env"]
 
 _EPISODE = np.dtype([("time_s", "f8"), ("step", "i8"), ("return", "f8"), ("length", "i8")])
 _ROW = np.dtype(
@@ -159,9 +160,17 @@ class CounterWriter:
             self._episodes[count % EPISODES_KEPT] = (time.monotonic(), taken, *episode)
             self._own["episode_count"][0] = count + 1  # last: readers see complete episodes only
 
-    def lap(self, phase: str) -> None:
-        """Adds the time since the last lap to a phase and updates the heartbeat."""
+    def lap(self, phase: str, env_end_s: float | None = None) -> None:
+        """Adds the time since the last lap to a phase and updates the heartbeat.
+
+        Args:
+            phase: one of PHASES.
+            env_end_s: end of a phase env between the last lap and this phase, if any.
+        """
         now_s = time.monotonic()
+        if env_end_s is not None:
+            self._seconds[_ENV] += env_end_s - self._lap_s
+            self._lap_s = env_end_s
         self._seconds[_PHASE[phase]] += now_s - self._lap_s
         self._lap_s = now_s
         self._own["heartbeat_s"][0] = now_s

@@ -27,18 +27,13 @@ class Worker:
         index: 0 for the first worker.
         restart_index: 0 at the first start, 1 after a restart of this worker, and so on.
         seed: seed of the run, from which `random_seeds` are derived.
-        stop: function that returns true once the worker should end.
+        should_stop: function that returns true once the parent has asked the workers to end.
     """
 
     index: int
     restart_index: int
     seed: int
-    stop: Callable[[], Any]
-
-    @property
-    def stopping(self) -> bool:
-        """True once the parent has asked the workers to end."""
-        return bool(self.stop())
+    should_stop: Callable[[], Any]
 
     def random_seeds(self, count: int) -> list[int]:
         """Seeds below 2³¹, different for every worker and every restart."""
@@ -73,14 +68,26 @@ def _work(worker: Worker, target: Callable[..., None], arguments: tuple[Any, ...
     """Calls the worker function; it computes on one thread."""
     import torch
 
-    from hogwild_rl.hogwild import shared_memory
-
     os.environ.update(_ONE_THREAD)
     torch.set_num_threads(1)
-    shared_memory.retain_freed_memory()
-    torch.set_flush_denormal(True)  # averages of dead units become denormals, which are slow
+    prepare_process()
     with seeded_globally(worker.seed, worker.index, worker.restart_index):
         target(worker, *arguments)
+
+
+def prepare_process() -> None:
+    """Retains freed memory, and flushes denormals in this thread.
+
+    Denormals are slow, and averages of inactive units decay into them.
+    """
+    import torch
+
+    from hogwild_rl.hogwild import shared_memory
+
+    shared_memory.retain_freed_memory()
+    for dtype in (np.float32, np.float64):
+        np.finfo(dtype)  # NumPy 1.24 warns if it finds denormals flushed at their first use
+    torch.set_flush_denormal(True)
 
 
 _LONGEST_FOLDER = 70  # bytes; an address has 103, of which multiprocessing's names take 32

@@ -47,7 +47,6 @@ Loss: TypeAlias = Callable[[Any, Rollout, Any], PolicyLoss]
 # BLAS would start threads of its own (benchmarks/closed_form.py).
 _TORCH_FROM = 2**18
 _NARROW = 8  # columns up to which NumPy is faster for any number of rows
-_LARGE_SUM = 2**14  # elements
 
 
 class ClosedForm:
@@ -118,23 +117,24 @@ class ClosedForm:
         """
         T, B = rollout.rewards.shape
         N = T * B  # the last B rows have a value but no action
-        dot = np.dot if self.is_small(N) else _large_dot
+        sums: Dot = functools.partial(np.dot, np.ones(N, np.float32))
+        products = (np.dot, sums) if self.is_small(N) else (_large_dot, _large_sum)
         inputs = rollout.observations.numpy().reshape(N + B, -1)
         if self._norm:
             inputs = self._normalized(inputs)
         if self._shared:
-            *outputs, values = self._policy.forward(inputs, dot)
+            *outputs, values = self._policy.forward(inputs, products[0])
             outputs = [each[:N] for each in outputs]
         else:
-            outputs = self._policy.forward(inputs[:N], dot)
-            (values,) = self._value.forward(inputs, dot)
+            outputs = self._policy.forward(inputs[:N], products[0])
+            (values,) = self._value.forward(inputs, products[0])
         derivatives = self._by_equations if loss is actor_critic_loss else self._by_autograd
         by_outputs, by_values = derivatives(loss, rollout, config, outputs, values)
         if self._shared:
-            self._policy.backward([*by_outputs, by_values], dot)
+            self._policy.backward([*by_outputs, by_values], *products)
         else:
-            self._policy.backward(by_outputs, dot)
-            self._value.backward([by_values], dot)
+            self._policy.backward(by_outputs, *products)
+            self._value.backward([by_values], *products)
         return self._flat
 
     def _normalized(self, observations: Array) -> Array:
@@ -201,11 +201,9 @@ def _large_dot(a: Array, b: Array, out: Array | None = None) -> Array:
     return torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=result).numpy()
 
 
-def _column_sums(d: Array, out: Array) -> None:
-    if d.size < _LARGE_SUM:
-        np.add.reduce(d, 0, out=out)
-    else:
-        torch.sum(torch.from_numpy(d), 0, out=torch.from_numpy(out))
+def _large_sum(d: Array, out: Array) -> None:
+    """Sums over rows; more exact for many of them than a product with ones."""
+    torch.sum(torch.from_numpy(d), 0, out=torch.from_numpy(out))
 
 
 class _Linear(NamedTuple):
@@ -253,23 +251,24 @@ class _Network:
                 outputs[-1] += head.bias
         return outputs
 
-    def backward(self, by_outputs: Sequence[Array], dot: Dot) -> None:
+    def backward(self, by_outputs: Sequence[Array], dot: Dot, row_sum: Dot) -> None:
         """Writes the gradients for ∂L/∂outputs, [N, A] each, of the first N rows."""
         N = len(by_outputs[0])
-        *hidden, features = [h[:N] for h in self._inputs]
+        inputs = self._inputs.pop()[:N]
         by_features: Any = 0.0
         for head, d in zip(self.heads, by_outputs, strict=True):
-            _column_sums(d, head.by_bias)
+            row_sum(d, out=head.by_bias)
             if head.weight is not None:
-                dot(d.T, features, head.by_weight)
+                dot(d.T, inputs, head.by_weight)
                 by_features = by_features + dot(d, head.weight)
-        d, h = by_features, features
-        for layer, inputs in zip(reversed(self.layers), reversed(hidden), strict=True):
-            d *= (1 - h * h) if self._tanh else h > 0
-            _column_sums(d, layer.by_bias)
+        d = by_features
+        for layer in reversed(self.layers):
+            d *= (1 - inputs * inputs) if self._tanh else inputs > 0
+            inputs = self._inputs.pop()[:N]
+            row_sum(d, out=layer.by_bias)
             dot(d.T, inputs, layer.by_weight)
-            if layer is not self.layers[0]:
-                d, h = dot(d, layer.weight), inputs
+            if self._inputs:
+                d = dot(d, layer.weight)
 
 
 class _Categoricals:

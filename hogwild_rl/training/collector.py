@@ -70,8 +70,10 @@ class Collector:
 
     def _cut(self, length: int, steps: int) -> bool:
         """True if open episodes are cut: on interrupts, and long ones at the end of the run."""
-        if length < _LONG_EPISODE or self._worker.stopping:
-            return self._worker.stopping
+        if self._worker.should_stop():
+            return True
+        if length < _LONG_EPISODE:
+            return False
         if length == _LONG_EPISODE:
             self._task.info(
                 f"warning: an episode has lasted {length:,} steps: if it may never end, give the "

@@ -12,7 +12,6 @@ from hogwild_rl.config.base import DeviceName
 from hogwild_rl.envs import make
 from hogwild_rl.envs.codecs import ObservationCodec
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild import shared_memory
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.training.distributed import Ranks
 
@@ -63,12 +62,6 @@ def choose(wanted: DeviceName, model: torch.nn.Module, ranks: Ranks | None = Non
     if not ranks.agree("GPU", ranks.local < found):
         return Device(cpu, "no GPU found" if not found else "not every rank has a GPU of its own")
     return Device(cuda, f"{size:,} parameters")
-
-
-def prepare_process() -> None:
-    """Flushes denormals, which are slow, in this thread, and retains freed memory."""
-    torch.set_flush_denormal(True)  # averages of inactive units decay into denormals
-    shared_memory.retain_freed_memory()
 
 
 def place(config: Any, env: make.EnvInfo, ranks: Ranks) -> tuple[ActorCritic, Device, "Precision"]:

@@ -50,7 +50,7 @@ class SafePoint:
         requested = int(self._requested)
         if requested > int(self._released):
             self._write(capture(), requested)
-            while int(self._released) < requested and not worker.stopping:
+            while int(self._released) < requested and not worker.should_stop():
                 time.sleep(_POLL_S)
 
     def leave(self, capture: Callable[[], Any]) -> None:

@@ -77,7 +77,7 @@ class Learner:
             rollout: rollout, [T, B]; in the same buffers in every call if the gradient is captured.
             progress: fraction of the run in [0, 1), for the learning rate.
         """
-        self._rollout, self._logging = rollout, self._outcomes.due
+        self._rollout, self._logging = rollout, time.monotonic() >= self._outcomes.due_s
         if self._to_capture:
             self._capture()
         gradient = self._gradient()
@@ -139,10 +139,11 @@ class Outcomes:
 
     Attributes:
         norm: gradient norm of the last counted update; NaN before the first.
+        due_s: time of `time.monotonic` from which the gauges are due.
     """
 
     def __init__(self, counters: CounterWriter, device: torch.device) -> None:
-        self._counters, self.norm, self._logged_s = counters, math.nan, 0.0
+        self._counters, self.norm, self.due_s = counters, math.nan, 0.0
         self._host = torch.zeros((), pin_memory=device.type == "cuda")
         self._device: Tensor | None = None
 
@@ -153,33 +154,25 @@ class Outcomes:
             norm: gradient norm, a float or [] on the device; not finite if no step was taken.
             updates_at_pull: updates of all workers when the parameters were pulled; None: now.
         """
-        if not isinstance(norm, Tensor):
-            self._count(norm, updates_at_pull)
-            return
-        if self._device is not None:
-            self._count(float(self._host))
-        self._device = norm
-        self._host.copy_(norm, non_blocking=True)
-
-    @property
-    def due(self) -> bool:
-        """True if the last gauges are 0.25 s old."""
-        return time.monotonic() - self._logged_s >= _LOG_EVERY_S
-
-    def log(self, gauges: Sequence[float], learning_rate: float) -> None:
-        """Sets this worker's gauges: those given, gradient norm and learning rate."""
-        self._logged_s = time.monotonic()
-        self._counters.set_gauges([*gauges, self.norm, learning_rate])
-
-    def finish(self) -> None:
-        """Waits for the last update on a device and counts it."""
-        if self._device is not None:
-            self._count(float(self._device))
-            self._device = None
-
-    def _count(self, norm: float, updates_at_pull: int | None = None) -> None:
+        if isinstance(norm, Tensor):
+            first, self._device, previous = self._device is None, norm, float(self._host)
+            self._host.copy_(norm, non_blocking=True)
+            if first:
+                return
+            norm, updates_at_pull = previous, None
         self.norm = norm
         if math.isfinite(norm):
             self._counters.add_update(updates_at_pull)
         else:
             self._counters.add_dropped()
+
+    def log(self, gauges: Sequence[float], learning_rate: float) -> None:
+        """Sets this worker's gauges: those given, gradient norm and learning rate."""
+        self.due_s = time.monotonic() + _LOG_EVERY_S
+        self._counters.set_gauges([*gauges, self.norm, learning_rate])
+
+    def finish(self) -> None:
+        """Waits for the last update on a device and counts it."""
+        if self._device is not None:
+            norm, self._device = float(self._device), None
+            self.add(norm)

@@ -17,7 +17,7 @@ from hogwild_rl.config.off_policy import OffPolicyConfig
 from hogwild_rl.envs import make, vectorize
 from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild.optimizers import SharedAdam
-from hogwild_rl.hogwild.processes import Worker
+from hogwild_rl.hogwild.processes import Worker, prepare_process
 from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn import cuda_graphs
 from hogwild_rl.models.deterministic import DeterministicActorCritic, WithTarget, polyak_update_
@@ -181,7 +181,7 @@ class OffPolicyLearner:
             norm = self._captured[policy_too]()
         self._outcomes.add(norm, updates_before)
         self.counters.lap("learn")
-        if self._outcomes.due:
+        if time.monotonic() >= self._outcomes.due_s:
             self._outcomes.log(self._gauges(), self._config.learning_rate)
 
     def _gauges(self) -> tuple[float, ...]:
@@ -267,7 +267,7 @@ class ReplayCollector:
             ready = len(self.replay) and self._collected >= self._learn_from
             updates = config.updates_after(self._new)
             for number in range(updates if ready else 0):
-                if self._worker.stopping:
+                if self._worker.should_stop():
                     break
                 yield number
             self._new = 0
@@ -346,7 +346,7 @@ def train(
         RunFailedError: workers kept failing; a checkpoint was written.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint was written.
     """
-    devices.prepare_process()  # before torch starts threads, which inherit the flushing
+    prepare_process()  # before torch starts threads, which inherit the flushing
     run = Run(algorithm, config)
     backend = vectorize.choose(run.env.source, "auto", config.envs_per_worker, cores=1)
     memory = config.check_memory(config.env_codec(run.env))

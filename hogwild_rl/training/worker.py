@@ -20,7 +20,7 @@ def iterations(
     counters, total, point = task.state.counters, task.config.total_timesteps, task.safe_point
     if point is not None and point.enter(worker, task):
         collector.restore(task.resumed)
-    while not worker.stopping:
+    while not worker.should_stop():
         progress = (task.steps_before + counters.total("steps")) / total
         if progress >= 1:
             break

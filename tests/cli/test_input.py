@@ -248,10 +248,16 @@ def test_evaluate_rejects_invalid_arguments(
     assert "episodes must be at least 1, got 0" in refused("evaluate", run, "--episodes", "0")
     assert "observation_space" in refused("evaluate", run, "--env", "Acrobot-v1")
     assert "unknown environment" in refused("evaluate", run, "--env", "CartPol-v1")
-    assert "exists: name a new one" in refused("evaluate", run, "--video", str(tmp_path))
     both = ["--video", str(tmp_path / "new"), "--render", "human"]
     assert "mutually exclusive" in refused("evaluate", run, *both)
     assert "run" in refused("evaluate").lower()
+
+
+def test_a_video_replaces_no_file(
+    refused: Command, trained: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    pytest.importorskip("moviepy")
+    assert "exists: name a new one" in refused("evaluate", str(trained), "--video", str(tmp_path))
 
 
 def test_plot_rejects_invalid_arguments(

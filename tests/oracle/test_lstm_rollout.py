@@ -55,7 +55,7 @@ def collector_of(
     env_codec = EnvCodec(
         ObservationCodec.of(space), ActionCodec.of(spaces.Discrete(ACTIONS)), state_size=H
     )
-    return Collector(envs, env_codec, T, 5, lambda phase: None, device), model_of(space)
+    return Collector(envs, env_codec, T, 5, lambda *_: None, device), model_of(space)
 
 
 def all_log_probs(policy: Any, shape: tuple[int, ...]) -> Tensor:

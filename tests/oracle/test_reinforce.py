@@ -151,7 +151,7 @@ def batches() -> list[Rollout]:
         ActionCodec.of(envs.single_action_space),
     )
     act = functools.partial(model.act, generator=torch.Generator().manual_seed(1))
-    collector = EpisodeCollector(envs, env_codec, 2, lambda phase: None)
+    collector = EpisodeCollector(envs, env_codec, 2, lambda *_: None)
     return [collector.collect(act) for _ in range(80)]
 
 

@@ -234,7 +234,7 @@ def test_a_time_limit_bootstraps_and_a_termination_does_not(
         ActionCodec.of(envs.single_action_space, rescale=True),
     )
     replay = ReplayBuffer(24, 2, env_codec)
-    collector = TransitionCollector(envs, env_codec, replay, 0, lambda phase: None)
+    collector = TransitionCollector(envs, env_codec, replay, 0, lambda *_: None)
     for _ in range(50):  # more than three times the capacity
         collector.step(torch.zeros(2, ACT_SIZE))
     batch = replay.sample(500, torch.Generator().manual_seed(0))

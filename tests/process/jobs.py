@@ -67,7 +67,7 @@ def fail(worker: Worker, mode: str) -> None:
         if mode == "sys_exit":
             sys.exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
-    while not worker.stopping:
+    while not worker.should_stop():
         time.sleep(0.01)
 
 
@@ -80,7 +80,7 @@ def fail_later(worker: Worker, counters: Counters, mode: str, goal: int) -> None
     """Counts steps up to a total of `goal`; worker 1 fails 1,000 steps after each start."""
     counts = counters.writer(worker.index)
     steps_at_start = int(counters.rows["steps"][worker.index])
-    while not worker.stopping and counters.total("steps") < goal:
+    while not worker.should_stop() and counters.total("steps") < goal:
         counts.add_rollout(1, [])
         counts.lap("env")
         time.sleep(1e-4)
@@ -98,6 +98,6 @@ def fail_before_first_step(worker: Worker, counters: Counters, num_failing: int)
     counters.writer(worker.index)
     if worker.index < num_failing:
         raise RuntimeError("simulated failure")
-    while not worker.stopping:
+    while not worker.should_stop():
         counters.rows["heartbeat_s"][worker.index] = time.monotonic()
         time.sleep(0.01)

@@ -27,7 +27,7 @@ def add(worker: Worker, moments: RunningMoments) -> None:
     writer = moments.writer(worker.index)
     for index in itertools.count():
         writer.add(np.repeat(values(worker.index, index), HALF, axis=1))
-        if worker.stopping:
+        if worker.should_stop():
             return
 
 

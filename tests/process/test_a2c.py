@@ -178,7 +178,7 @@ def train_one_rank(config: a2c.Config, updates: int) -> tuple[dict[str, torch.Te
         normalizers.append(config.normalizer(normalization, rank))
         env_codec = config.env_codec(env_info, normalizers[-1])
         collectors.append(
-            Collector([envs], env_codec, config.n_steps, env_seed, lambda phase: None, arrays=True)
+            Collector([envs], env_codec, config.n_steps, env_seed, lambda *_: None, arrays=True)
         )
         generators.append(np.random.Generator(np.random.PCG64(action_seed)))
     act = ClosedForm(model, shared.gradient.flat).act

@@ -92,7 +92,7 @@ def test_only_the_nonfinite_environment_is_reset(fault: str) -> None:
         ObservationCodec.of(vector_env.single_observation_space),
         ActionCodec.of(vector_env.single_action_space),
     )
-    collector = Collector([vector_env], env_codec, 50, 0, lambda _: None)
+    collector = Collector([vector_env], env_codec, 50, 0, lambda *_: None)
     actions = torch.ones(3, dtype=torch.int64)
     nonfinite: list[int] = []
     for _ in range(80):

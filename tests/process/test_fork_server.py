@@ -127,7 +127,7 @@ def wait_for_exit(pids: list[int]) -> None:
 
 def count_until(worker: processes.Worker, counters: Counters, goal: int) -> None:
     counts = counters.writer(worker.index)
-    while not worker.stopping and counters.total("steps") < goal:
+    while not worker.should_stop() and counters.total("steps") < goal:
         counts.add_rollout(1, [])
         counts.lap("env")
         time.sleep(1e-4)

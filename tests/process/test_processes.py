@@ -274,7 +274,7 @@ def test_rollouts_keep_their_shape_and_count_only_valid_steps(groups: int) -> No
             state_size=1,
             rewards=recorder.transform_rewards,
         )
-        collector = Collector(venvs, env_codec, T, 0, lambda _: None)
+        collector = Collector(venvs, env_codec, T, 0, lambda *_: None)
         recorded: dict[str, list[Any]] = {"observations": [], "rewards": [], "terminated": []}
         recorded["valid"] = []
         boundaries, episodes, steps = [], [], 0
@@ -314,7 +314,7 @@ def test_environment_that_fails_its_first_reset_is_invalid_until_replaced(num_en
             ObservationCodec.of(venv.single_observation_space),
             ActionCodec.of(venv.single_action_space),
         )
-        collector = Collector([venv], env_codec, 1, 13, lambda _: None)
+        collector = Collector([venv], env_codec, 1, 13, lambda *_: None)
         actions = torch.zeros(num_envs, dtype=torch.int64)
         deadline_s = time.monotonic() + 60
         while not (rollout := collector.collect(lambda *_: (actions, None))).valid[0, 0]:

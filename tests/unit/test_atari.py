@@ -194,7 +194,7 @@ def collect(
     ).transform_rewards
     actions = ActionCodec.of(envs.single_action_space)
     full_codec = EnvCodec(codec, actions, rewards=transform, **env_codec)
-    collector = Collector([envs], full_codec, steps, SEED, lambda phase: None)
+    collector = Collector([envs], full_codec, steps, SEED, lambda *_: None)
     generator = torch.Generator().manual_seed(SEED)
     choices = int(envs.single_action_space.n)
     sample = functools.partial(torch.randint, choices, generator=generator)

@@ -41,7 +41,7 @@ def collect(name: str, num_envs: int, groups: int = 1) -> Rollout:
     spec = make.resolve("CartPole-v1")
     backend = vectorize.Backend(name, "")
     made = [vectorize.make_envs(spec, backend, num_envs // groups, 2) for _ in range(groups)]
-    collector = Collector(made, env_codec_of(made[0]), STEPS, SEED, lambda phase: None)
+    collector = Collector(made, env_codec_of(made[0]), STEPS, SEED, lambda *_: None)
     rollout = collector.collect(random_act())
     for envs in made:
         envs.close()
@@ -148,7 +148,7 @@ def test_rollout_copied_to_a_device_is_equal() -> None:
     rollouts = []
     for device in (None, torch.device("cpu")):
         envs = vectorize.sequential("CartPole-v1", 4)
-        collector = Collector([envs], env_codec_of(envs), 16, SEED, lambda phase: None, device)
+        collector = Collector([envs], env_codec_of(envs), 16, SEED, lambda *_: None, device)
         act = random_act()
         for _ in range(5):
             rollout = collector.collect(act)

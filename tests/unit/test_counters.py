@@ -173,6 +173,20 @@ def test_a_lap_adds_time_to_its_phase_only(phase: str) -> None:
     assert [name for name, seconds in counters.seconds().items() if seconds > 0] == [phase]
 
 
+def test_a_lap_divides_its_time_at_the_given_end_of_stepping() -> None:
+    counters = Counters(1)
+    writer = counters.writer(0)
+    time.sleep(0.004)
+    env_end_s = time.monotonic()
+    time.sleep(0.002)
+    writer.lap("act", env_end_s)
+    until_s = time.monotonic()
+    seconds = counters.seconds()
+    assert seconds["env"] >= 0.004
+    assert 0.002 <= seconds["act"] <= until_s - env_end_s
+    assert seconds["learn"] == seconds["share"] == 0
+
+
 def test_phases_sum_to_the_total_time() -> None:
     """The total time of a worker is from its start to its last lap."""
     counters = Counters(1)

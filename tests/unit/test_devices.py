@@ -40,7 +40,7 @@ def rollout_of(n_steps: int = 16) -> Rollout:
         ObservationCodec.of(envs.single_observation_space),
         ActionCodec.of(envs.single_action_space),
     )
-    collector = Collector([envs], env_codec, n_steps, 3, lambda phase: None)
+    collector = Collector([envs], env_codec, n_steps, 3, lambda *_: None)
     generator = torch.Generator().manual_seed(3)
     return collector.collect(
         lambda rows, state: (torch.randint(2, (len(rows),), generator=generator), None)

@@ -61,7 +61,7 @@ def env_codec_of(envs: VectorEnv[Any, Any, Any], **options: Any) -> EnvCodec:
 def collect(env: make.EnvSource, num_envs: int, times: int, **options: Any) -> list[Collected]:
     """Results of `times` successive batches."""
     envs = make_vector_env(env, num_envs)
-    collector = EpisodeCollector(envs, env_codec_of(envs, **options), SEED, lambda phase: None)
+    collector = EpisodeCollector(envs, env_codec_of(envs, **options), SEED, lambda *_: None)
     policy, collected = RandomPolicy(envs), []
     for _ in range(times):
         rollout = collector.collect(policy)
@@ -249,7 +249,7 @@ def test_equal_seeds_give_equal_batches_and_batches_differ() -> None:
 
 def test_batches_do_not_share_memory() -> None:
     envs = make_vector_env("tests.envs:Images-v0", 2)
-    collector = EpisodeCollector(envs, env_codec_of(envs), SEED, lambda phase: None)
+    collector = EpisodeCollector(envs, env_codec_of(envs), SEED, lambda *_: None)
     policy = RandomPolicy(envs)
     rollout = collector.collect(policy)
     before = {name: tensor.clone() for name, tensor in vars(rollout).items()}
@@ -271,7 +271,7 @@ def test_batch_has_no_graph_and_trains_a_model() -> None:
     model = ActorCritic(
         envs.single_observation_space, envs.single_action_space, Architecture(hidden=(8,))
     )
-    rollout = EpisodeCollector(envs, env_codec_of(envs), SEED, lambda _: None).collect(model.act)
+    rollout = EpisodeCollector(envs, env_codec_of(envs), SEED, lambda *_: None).collect(model.act)
     assert not any(tensor.requires_grad for tensor in vars(rollout).values())
     policy, values = model(rollout.observations)
     (policy.log_prob(rollout.actions).sum() + values.sum()).backward()

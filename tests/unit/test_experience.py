@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from typing import Any
 
 import gymnasium
@@ -16,6 +17,7 @@ from hogwild_rl.collect.replay import ReplayBuffer
 from hogwild_rl.collect.transitions import TransitionCollector
 from hogwild_rl.envs import make, vectorize
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.hogwild.counters import Counters
 from tests import envs
 
 SEED = 11
@@ -104,13 +106,12 @@ def env_codec_of(envs: VectorEnv[Any, Any, Any]) -> EnvCodec:
     )
 
 
-def collect(env: make.EnvSource, B: int, steps: int, laps: list[str] | None = None) -> Collected:
+def collect(env: make.EnvSource, B: int, steps: int) -> Collected:
     """Results of random actions, some of them at the bounds."""
     envs = vectorize.sequential(env, B)
     env_codec = env_codec_of(envs)
     replay = ReplayBuffer(B * steps, B, env_codec)
-    lap = (lambda phase: None) if laps is None else laps.append
-    collector = TransitionCollector(envs, env_codec, replay, SEED, lap)
+    collector = TransitionCollector(envs, env_codec, replay, SEED, lambda *_: None)
     collected = Collected(replay, [collector.observations])
     generator = torch.Generator().manual_seed(SEED)
     for _ in range(steps):
@@ -202,7 +203,7 @@ def test_observations_do_not_share_memory(env: make.EnvSource, steps: int) -> No
     envs = vectorize.sequential(env, 2)
     env_codec = env_codec_of(envs)
     collector = TransitionCollector(
-        envs, env_codec, ReplayBuffer(9, 2, env_codec), SEED, lambda phase: None
+        envs, env_codec, ReplayBuffer(9, 2, env_codec), SEED, lambda *_: None
     )
     observations = []
     for _ in range(12):
@@ -220,14 +221,31 @@ def test_actions_are_stored_as_the_policy_gave_them() -> None:
     envs = vectorize.sequential(Walk, 1)
     env_codec = env_codec_of(envs)
     replay = ReplayBuffer(5, 1, env_codec)
-    collector = TransitionCollector(envs, env_codec, replay, SEED, lambda phase: None)
+    collector = TransitionCollector(envs, env_codec, replay, SEED, lambda *_: None)
     start = float(collector.observations[0, 0])
     collector.step(torch.tensor([[0.5]]))
     (transition,) = transitions(replay)
     assert transition == pytest.approx((start, 0, 0.5, start + 1.25, start + 1.25, 1, 0))
 
 
-def test_phases_are_timed_for_every_step() -> None:
-    laps: list[str] = []
-    collect(Walk, 2, 5, laps)
-    assert laps == ["act", "env"] * 5
+class SlowWalk(Walk):
+    """Walk whose step takes at least 4 ms."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.004)
+        return super().step(action)
+
+
+def test_stepping_and_acting_before_it_are_timed_separately() -> None:
+    envs = vectorize.sequential(SlowWalk, 2)
+    env_codec, counters = env_codec_of(envs), Counters(1)
+    replay = ReplayBuffer(20, 2, env_codec)
+    collector = TransitionCollector(envs, env_codec, replay, SEED, counters.writer(0).lap)
+    before, start_s = counters.seconds(), time.monotonic()
+    for _ in range(5):
+        time.sleep(0.002)
+        collector.step(torch.zeros(2, 1))
+    elapsed_s = time.monotonic() - start_s
+    seconds = {name: after - before[name] for name, after in counters.seconds().items()}
+    assert seconds["env"] >= 10 * 0.004
+    assert 5 * 0.002 <= seconds["act"] <= elapsed_s - 10 * 0.004

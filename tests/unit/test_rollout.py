@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import time
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -16,6 +18,7 @@ from torch import Tensor
 from hogwild_rl.collect.rollout import Collector, Rollout
 from hogwild_rl.envs import make, vectorize
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.hogwild.counters import Counters
 from hogwild_rl.learn.normalization import Normalization, Normalizer
 from hogwild_rl.models.actor_critic import ActorCritic, Architecture
 from tests.envs import make_vector_env
@@ -83,12 +86,11 @@ def codec_of(envs: VectorEnv[Any, Any, Any]) -> EnvCodec:
 
 
 def collector_of(
-    env: make.EnvSource, num_envs: int, n_steps: int, laps: list[str] | None = None
+    env: make.EnvSource, num_envs: int, n_steps: int, lap: Callable[..., None] = lambda *_: None
 ) -> tuple[Collector, UniformPolicy]:
     """Returns a collector and a policy for it."""
     envs = make_vector_env(env, num_envs)
     assert envs.single_observation_space.shape is not None
-    lap = (lambda phase: None) if laps is None else laps.append
     collector = Collector([envs], codec_of(envs), n_steps, SEED, lap)
     return collector, UniformPolicy((num_envs, *envs.single_observation_space.shape))
 
@@ -229,12 +231,29 @@ def test_equal_seeds_give_equal_rollouts() -> None:
     assert set(concatenated(first, "actions").flatten().tolist()) == {0, 1}
 
 
-def test_lap_is_called_after_acting_and_after_stepping() -> None:
-    laps: list[str] = []
-    collector, policy = collector_of("CartPole-v1", num_envs=2, n_steps=3, laps=laps)
-    laps.clear()
-    collector.collect(policy)
-    assert laps == ["act", "env"] * 3
+class SlowEnv(StepCounter):
+    """Environment whose step takes at least 4 ms."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.004)
+        return super().step(action)
+
+
+def test_stepping_and_acting_are_timed_separately() -> None:
+    counters = Counters(1)
+    collector, policy = collector_of(SlowEnv, 2, n_steps=5, lap=counters.writer(0).lap)
+    before, start_s = counters.seconds(), time.monotonic()
+
+    def act(*arguments: Any) -> Any:
+        time.sleep(0.002)
+        return policy(*arguments)
+
+    collector.collect(act)
+    elapsed_s = time.monotonic() - start_s
+    seconds = {name: after - before[name] for name, after in counters.seconds().items()}
+    assert seconds["env"] >= 10 * 0.004
+    assert 5 * 0.002 <= seconds["act"] <= elapsed_s - 10 * 0.004
+    assert seconds["learn"] == seconds["share"] == 0
 
 
 class NaNObserver(StepCounter):
@@ -251,11 +270,11 @@ def test_a_non_finite_state_is_reset_with_the_episode() -> None:
         envs.single_observation_space, envs.single_action_space, Architecture(lstm=4)
     )
     env_codec = dataclasses.replace(codec_of(envs), state_size=4)
-    collector = Collector([envs], env_codec, 11, SEED, lambda phase: None)
+    collector = Collector([envs], env_codec, 11, SEED, lambda *_: None)
     for _ in range(3):
         rollout = collector.collect(model.act)
         assert bool((rollout.state == 0).all())
-    collector = Collector([envs], env_codec, 16, SEED, lambda phase: None)
+    collector = Collector([envs], env_codec, 16, SEED, lambda *_: None)
     rollout = collector.collect(model.act)
     _, values = model(rollout.observations, rollout.state, rollout.valid)
     nonfinite = [7, 8, 9, 10]  # step 11 resets
@@ -268,7 +287,7 @@ def test_a_rollout_has_no_autograd_graph_and_trains_a_model() -> None:
     model = ActorCritic(
         envs.single_observation_space, envs.single_action_space, Architecture(hidden=(8,))
     )
-    collector = Collector([envs], codec_of(envs), 4, SEED, lambda phase: None)
+    collector = Collector([envs], codec_of(envs), 4, SEED, lambda *_: None)
     rollout = collector.collect(model.act)
     assert not any(tensor.requires_grad for tensor in vars(rollout).values())
     policy, values = model(rollout.observations, rollout.state, rollout.valid)
@@ -318,7 +337,7 @@ def results_of(env: Any, T: int, G: int, B: int, lstm: int, staged: bool) -> lis
     normalizer = Normalizer(moments, 0, 0.99, "none", 1.0)
     env_codec = EnvCodec(codec, actions, state_size=lstm, rewards=normalizer.transform_rewards)
     device = torch.device("cpu") if staged else None
-    collector = Collector(groups, env_codec, T, SEED, lambda phase: None, device)
+    collector = Collector(groups, env_codec, T, SEED, lambda *_: None, device)
     assert (collector.rollout is collector.host) != staged
     results = []
     for _ in range(30):

@@ -92,7 +92,7 @@ def test_collected_rows_equal_the_steps_of_sync_vector_env(name: str) -> None:
         ObservationCodec.of(ours.single_observation_space), ActionCodec.of(ours.single_action_space)
     )
     sync.action_space.seed(0)
-    collector = Collector([ours], codec, 10, 7, lambda phase: None, arrays=True)
+    collector = Collector([ours], codec, 10, 7, lambda *_: None, arrays=True)
     observation = sync.reset(seed=7)[0]
     for _ in range(STEPS // 10):
         rollout = collector.collect(lambda rows, state: (sync.action_space.sample(), state))
@@ -146,7 +146,7 @@ def test_lost_lives_terminate_across_the_ends_of_rollouts(n_steps: int) -> None:
         ActionCodec.of(clocks.single_action_space),
         terminal_on_life_loss=True,
     )
-    collector = Collector([clocks], codec, n_steps, 0, lambda phase: None, arrays=True)
+    collector = Collector([clocks], codec, n_steps, 0, lambda *_: None, arrays=True)
     terminated: list[bool] = []
     while len(terminated) < 20:
         rollout = collector.collect(lambda rows, state: (np.zeros(1, np.int64), state))
@@ -172,7 +172,7 @@ def test_episodes_are_in_the_order_of_their_ends() -> None:
         ObservationCodec.of(clocks.single_observation_space),
         ActionCodec.of(clocks.single_action_space),
     )
-    collector = Collector([clocks], codec, 12, 0, lambda phase: None, arrays=True)
+    collector = Collector([clocks], codec, 12, 0, lambda *_: None, arrays=True)
     collector.collect(lambda rows, state: (np.zeros(B, np.int64), state))
     assert collector.episodes == [(5, 5), (6, 6), (7, 7), (5, 5)]
 
