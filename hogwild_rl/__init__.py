@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hogwild_rl import a2c as a2c
     from hogwild_rl import a3c as a3c
     from hogwild_rl import ddpg as ddpg
+    from hogwild_rl import ppo as ppo
     from hogwild_rl import reinforce as reinforce
     from hogwild_rl import td3 as td3
     from hogwild_rl.errors import UserError as UserError
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from hogwild_rl.runs.agent import load as load
 
 __version__ = "0.2.0"
-__all__ = ["Agent", "UserError", "a2c", "a3c", "ddpg", "load", "reinforce", "td3"]
+__all__ = ["Agent", "UserError", "a2c", "a3c", "ddpg", "load", "ppo", "reinforce", "td3"]
 
 _HOMES = {
     "Agent": "hogwild_rl.runs.agent",
     "load": "hogwild_rl.runs.agent",
     "UserError": "hogwild_rl.errors",
 }
-_MODULES = {"a2c", "a3c", "ddpg", "reinforce", "td3"}
+_MODULES = {"a2c", "a3c", "ddpg", "ppo", "reinforce", "td3"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "a3c": "asynchronous advantage actor-critic on CPU cores",
     "a2c": "synchronous advantage actor-critic, batched on one device",
+    "ppo": "proximal policy optimization, in one process or lock-free",
     "reinforce": "Monte Carlo policy gradient",
     "ddpg": "deep deterministic policy gradient",
     "td3": "twin delayed deep deterministic policy gradient",

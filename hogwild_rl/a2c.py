@@ -25,7 +25,6 @@ from hogwild_rl.config import base, cli, resources, validation
 from hogwild_rl.config.policy import ActorCriticConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
-from hogwild_rl.hogwild.optimizers import SharedRMSprop
 from hogwild_rl.hogwild.processes import Worker, prepare_process
 from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn.losses import actor_critic_loss
@@ -114,7 +113,7 @@ def train(config: Config) -> Agent:
         ranks.joined(device.device),
     ):
         model = SharedModel(network, device.device)
-        optimizer = SharedRMSprop(model, config.learning_rate, config.rms_alpha, config.rms_eps)
+        optimizer = config.shared_optimizer(model)
         moments = config.normalization(run.env, ranks.count)
         state = TrainState(model, optimizer, moments, workers=1)
         run.open(state)

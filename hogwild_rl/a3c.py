@@ -27,7 +27,6 @@ from typing import Literal
 from hogwild_rl.config import base, cli, resources
 from hogwild_rl.config.policy import ActorCriticConfig
 from hogwild_rl.envs import vectorize
-from hogwild_rl.hogwild.optimizers import SharedRMSprop
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn.losses import actor_critic_loss
@@ -77,7 +76,7 @@ def train(config: Config) -> Agent:
     network = config.model(run.env, precision.on)
     config.check_sendable(network)
     model = SharedModel(network)  # one flat tensor in shared memory
-    optimizer = SharedRMSprop(model, config.learning_rate, config.rms_alpha, config.rms_eps)
+    optimizer = config.shared_optimizer(model)
     moments = config.normalization(run.env, config.workers)
     state = TrainState(model, optimizer, moments, workers=config.workers)
     run.open(state)  # folder, log, resumed checkpoint

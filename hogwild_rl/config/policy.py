@@ -12,6 +12,13 @@ from hogwild_rl.config import resources, validation
 from hogwild_rl.config.network import NetworkConfig, architecture
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.envs.make import EnvInfo
+from hogwild_rl.hogwild.optimizers import (
+    SharedAdam,
+    SharedOptimizer,
+    SharedRMSprop,
+    SharedSGD,
+)
+from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn import normalization
 from hogwild_rl.learn.normalization import Normalization, Normalizer
 from hogwild_rl.models.actor_critic import ActorCritic
@@ -124,10 +131,18 @@ class ActorCriticConfig(PolicyConfig):
     """λ of generalized advantage estimation; 1: the A3C paper's n-step return."""
     terminal_on_life_loss: bool = False
     """Treat a lost life as terminal for bootstrapping; the episode continues."""
+    optimizer: Literal["rmsprop", "adam", "sgd"] = "rmsprop"
+    """Optimizer, with statistics that all workers share."""
     rms_alpha: float = 0.99
     """Decay α of RMSprop's running average."""
     rms_eps: float = 1e-5
-    """ε of RMSprop, inside the root."""
+    """ε of RMSprop."""
+    eps_inside_root: bool = True
+    """Add ε of RMSprop inside the root, as the A3C paper does; torch.optim adds it outside."""
+    momentum: float = 0.0
+    """Momentum of RMSprop and SGD."""
+    adam_eps: float = 1e-5
+    """ε of Adam."""
     lstm: int = 0
     """Size of the LSTM between body and heads; 0 for none."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -139,7 +154,18 @@ class ActorCriticConfig(PolicyConfig):
         validation.between("gae_lambda", self.gae_lambda, 0, 1)
         validation.above("rms_eps", self.rms_eps, 0)
         validation.between("rms_alpha", self.rms_alpha, 0, 0.999_999)
+        validation.above("adam_eps", self.adam_eps, 0)
+        validation.between("momentum", self.momentum, 0, 0.999_999)
         validation.at_least("lstm", self.lstm, 0)
+
+    def shared_optimizer(self, model: SharedModel[Any], *, alone: bool = False) -> SharedOptimizer:
+        """The optimizer of a model; `alone` as in `SharedAdam`."""
+        if self.optimizer == "adam":
+            return SharedAdam(model, self.learning_rate, eps=self.adam_eps, alone=alone)
+        if self.optimizer == "sgd":
+            return SharedSGD(model, self.learning_rate, self.momentum)
+        rms = (self.rms_alpha, self.rms_eps, self.momentum, self.eps_inside_root)
+        return SharedRMSprop(model, self.learning_rate, *rms)
 
     def check_rollouts(self, env_info: EnvInfo, num_envs: int) -> None:
         """Raises UserError if the rollouts of all environments do not fit into memory."""

@@ -76,6 +76,8 @@ _ACTOR_CRITIC = {
 }
 
 
+_PPO: dict[str, _Preset] = {}
+
 _REINFORCE: dict[str, _Preset] = {
     "CartPole-v1": {
         "total_timesteps": 1_000_000,
@@ -119,7 +121,7 @@ _OFF_POLICY = {
 _LANDER = {**_OFF_POLICY["LunarLanderContinuous-v3"], "gamma": 0.99, "noise_std": 0.2}
 _TD3 = {**_OFF_POLICY, "LunarLanderContinuous-v3": _LANDER}
 _ACTOR_CRITICS = dict.fromkeys(("a3c", "a2c"), _ACTOR_CRITIC)
-_PRESETS = {**_ACTOR_CRITICS, "reinforce": _REINFORCE, "ddpg": _OFF_POLICY, "td3": _TD3}
+_PRESETS = {**_ACTOR_CRITICS, "ppo": _PPO, "reinforce": _REINFORCE, "ddpg": _OFF_POLICY, "td3": _TD3}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)
 _FAMILIES = {r"ALE/.*|.*NoFrameskip-v\d+": "ALE"}
 

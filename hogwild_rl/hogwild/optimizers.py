@@ -77,8 +77,8 @@ class SharedOptimizer(torch.optim.Optimizer, abc.ABC):
     def apply_if_finite(self, gradient: Tensor, max_norm: float = math.inf) -> Tensor:
         """Clips a gradient by its global norm and takes one step, without a host-device sync.
 
-        If the norm is not finite, no parameter and no statistic changes. In a CUDA graph
-        SharedRMSprop follows `learning_rate`; other optimizers keep the rate of the recording.
+        If the norm is not finite, no parameter and no statistic changes. A CUDA graph of it follows
+        `learning_rate`.
 
         Args:
             gradient: [P]; clipped in place, set to 0 if its norm is not finite.
@@ -220,8 +220,6 @@ class SharedAdam(SharedOptimizer):
     Source: Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1.
     """
 
-    _fused = False  # an optimizer sent to another process is not alone
-
     def __init__(
         self,
         model: SharedModel[Any],
@@ -234,6 +232,9 @@ class SharedAdam(SharedOptimizer):
         super().__init__(model, {"lr": lr, "betas": betas, "eps": eps})
         self._fused = alone
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_fused": self._fused}
+
     def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         on_cpu = parameter.device.type == "cpu"  # on a device torch's fused step counts in float32
         return {
@@ -245,7 +246,7 @@ class SharedAdam(SharedOptimizer):
     def _update_(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         beta1, beta2 = group["betas"]
-        if self._fused:
+        if self._fused or self._rate is not None:
             statistics: tuple[Any, ...] = (
                 [state["exp_avg"]],
                 [state["exp_avg_sq"]],
@@ -253,7 +254,8 @@ class SharedAdam(SharedOptimizer):
                 [state["step"]],
             )
             options: dict[str, Any] = {"amsgrad": False, "maximize": False, "fused": True}
-            options |= {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
+            rate = group["lr"] if self._rate is None else self._rate
+            options |= {"lr": rate, "beta1": beta1, "beta2": beta2, "eps": group["eps"]}
             adam.adam([parameter], [gradient], *statistics, weight_decay=0.0, **options)
             return
         step = float(state["step"].add_(1))
@@ -315,7 +317,10 @@ class SharedSGD(SharedOptimizer):
         if group["momentum"]:
             buffer = self.state[parameter]["momentum_buffer"]
             gradient = buffer.mul_(group["momentum"]).add_(gradient)
-        parameter.add_(gradient, alpha=-group["lr"])
+        if self._rate is None:
+            parameter.add_(gradient, alpha=-group["lr"])
+        else:
+            parameter.addcmul_(gradient, self._rate, value=-1)
 
 
 def _check_range(eps: float = 1.0, **fractions: float) -> None:

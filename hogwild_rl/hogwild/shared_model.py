@@ -77,15 +77,15 @@ class Replica(Generic[M]):
 
     def __init__(self, shared: Tensor, module: M) -> None:
         self.module = module
-        self.flat = torch.empty_like(shared)
-        self._shared = shared
+        self.flat = shared.clone()
         _bind(module, self.flat)
-        self.pull()
         self.gradient = FlatGradient(module)
+        size = len(self.gradient.flat)
+        self._own, self._shared = self.flat[:size], shared[:size]
 
     def pull(self) -> None:
-        """Copies the current shared parameters; other workers may write them meanwhile."""
-        self.flat.copy_(self._shared)
+        """Copies the current trainable parameters; other workers may write them meanwhile."""
+        self._own.copy_(self._shared)
 
 
 class FlatGradient:

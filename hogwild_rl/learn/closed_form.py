@@ -55,6 +55,9 @@ class ClosedForm:
     Args:
         model: network for which `supports` is true.
         gradient: flat gradient of the trainable parameters, [P]; `gradient` overwrites it.
+
+    Attributes:
+        losses: terms of the newest loss, if autograd differentiates it; else None.
     """
 
     def __init__(self, model: ActorCritic, gradient: Tensor) -> None:
@@ -62,6 +65,7 @@ class ClosedForm:
         parts = torch.split(gradient, [p.numel() for p in parameters])
         gradients = {p: g.view(p.shape).numpy() for p, g in zip(parameters, parts, strict=True)}
         self._flat, self._policy_head, norm = gradient, model.policy_head, model.standardize
+        self.losses: PolicyLoss | None = None
         self._norm: Sequence[Array] = ()
         if isinstance(norm, Standardize):
             self._norm = norm.mean.detach().numpy(), norm.scale.detach().numpy()
@@ -115,11 +119,12 @@ class ClosedForm:
             rollout: rollout on the CPU.
             config: settings for the loss.
         """
-        T, B = rollout.rewards.shape
-        N = T * B  # the last B rows have a value but no action
+        T, B = rollout.valid.shape
+        N = T * B  # the last B rows of a rollout have a value but no action
         sums: Dot = functools.partial(np.dot, np.ones(N, np.float32))
         products = (np.dot, sums) if self.is_small(N) else (_large_dot, _large_sum)
-        inputs = rollout.observations.numpy().reshape(N + B, -1)
+        observations = rollout.observations.numpy()
+        inputs = observations.reshape(len(observations) * B, -1)
         if self._norm:
             inputs = self._normalized(inputs)
         if self._shared:
@@ -159,12 +164,12 @@ class ClosedForm:
         self, loss: Loss, rollout: Rollout, config: Any, outputs: Sequence[Array], values: Array
     ) -> tuple[Sequence[Array], Array]:
         """Derivatives of any loss by the outputs, [N, A], and the values, [N, 1]."""
-        T, B = rollout.rewards.shape
+        T, B = rollout.valid.shape
         leaves = [torch.from_numpy(each).requires_grad_() for each in (*outputs, values)]
         *shaped, V = (each.view(-1, B, each.shape[-1]) for each in leaves)
         policy = self._policy_head.distribution(*shaped)
-        total = loss(lambda *_: (policy, V.squeeze(-1)), rollout, config).total
-        gradients = torch.autograd.grad(total, leaves, materialize_grads=True)
+        self.losses = loss(lambda *_: (policy, V.squeeze(-1)), rollout, config)
+        gradients = torch.autograd.grad(self.losses.total, leaves, materialize_grads=True)
         *by_outputs, by_values = (each.numpy() for each in gradients)
         return by_outputs, by_values[: T * B]
 

@@ -1,6 +1,7 @@
 """Loss functions. Means are over valid transitions only."""
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -8,14 +9,18 @@ from torch import Tensor
 
 from hogwild_rl.collect.rollout import Rollout
 from hogwild_rl.learn import returns
+from hogwild_rl.learn.samples import Samples
 from hogwild_rl.models.actor_critic import ActorCritic
+
+_EPSILON = 1e-8  # added to the standard deviation of advantages
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLoss:
     """Terms of a loss, each a scalar, and their weighted sum `total`.
 
-    `values`, `targets` and `valid`, [T, B], are those of the value loss.
+    `values`, `targets` and `valid`, [T, B], are those of the value loss. `kl`, a scalar, estimates
+    KL(π_old || π) of PPO, and `clipped` is the fraction of ratios that are clipped.
     """
 
     total: Tensor
@@ -25,13 +30,14 @@ class PolicyLoss:
     values: Tensor
     targets: Tensor
     valid: Tensor
+    kl: Tensor | None = None
+    clipped: Tensor | None = None
 
-    def gauges(self) -> tuple[float, float, float, float]:
-        """Policy loss, value loss, entropy and explained variance, for the log."""
+    def gauges(self) -> list[float]:
+        """Policy and value loss, entropy, explained variance, KL and clip fraction, for the log."""
         explained = explained_variance(self.values, self.targets, self.valid)
-        terms = (self.policy, self.value, self.entropy, explained)
-        policy, value, entropy, variance = (float(term.detach()) for term in terms)
-        return policy, value, entropy, variance
+        terms = (self.policy, self.value, self.entropy, explained, self.kl, self.clipped)
+        return [math.nan if term is None else float(term.detach()) for term in terms]
 
 
 def mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -119,6 +125,49 @@ def td_loss(values: Tensor, targets: Tensor) -> Tensor:
     Source: Fujimoto et al. 2018 (arXiv:1802.09477), algorithm 1.
     """
     return (values - targets).square().mean(1).sum()
+
+
+def ppo_loss(model: ActorCritic, samples: Samples, config: Any) -> PolicyLoss:
+    """Loss of PPO with a clipped surrogate objective.
+
+        r_t = π(a_t|s_t) / π_old(a_t|s_t)
+        L = −mean(min(r_t A_t, clip(r_t, 1 − ε, 1 + ε) A_t)) + c_v mean(v_t) − β mean(H(π(·|s_t)))
+        v_t = (R_t − V(s_t))², or with ε_v the larger of it and
+              (R_t − clip(V(s_t), V_old(s_t) − ε_v, V_old(s_t) + ε_v))²
+
+    π_old are the probabilities at acting time. A concurrent update of another worker changes r_t
+    like one of this worker's own: both are corrected, and limited to 1 ± ε.
+
+    Args:
+        model: network of policy and value function.
+        samples: minibatch of N transitions, [1, N] or, with an LSTM, [T, b].
+        config: settings with clip_range ε, clip_value_range ε_v or 0, normalize_advantages,
+            vf_coef c_v and ent_coef β.
+
+    Source: Schulman et al. 2017 (arXiv:1707.06347), equations 7 and 9; numbered details: Huang et
+    al. 2022, The 37 Implementation Details of Proximal Policy Optimization.
+    """
+    policy, values = model(samples.observations, samples.state, samples.valid)
+    valid, advantages, targets = samples.valid, samples.advantages, samples.targets
+    if config.normalize_advantages:  # detail 7: per minibatch
+        centered = advantages - mean(advantages, valid)
+        advantages = centered / (mean(centered.square(), valid).sqrt() + _EPSILON)
+    log_ratios = policy.log_prob(samples.actions) - samples.log_probs
+    ratios = log_ratios.exp()
+    clipped = ratios.clamp(1 - config.clip_range, 1 + config.clip_range)  # detail 8
+    surrogate = torch.minimum(ratios * advantages, clipped * advantages)
+    errors = (targets - values).square()
+    if config.clip_value_range:  # detail 9
+        near = samples.values + (values - samples.values).clamp(
+            -config.clip_value_range, config.clip_value_range
+        )
+        errors = torch.maximum(errors, (targets - near).square())
+    losses = -mean(surrogate, valid), mean(errors, valid), mean(policy.entropy(), valid)
+    total = losses[0] + config.vf_coef * losses[1] - config.ent_coef * losses[2]  # detail 10
+    with torch.no_grad():  # detail 12: an estimate of low variance (Schulman 2020)
+        kl = mean(ratios - 1 - log_ratios, valid)
+        fraction = mean((ratios != clipped).float(), valid)
+    return PolicyLoss(total, *losses, values, targets, valid, kl, fraction)
 
 
 def actor_critic_loss(model: ActorCritic, rollout: Rollout, config: Any) -> PolicyLoss:

@@ -144,17 +144,19 @@ class ActorCritic(nn.Module):
     def forward(
         self, observations: Tensor, state: Tensor | None = None, valid: Tensor | None = None
     ) -> tuple[StochasticDistribution, Tensor]:
-        """Returns π(·|s_t) for t = 0..T-1 and V(s_t) for t = 0..T, in one pass over a rollout.
+        """Returns π(·|s_t) for t = 0..T-1 and V(s_t) for all rows, in one pass over a rollout.
 
         Args:
-            observations: s_t, [T+1, B, *O]; the last row has a value but no action.
+            observations: s_t, [T+1, B, *O]; the last row has a value but no action. Or [T, B, *O]
+                with `valid`.
             state: recurrent state before the first row, [2, B, H]; if None, zeros.
             valid: [T, B] bool; a row after one that is not valid starts an episode. If None, all
                 are valid.
 
         Returns:
-            The policy over [T, B] and the values, [T+1, B].
+            The policy over [T, B] and the values, [T+1, B] or [T, B].
         """
+        T = len(observations) - 1 if valid is None else len(valid)
         inputs = self._inputs(observations)
         features = self._features(self.policy_body, inputs)
         if self.memory is not None:
@@ -162,7 +164,7 @@ class ActorCritic(nn.Module):
             if valid is None:
                 valid = features.new_ones(features.shape[:2], dtype=torch.bool)
             features = self.memory(features, state, valid)
-        policy: StochasticDistribution = self.policy_head(features[:-1])
+        policy: StochasticDistribution = self.policy_head(features[:T])
         if self.value_body is not self.policy_body:
             features = self._features(self.value_body, inputs)
         return policy, self.value_head(features).squeeze(-1)

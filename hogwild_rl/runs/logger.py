@@ -68,7 +68,7 @@ class Snapshot:
         steps_per_s, updates_per_s: rates since the previous row.
         staleness_mean, staleness_max: updates by others between a gradient's pull and its step.
         env_s, act_s, learn_s, share_s: worker seconds in each phase, in this session.
-        policy_loss, …, approx_kl: `GAUGES`, mean over workers; grad_norm is before clipping.
+        policy_loss, …, learning_rate: `GAUGES`, mean over workers; grad_norm is before clipping.
     """
 
     time_s: float
@@ -90,9 +90,10 @@ class Snapshot:
     value_loss: float
     entropy: float
     explained_variance: float
+    approx_kl: float
+    clip_fraction: float
     grad_norm: float
     learning_rate: float
-    approx_kl: float
 
 
 _HEADER = [field.name for field in dataclasses.fields(Snapshot)]

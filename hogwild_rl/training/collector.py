@@ -51,6 +51,7 @@ class Collector:
         else:
             generator = torch.Generator(device).manual_seed(action_seed)
             self._act = functools.partial(learner.model.act, generator=generator)
+        self._generator = generator
         self._worker_state: WorkerState | None = None
         self.source: EpisodeCollector | RolloutCollector
         lap = learner.counters.lap
@@ -88,13 +89,29 @@ class Collector:
             self._moments.write_to(self._learner.model)
         self._learner.counters.lap("share")
         self._rollout: Rollout = self.source.collect(self._act)
+        self._taken = False
         return self._rollout
 
-    def update_moments(self) -> None:
-        """Adds the observations of the last rollout to the running moments."""
+    def take(self) -> tuple[int, list[tuple[float, int]]]:
+        """Adds the last rollout to the running moments, and returns its steps and episodes.
+
+        Only once for each rollout: then 0 and none.
+        """
+        if self._taken:
+            return 0, []
+        self._taken = True
         if self._moments.moments:
             self._normalizer.add(getattr(self.source, "host", self._rollout))
             self._task.ranks.exchange(self._moments, self._learner.device)
+        if self.source.nonfinite_envs:
+            self._learner.counters.add_nonfinite(self.source.nonfinite_envs)
+        return self.source.steps, self.source.episodes
+
+    def permutation(self, n: int) -> torch.Tensor:
+        """Random permutation of 0..n-1 on the device, [n] int64, from this worker's stream."""
+        if isinstance(self._generator, torch.Generator):
+            return torch.randperm(n, generator=self._generator, device=self._learner.device)
+        return torch.from_numpy(self._generator.permutation(n))
 
     def state(self) -> dict[str, Any] | None:
         """State of random stream, environments and open episodes, for an exact resume."""

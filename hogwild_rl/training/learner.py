@@ -12,7 +12,7 @@ from hogwild_rl.collect.rollout import Rollout
 from hogwild_rl.envs import make
 from hogwild_rl.hogwild.counters import CounterWriter
 from hogwild_rl.hogwild.processes import Worker
-from hogwild_rl.hogwild.shared_model import clip_by_global_norm_
+from hogwild_rl.hogwild.shared_model import Replica, clip_by_global_norm_
 from hogwild_rl.learn import cuda_graphs
 from hogwild_rl.learn.closed_form import ClosedForm
 from hogwild_rl.learn.losses import PolicyLoss
@@ -38,11 +38,13 @@ class Learner:
     Attributes:
         model, device: network that acts and is trained, and the device of its parameters.
         closed_form: gradients and actions of the model without autograd; None if not supported.
+        losses: terms of the newest loss that was computed; A3C's are computed for the log only.
         counters: counters of this worker.
         collector: source of the rollouts, set by `Collector`.
     """
 
     collector: Any
+    losses: PolicyLoss
 
     def __init__(
         self, worker: Worker, task: Task[Any], loss: Loss, *, replica: bool = False
@@ -64,9 +66,10 @@ class Learner:
         self._device_step: Callable[[], Tensor] = self._step_if_finite
 
     def pull(self) -> None:
-        """Copies the shared parameters; other workers may write them at the same time."""
-        self._updates_at_pull = self.counters.total_updates()
-        self._source.pull()
+        """Copies the shared parameters to the replica, if any; others may write them meanwhile."""
+        if isinstance(self._source, Replica):
+            self._updates_at_pull = self.counters.total_updates()
+            self._source.pull()
 
     def step(self, rollout: Rollout, progress: float) -> None:
         """Updates the shared parameters with the gradient of a rollout's loss.
@@ -81,14 +84,10 @@ class Learner:
         if self._to_capture:
             self._capture()
         gradient = self._gradient()
-        self.collector.update_moments()  # on the host, while a GPU computes the gradient
-        source = self.collector.source
-        steps, episodes = source.steps, source.episodes
+        steps, episodes = self.collector.take()  # on the host, while a GPU computes the gradient
         if self._ranks.count > 1:
             steps, episodes = self._ranks.combine(gradient, steps, episodes)
         self.counters.add_rollout(steps, episodes)
-        if source.nonfinite_envs:
-            self.counters.add_nonfinite(source.nonfinite_envs)
         self._optimizer.learning_rate = learning_rate = self._config.learning_rate_at(progress)
         self.counters.lap("learn")
         norm: float | Tensor
@@ -99,7 +98,12 @@ class Learner:
         self._outcomes.add(norm, self._updates_at_pull)
         self.counters.lap("share")
         if self._logging:
-            self._outcomes.log(self._losses.gauges(), learning_rate)
+            self._outcomes.log(self.losses.gauges(), learning_rate)
+
+    def drop(self) -> None:
+        """Counts the last rollout, and one dropped update instead of those of its minibatches."""
+        self.counters.add_rollout(*self.collector.take())
+        self._outcomes.add(math.nan)
 
     def finish(self) -> None:
         """Counts the last update of a GPU and the episodes of the other ranks."""
@@ -109,13 +113,16 @@ class Learner:
     def _compute_gradient(self) -> Tensor:
         arguments = (self._rollout, self._config)
         if self.closed_form is None:
-            self._losses = self._loss(self.model, *arguments)
-            gradient: Tensor = self._source.gradient(self._losses.total)
+            self.losses = self._loss(self.model, *arguments)
+            gradient: Tensor = self._source.gradient(self.losses.total)
             return gradient
-        if self._logging:  # only the log needs the terms of the loss
+        gradient = self.closed_form.gradient(self._loss, *arguments)
+        if self.closed_form.losses is not None:
+            self.losses = self.closed_form.losses
+        elif self._logging:  # only the log needs the terms of the loss
             with torch.no_grad():
-                self._losses = self._loss(self.model, *arguments)
-        return self.closed_form.gradient(self._loss, *arguments)
+                self.losses = self._loss(self.model, *arguments)
+        return gradient
 
     def _step_if_finite(self) -> Tensor:
         taken: Tensor = self._optimizer.apply_if_finite(

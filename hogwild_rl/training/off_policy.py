@@ -185,8 +185,8 @@ class OffPolicyLearner:
             self._outcomes.log(self._gauges(), self._config.learning_rate)
 
     def _gauges(self) -> tuple[float, ...]:
-        """Losses of actor and critics; entropy and explained variance are undefined."""
-        return float(self.actor.loss), float(self.critics.loss), math.nan, math.nan
+        """Losses of actor and critics; the other gauges of a loss are undefined."""
+        return float(self.actor.loss), float(self.critics.loss), *[math.nan] * 4
 
     def _capture(self) -> Callable[[], Tensor]:
         def update() -> Tensor:

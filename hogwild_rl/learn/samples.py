@@ -1,0 +1,81 @@
+"""Samples of PPO: a rollout with the values of its acting time, in shuffled minibatches."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.learn import returns
+from hogwild_rl.models.actor_critic import ActorCritic
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Transitions of a rollout, as N columns [1, N]; with an LSTM, B environments [T, B].
+
+    Attributes:
+        observations: s_t, [T, N, *O].
+        state: recurrent state before row 0, [2, N, H].
+        actions: a_t, [T, N, *A].
+        valid: [T, N] bool.
+        log_probs: log π_old(a_t|s_t) at acting time, [T, N].
+        values: V_old(s_t) at acting time, [T, N].
+        advantages, targets: A_t and R_t = A_t + V_old(s_t), [T, N].
+    """
+
+    observations: Tensor
+    state: Tensor
+    actions: Tensor
+    valid: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    targets: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: ActorCritic, rollout: Rollout, config: Any) -> "Samples":
+        """Samples of a rollout [T, B], of which `model` has selected the actions.
+
+        Args:
+            model: network of policy and value function.
+            rollout: the rollout; the samples share its memory.
+            config: settings with gamma and gae_lambda.
+        """
+        policy, values = model(rollout.observations, rollout.state, rollout.valid)
+        flags = (rollout.terminated, rollout.truncated, rollout.valid)
+        discounts = {"gamma": config.gamma, "gae_lambda": config.gae_lambda}
+        advantages = returns.generalized_advantages(rollout.rewards, values, *flags, **discounts)
+        values = values[:-1]
+        rows = (rollout.observations[:-1], rollout.actions, rollout.valid)
+        rows += (policy.log_prob(rollout.actions), values, advantages, advantages + values)
+        if not model.state_size:  # the order of the steps does not matter
+            rows = tuple(row.reshape(1, -1, *row.shape[2:]) for row in rows)
+        state = rollout.state if model.state_size else rollout.state.new_zeros(2, rows[1].shape[1], 0)
+        return cls(rows[0], state, *rows[1:])
+
+
+class Minibatches:
+    """Shuffled minibatches of samples, all of one shape and in the same buffers.
+
+    Args:
+        count: minibatches per epoch; it divides the number of columns.
+        permutation: function that returns a random permutation of 0..n-1, [n] int64.
+    """
+
+    def __init__(self, count: int, permutation: Callable[[int], Tensor]) -> None:
+        self._count, self._permutation = count, permutation
+        self._buffers: dict[str, Tensor] = {}
+
+    def epoch(self, samples: Samples) -> Iterator[Samples]:
+        """Yields minibatches with each column once; the next one overwrites the last."""
+        columns = self._permutation(samples.valid.shape[1])
+        for chosen in columns.view(self._count, -1):
+            for name, tensor in vars(samples).items():
+                if name not in self._buffers:
+                    self._buffers[name] = tensor.index_select(1, chosen)
+                torch.index_select(tensor, 1, chosen, out=self._buffers[name])
+            yield Samples(**self._buffers)
