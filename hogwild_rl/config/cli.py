@@ -103,8 +103,8 @@ _GROUPS = {
     "log_std_init",
     "optimization": "learning_rate lr_schedule gamma n_steps gae_lambda vf_coef max_grad_norm "
     "optimizer rms_alpha rms_eps eps_inside_root momentum adam_eps epochs minibatches clip_range "
-    "clip_value_range normalize_advantages target_kl returns baseline tau batch_size buffer_size train_every gradient_steps "
-    "policy_delay target_noise target_noise_clip",
+    "clip_value_range normalize_advantages target_kl returns baseline tau batch_size buffer_size "
+    "train_every gradient_steps policy_delay target_noise target_noise_clip",
     "exploration": "ent_coef learning_starts noise noise_std ou_theta ou_dt",
     "fault tolerance": "max_restarts step_timeout max_bad_updates",
 }

@@ -121,7 +121,13 @@ _OFF_POLICY = {
 _LANDER = {**_OFF_POLICY["LunarLanderContinuous-v3"], "gamma": 0.99, "noise_std": 0.2}
 _TD3 = {**_OFF_POLICY, "LunarLanderContinuous-v3": _LANDER}
 _ACTOR_CRITICS = dict.fromkeys(("a3c", "a2c"), _ACTOR_CRITIC)
-_PRESETS = {**_ACTOR_CRITICS, "ppo": _PPO, "reinforce": _REINFORCE, "ddpg": _OFF_POLICY, "td3": _TD3}
+_PRESETS = {
+    **_ACTOR_CRITICS,
+    "ppo": _PPO,
+    "reinforce": _REINFORCE,
+    "ddpg": _OFF_POLICY,
+    "td3": _TD3,
+}
 ENVIRONMENTS = tuple(_ACTOR_CRITIC)
 _FAMILIES = {r"ALE/.*|.*NoFrameskip-v\d+": "ALE"}
 

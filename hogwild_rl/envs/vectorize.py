@@ -81,15 +81,17 @@ class SequentialVectorEnv(VectorEnv[Any, Any, Any]):
     but a loop. An info has only the entries that training uses.
 
     Args:
-        make, num_envs: function that makes one environment, and their number B ≥ 1.
+        make_one, num_envs: function that makes one environment, and their number B ≥ 1.
 
     Attributes:
         envs: the environments.
         resetting: [B] bool, environments that their next step only resets.
     """
 
-    def __init__(self, make: Callable[[], make.Env], num_envs: int) -> None:
-        self.envs = [make() for _ in range(num_envs)]
+    def __init__(self, make_one: Callable[[], make.Env], num_envs: int) -> None:
+        self.envs: list[make.Env] = []  # those made are closed if another one cannot be
+        for _ in range(num_envs):
+            self.envs.append(make_one())
         first, self.num_envs = self.envs[0], num_envs
         self.metadata = {**first.metadata, "autoreset_mode": AutoresetMode.NEXT_STEP}
         self.single_observation_space = first.observation_space

@@ -46,6 +46,7 @@ Loss: TypeAlias = Callable[[Any, Rollout, Any], PolicyLoss]
 # Multiplications of a matrix product from which torch computes it: it is faster there, and NumPy's
 # BLAS would start threads of its own (benchmarks/closed_form.py).
 _TORCH_FROM = 2**18
+_MANY_ROWS = 2**10  # from this number of rows BLAS may sum a column in several threads
 _NARROW = 8  # columns up to which NumPy is faster for any number of rows
 
 
@@ -88,7 +89,7 @@ class ClosedForm:
 
     def is_small(self, rows: int) -> bool:
         """True if NumPy is faster than torch for this number of rows."""
-        return rows * self._largest <= _TORCH_FROM
+        return rows * self._largest < _TORCH_FROM
 
     def act(
         self, observations: Array, state: Any = None, *, generator: np.random.Generator
@@ -121,8 +122,10 @@ class ClosedForm:
         """
         T, B = rollout.valid.shape
         N = T * B  # the last B rows of a rollout have a value but no action
-        sums: Dot = functools.partial(np.dot, np.ones(N, np.float32))
-        products = (np.dot, sums) if self.is_small(N) else (_large_dot, _large_sum)
+        row_sum: Any = _large_sum
+        if N < _MANY_ROWS:
+            row_sum = functools.partial(np.dot, np.ones(N, np.float32))
+        products = (np.dot if self.is_small(N) else _large_dot, row_sum)
         observations = rollout.observations.numpy()
         inputs = observations.reshape(len(observations) * B, -1)
         if self._norm:
@@ -170,7 +173,8 @@ class ClosedForm:
         policy = self._policy_head.distribution(*shaped)
         self.losses = loss(lambda *_: (policy, V.squeeze(-1)), rollout, config)
         gradients = torch.autograd.grad(self.losses.total, leaves, materialize_grads=True)
-        *by_outputs, by_values = (each.numpy() for each in gradients)
+        # Before torch 2.10, materialized gradients require gradients.
+        *by_outputs, by_values = (each.detach().numpy() for each in gradients)
         return by_outputs, by_values[: T * B]
 
 
@@ -207,7 +211,7 @@ def _large_dot(a: Array, b: Array, out: Array | None = None) -> Array:
 
 
 def _large_sum(d: Array, out: Array) -> None:
-    """Sums over rows; more exact for many of them than a product with ones."""
+    """Sums over many rows, more exact than by a product with ones."""
     torch.sum(torch.from_numpy(d), 0, out=torch.from_numpy(out))
 
 

@@ -20,7 +20,7 @@ class PolicyLoss:
     """Terms of a loss, each a scalar, and their weighted sum `total`.
 
     `values`, `targets` and `valid`, [T, B], are those of the value loss. `kl`, a scalar, estimates
-    KL(π_old || π) of PPO, and `clipped` is the fraction of ratios that are clipped.
+    KL(π_old || π) of PPO, and `clipped` is the fraction of clipped ratios; NaN in other losses.
     """
 
     total: Tensor
@@ -30,14 +30,14 @@ class PolicyLoss:
     values: Tensor
     targets: Tensor
     valid: Tensor
-    kl: Tensor | None = None
-    clipped: Tensor | None = None
+    kl: Tensor | float = math.nan
+    clipped: Tensor | float = math.nan
 
     def gauges(self) -> list[float]:
         """Policy and value loss, entropy, explained variance, KL and clip fraction, for the log."""
         explained = explained_variance(self.values, self.targets, self.valid)
-        terms = (self.policy, self.value, self.entropy, explained, self.kl, self.clipped)
-        return [math.nan if term is None else float(term.detach()) for term in terms]
+        terms = (self.policy, self.value, self.entropy, explained)
+        return [*(float(term.detach()) for term in terms), float(self.kl), float(self.clipped)]
 
 
 def mean(values: Tensor, valid: Tensor) -> Tensor:

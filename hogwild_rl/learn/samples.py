@@ -49,13 +49,20 @@ class Samples:
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
         discounts = {"gamma": config.gamma, "gae_lambda": config.gae_lambda}
         advantages = returns.generalized_advantages(rollout.rewards, values, *flags, **discounts)
-        values = values[:-1]
-        rows = (rollout.observations[:-1], rollout.actions, rollout.valid)
-        rows += (policy.log_prob(rollout.actions), values, advantages, advantages + values)
-        if not model.state_size:  # the order of the steps does not matter
-            rows = tuple(row.reshape(1, -1, *row.shape[2:]) for row in rows)
-        state = rollout.state if model.state_size else rollout.state.new_zeros(2, rows[1].shape[1], 0)
-        return cls(rows[0], state, *rows[1:])
+        samples = cls(
+            observations=rollout.observations[:-1],
+            state=rollout.state,
+            actions=rollout.actions,
+            valid=rollout.valid,
+            log_probs=policy.log_prob(rollout.actions),
+            values=values[:-1],
+            advantages=advantages,
+            targets=advantages + values[:-1],
+        )
+        if model.state_size:
+            return samples
+        rows = {n: t.reshape(1, -1, *t.shape[2:]) for n, t in vars(samples).items() if n != "state"}
+        return cls(**rows, state=rollout.state.new_zeros(2, rollout.valid.numel(), 0))
 
 
 class Minibatches:
@@ -72,7 +79,9 @@ class Minibatches:
 
     def epoch(self, samples: Samples) -> Iterator[Samples]:
         """Yields minibatches with each column once; the next one overwrites the last."""
-        columns = self._permutation(samples.valid.shape[1])
+        count, device = samples.valid.shape[1], samples.valid.device
+        single = self._count == 1  # the order makes no difference
+        columns = torch.arange(count, device=device) if single else self._permutation(count)
         for chosen in columns.view(self._count, -1):
             for name, tensor in vars(samples).items():
                 if name not in self._buffers:

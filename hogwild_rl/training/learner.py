@@ -16,12 +16,13 @@ from hogwild_rl.hogwild.shared_model import Replica, clip_by_global_norm_
 from hogwild_rl.learn import cuda_graphs
 from hogwild_rl.learn.closed_form import ClosedForm
 from hogwild_rl.learn.losses import PolicyLoss
+from hogwild_rl.learn.samples import Samples
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.training.task import Task
 
 _LOG_EVERY_S = 0.25  # the gauges of 64 environments and 20 steps take 230 µs
 
-Loss: TypeAlias = Callable[[ActorCritic, Rollout, Any], PolicyLoss]
+Loss: TypeAlias = Callable[[ActorCritic, Any, Any], PolicyLoss]
 
 
 class Learner:
@@ -71,13 +72,14 @@ class Learner:
             self._updates_at_pull = self.counters.total_updates()
             self._source.pull()
 
-    def step(self, rollout: Rollout, progress: float) -> None:
+    def step(self, rollout: Rollout | Samples, progress: float) -> None:
         """Updates the shared parameters with the gradient of a rollout's loss.
 
         gradient → average over ranks → clip → check finite → learning rate → apply → count
 
         Args:
-            rollout: rollout, [T, B]; in the same buffers in every call if the gradient is captured.
+            rollout: rollout or minibatch; in the same buffers in every call if the gradient is
+                captured.
             progress: fraction of the run in [0, 1), for the learning rate.
         """
         self._rollout, self._logging = rollout, time.monotonic() >= self._outcomes.due_s
@@ -111,7 +113,7 @@ class Learner:
         self.counters.add_rollout(0, self._ranks.gather())
 
     def _compute_gradient(self) -> Tensor:
-        arguments = (self._rollout, self._config)
+        arguments: tuple[Any, Any] = (self._rollout, self._config)
         if self.closed_form is None:
             self.losses = self._loss(self.model, *arguments)
             gradient: Tensor = self._source.gradient(self.losses.total)

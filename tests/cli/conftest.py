@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hogwild_rl import a2c, a3c, ddpg, evaluate, plot, reinforce, td3
+from hogwild_rl import a2c, a3c, ddpg, evaluate, plot, ppo, reinforce, td3
 from hogwild_rl.config import cli
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -21,6 +21,7 @@ PROGRAMS = {
     "ddpg": ddpg.main,
     "evaluate": evaluate.main,
     "plot": plot.main,
+    "ppo": ppo.main,
     "reinforce": reinforce.main,
     "td3": td3.main,
 }

@@ -11,7 +11,7 @@ import pytest
 from hogwild_rl import __main__ as console
 from hogwild_rl.config import base, cli
 
-PROGRAMS = ("a2c", "a3c", "ddpg", "reinforce", "td3")
+PROGRAMS = ("a2c", "a3c", "ddpg", "ppo", "reinforce", "td3")
 SCRIPT = str(pathlib.Path(sys.executable).with_name("hogwild-rl"))
 
 

@@ -175,6 +175,31 @@ def test_invalid_reinforce_flags_are_rejected(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "printed"),
+    [
+        (["--envs-per-worker", "4"], "envs_per_worker needs workers"),
+        (["--workers", "2", "--device", "cuda"], "workers share memory on the CPU"),
+        (["--workers", "2", "--compile"], "workers share memory on the CPU"),
+        (["--workers", "2", "--vectorization", "async"], "async is for workers 0"),
+        (["--minibatches", "7"], "must divide the 1024 steps of a rollout of a worker, got 7"),
+        (["--lstm", "8", "--minibatches", "16"], "must divide the 8 environments"),
+        (["--clip-range", "0"], "clip_range must be above 0, got 0"),
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--optimizer", "lamb"], "lamb"),
+        (["--momentum", "1"], "momentum must lie between 0 and 0.999999, got 1"),
+    ],
+    ids=str,
+)
+def test_ppo_rejects_invalid_flags(
+    flags: list[str], printed: str, refused: Command, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "run"
+    error = refused("ppo", "--env", "Taxi-v3", *flags, "--run-dir", str(folder))
+    assert printed in error
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("program", ["ddpg", "td3"])
 @pytest.mark.parametrize(
     ("flags", "printed"),

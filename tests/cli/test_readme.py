@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page.name: page.read_text() for page in PAGES}
-COMMANDS = ("a2c", "a3c", "ddpg", "evaluate", "plot", "reinforce", "td3")
+COMMANDS = ("a2c", "a3c", "ddpg", "evaluate", "plot", "ppo", "reinforce", "td3")
 
 
 def blocks(page: str, language: str) -> list[str]:

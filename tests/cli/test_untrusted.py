@@ -140,7 +140,7 @@ def test_python_interface_requires_allow_import(run: pathlib.Path, mark: pathlib
     assert mark.exists()
 
 
-@pytest.mark.parametrize("program", ["a2c", "a3c", "ddpg", "reinforce", "td3"])
+@pytest.mark.parametrize("program", ["a2c", "a3c", "ddpg", "ppo", "reinforce", "td3"])
 def test_allow_import_in_a_run_file_has_no_effect(
     program: str, refused: Command, run: pathlib.Path, mark: pathlib.Path
 ) -> None:

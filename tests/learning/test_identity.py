@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import Space, spaces
 
-from hogwild_rl import a2c, a3c, ddpg, td3
+from hogwild_rl import a2c, a3c, ddpg, ppo, td3
 from hogwild_rl.runs.agent import Agent
 
 LENGTH = 20
@@ -65,7 +65,7 @@ CONSTANT = {
 SOLVED = {name: LENGTH * (0.88 if name == "box" else 0.95) for name in SPACES}
 
 
-def trained(algorithm: str, name: str, folder: pathlib.Path) -> Agent:
+def trained(algorithm: str, workers: int, name: str, folder: pathlib.Path) -> Agent:
     settings: dict[str, Any] = {
         "env": functools.partial(Identity, SPACES[name]),
         "run_dir": str(folder / "run"),
@@ -78,14 +78,19 @@ def trained(algorithm: str, name: str, folder: pathlib.Path) -> Agent:
         "log_std_init": -1.0,
     }
     if algorithm == "a3c":
-        return a3c.train(a3c.Config(workers=2, envs_per_worker=4, **settings))
+        return a3c.train(a3c.Config(workers=workers, envs_per_worker=4, **settings))
+    if algorithm == "ppo":
+        settings |= {"n_steps": 8, "learning_rate": 3e-3, "num_envs": 8}
+        return ppo.train(ppo.Config(workers=workers, **settings))
     return a2c.train(a2c.Config(num_envs=8, vectorization="sync", **settings))
 
 
-@pytest.mark.parametrize("algorithm", ["a3c", "a2c"])
+@pytest.mark.parametrize(("algorithm", "workers"), [("a3c", 2), ("a2c", 0), ("ppo", 0), ("ppo", 2)])
 @pytest.mark.parametrize("name", SPACES)
-def test_on_policy_learns_the_identity(algorithm: str, name: str, tmp_path: pathlib.Path) -> None:
-    agent = trained(algorithm, name, tmp_path)
+def test_on_policy_learns_the_identity(
+    algorithm: str, workers: int, name: str, tmp_path: pathlib.Path
+) -> None:
+    agent = trained(algorithm, workers, name, tmp_path)
     assert agent.evaluate(20, seed=1).mean() > SOLVED[name] > CONSTANT[name]
 
 

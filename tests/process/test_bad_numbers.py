@@ -57,11 +57,12 @@ def test_a3c_run_fails_after_max_bad_updates(start) -> None:
 
 
 @pytest.mark.parametrize("given", [{"clip_rewards": 1.0}, {"normalize_rewards": True}], ids=str)
-@pytest.mark.parametrize("program", ["a3c", "a2c", "reinforce"])
+@pytest.mark.parametrize("program", ["a3c", "a2c", "ppo", "reinforce"])
 def test_infinite_rewards_are_dropped_before_clipping_and_normalization(
     program: str, given: dict[str, Any], start
 ) -> None:
     size = {"a3c": ("--workers", "1", "--envs-per-worker"), "a2c": ("--num-envs",)}
+    size["ppo"] = ("--n-steps", "16", "--num-envs")
     flags = (*size.get(program, ("--episodes",)), "2", "--env", "tests.envs:FaultyRareInf-v0")
     given = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
     settings = [str(word) for pair in given.items() for word in pair if word is not True]

@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from hogwild_rl import a2c, a3c
+from hogwild_rl import a2c, a3c, ppo
 from hogwild_rl.runs import resume
 from hogwild_rl.runs.checkpoint import CHECKPOINT_FILE, Checkpoint
 
@@ -41,6 +41,10 @@ RUNS = {
     "a3c": (a3c, {**A3C, "lr_schedule": "linear", "gae_lambda": 0.9}),
     "a3c-one-environment": (a3c, {**A3C, "envs_per_worker": 1, "normalize_observations": True}),
     "a3c-lstm": (a3c, {**A3C, "lstm": 16, "normalize_rewards": True}),
+    "ppo": (ppo, {**A2C, "normalize_observations": True}),
+    "ppo-pendulum": (ppo, {**A2C, "env": "Pendulum-v1", "total_timesteps": 6_000}),
+    "ppo-lstm": (ppo, {**A2C, "lstm": 16, "total_timesteps": 4_000}),
+    "ppo-worker": (ppo, {"workers": 1, "envs_per_worker": 2, "total_timesteps": 2_000}),
     "a3c-pendulum": (a3c, {**A3C, "env": "Pendulum-v1", "normalize_rewards": True}),
 }
 
