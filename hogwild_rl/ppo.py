@@ -66,7 +66,7 @@ def learn(worker: Worker, task: Task[Config]) -> None:
             for minibatch in minibatches.epoch(samples):
                 learner.pull()
                 learner.step(minibatch, progress)  # θ ← θ − η Adam(clip(∇L(θ'))), no lock
-            if config.target_kl and float(learner.losses.kl) > config.target_kl:
+            if config.target_kl and float(learner.loss_of(minibatch).kl) > config.target_kl:
                 break
 
 

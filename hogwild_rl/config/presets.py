@@ -76,7 +76,22 @@ _ACTOR_CRITIC = {
 }
 
 
-_PPO: dict[str, _Preset] = {}
+_PPO_COLUMNS = (*_COLUMNS, "epochs", "minibatches")
+_BOTH = {"normalize_observations": True, "normalize_rewards": True}
+
+
+def _ppo(*values: float, **others: Any) -> _Preset:
+    return dict(zip(_PPO_COLUMNS, values, strict=True)) | _TUNED_WITH | others
+
+
+# The settings of RL Baselines3 Zoo, where no comment says otherwise.
+_PPO: dict[str, _Preset] = {
+    "CartPole-v1": _ppo(8, 100_000, 32, 1e-3, 0.98, 0.8, 0.0, 20, 1),
+    "Acrobot-v1": _ppo(16, 1_000_000, 256, 3e-4, 0.99, 0.94, 0.0, 4, 64, **_BOTH),
+    "LunarLander-v3": _ppo(16, 1_000_000, 1024, 3e-4, 0.999, 0.98, 0.01, 4, 256),
+    "MountainCar-v0": _ppo(16, 1_000_000, 16, 3e-4, 0.99, 0.98, 0.0, 4, 4, **_BOTH),
+    "Pendulum-v1": _ppo(4, 100_000, 1024, 1e-3, 0.9, 0.95, 0.0, 10, 64),
+}
 
 _REINFORCE: dict[str, _Preset] = {
     "CartPole-v1": {

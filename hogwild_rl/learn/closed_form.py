@@ -10,14 +10,21 @@ The loss of A3C and A2C has, with n valid steps, the derivatives
 
     c = ∂L/∂log π(a_t|s_t) = −A_t / n    e = ∂L/∂H(π(·|s_t)) = −β / n    ∂L/∂V(s_t) = −2 c_v A_t / n
 
-since R_t − V(s_t) = A_t; they are 0 where a step is not valid. The distributions below continue
-from c and e to the outputs of the policy. Other losses are differentiated by autograd up to there.
+since R_t − V(s_t) = A_t; they are 0 where a step is not valid. With the ratio r_t of PPO,
+
+    c = −[r_t A_t ≤ clip(r_t, 1 − ε, 1 + ε) A_t] r_t A_t / n
+    ∂L/∂V(s_t) = 2 c_v (V(s_t) − R_t) / n
+
+and ∂L/∂V(s_t) = 0 where the value with limited change has the larger error. The distributions
+below continue from c and e to the outputs of the policy. Other losses are differentiated by
+autograd up to there.
 
 An operation of torch has an overhead of 3 to 6 µs, and a backward pass as much again; an operation
 of NumPy has 1 µs.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -26,7 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from hogwild_rl.collect.rollout import Rollout
-from hogwild_rl.learn.losses import PolicyLoss, actor_critic_loss
+from hogwild_rl.learn.losses import EPSILON, PolicyLoss, actor_critic_loss, ppo_loss
+from hogwild_rl.learn.samples import Samples
 from hogwild_rl.models.actor_critic import ActorCritic
 from hogwild_rl.models.distributions import (
     LOG_STD_MAX,
@@ -41,7 +49,7 @@ from hogwild_rl.models.layers import Standardize
 Array: TypeAlias = Any  # np.ndarray; its operators also return NumPy's scalars
 Gradients: TypeAlias = Mapping[Any, Array]  # by parameter
 Dot: TypeAlias = Callable[..., Array]
-Loss: TypeAlias = Callable[[Any, Rollout, Any], PolicyLoss]
+Loss: TypeAlias = Callable[[Any, Any, Any], PolicyLoss]
 
 # Multiplications of a matrix product from which torch computes it: it is faster there, and NumPy's
 # BLAS would start threads of its own (benchmarks/closed_form.py).
@@ -112,12 +120,13 @@ class ClosedForm:
         return actions[None] if single else actions, state
 
     @np.errstate(all="ignore")  # a gradient that is not finite is dropped
-    def gradient(self, loss: Loss, rollout: Rollout, config: Any) -> Tensor:
+    def gradient(self, loss: Loss, rollout: Any, config: Any) -> Tensor:
         """Gradient of a loss of a rollout [T, B], always the same tensor [P].
 
         Args:
-            loss: function of model, rollout and settings; `actor_critic_loss` needs no autograd.
-            rollout: rollout on the CPU.
+            loss: function of model, rollout and settings; `actor_critic_loss` and `ppo_loss` need
+                no autograd.
+            rollout: rollout, or samples of PPO, on the CPU.
             config: settings for the loss.
         """
         T, B = rollout.valid.shape
@@ -136,8 +145,14 @@ class ClosedForm:
         else:
             outputs = self._policy.forward(inputs[:N], products[0])
             (values,) = self._value.forward(inputs, products[0])
-        derivatives = self._by_equations if loss is actor_critic_loss else self._by_autograd
-        by_outputs, by_values = derivatives(loss, rollout, config, outputs, values)
+        if loss is actor_critic_loss or loss is ppo_loss:
+            weights = _actor_critic if loss is actor_critic_loss else self._ppo
+            c, by_values, valid = weights(rollout, config, outputs, values)
+            e = (valid * np.float32(-config.ent_coef / _count(valid))).reshape(-1, 1)
+            actions = rollout.actions.numpy().reshape(N, -1)
+            by_outputs = self._distribution.gradient(c, e, actions, *outputs)
+        else:
+            by_outputs, by_values = self._by_autograd(loss, rollout, config, outputs, values)
         if self._shared:
             self._policy.backward([*by_outputs, by_values], *products)
         else:
@@ -151,17 +166,27 @@ class ClosedForm:
         standard = (observations - mean) * scale
         return np.minimum(np.maximum(standard, -Standardize.CLIP), Standardize.CLIP)
 
-    def _by_equations(
-        self, _: Loss, rollout: Rollout, config: Any, outputs: Sequence[Array], values: Array
-    ) -> tuple[Sequence[Array], Array]:
-        """Derivatives of `actor_critic_loss` by the outputs, [N, A], and the values, [N, 1]."""
-        T, B = rollout.rewards.shape
-        advantages, valid = _advantages(rollout, values.reshape(T + 1, B), config)
-        scale = -1 / max(int(np.count_nonzero(valid)), 1)
-        c = (advantages * scale).reshape(-1, 1)
-        e = (valid * np.float32(config.ent_coef * scale)).reshape(-1, 1)
-        actions = rollout.actions.numpy().reshape(T * B, -1)
-        return self._distribution.gradient(c, e, actions, *outputs), c * (2 * config.vf_coef)
+    def _ppo(
+        self, samples: Samples, config: Any, outputs: Sequence[Array], values: Array
+    ) -> tuple[Array, Array, Array]:
+        """Derivatives c of `ppo_loss` and by the values, [N, 1] each, and the mask `valid`."""
+        arrays = {name: tensor.numpy() for name, tensor in vars(samples).items()}
+        names = ("valid", "log_probs", "values", "advantages", "targets", "actions")
+        rows = (arrays[name].reshape(len(values), -1) for name in names)
+        valid, old_log_probs, old_values, advantages, targets, actions = rows
+        n = _count(valid)
+        if config.normalize_advantages:
+            advantages = advantages - np.sum(advantages, where=valid) / n
+            advantages /= np.sqrt(np.sum(advantages**2, where=valid) / n) + EPSILON
+        ratios = np.exp(self._distribution.log_prob(actions, *outputs) - old_log_probs)
+        low, high = 1 - config.clip_range, 1 + config.clip_range
+        gains, bounded = ratios * advantages, np.clip(ratios, low, high) * advantages
+        errors, limit = values - targets, config.clip_value_range
+        if limit:
+            limited = old_values + np.clip(values - old_values, -limit, limit) - targets
+            errors = np.where(limited**2 > errors**2, 0, errors)  # then V is outside its limits
+        scale = np.float32(1 / n) * valid
+        return -gains * (gains <= bounded) * scale, 2 * config.vf_coef * errors * scale, valid
 
     def _by_autograd(
         self, loss: Loss, rollout: Rollout, config: Any, outputs: Sequence[Array], values: Array
@@ -176,6 +201,20 @@ class ClosedForm:
         # Before torch 2.10, materialized gradients require gradients.
         *by_outputs, by_values = (each.detach().numpy() for each in gradients)
         return by_outputs, by_values[: T * B]
+
+
+def _count(valid: Array) -> int:
+    return max(int(np.count_nonzero(valid)), 1)
+
+
+def _actor_critic(
+    rollout: Rollout, config: Any, _: Sequence[Array], values: Array
+) -> tuple[Array, Array, Array]:
+    """Derivatives c of `actor_critic_loss` and by the values, [N, 1] each, and the mask `valid`."""
+    T, B = rollout.valid.shape
+    advantages, valid = _advantages(rollout, values.reshape(T + 1, B), config)
+    c = (advantages * (-1 / _count(valid))).reshape(-1, 1)
+    return c, c * (2 * config.vf_coef), valid
 
 
 def _advantages(rollout: Rollout, values: Array, config: Any) -> tuple[Array, Array]:
@@ -301,6 +340,14 @@ class _Categoricals:
             return scores.argmax(-1)
         return np.stack([scores[..., part].argmax(-1) for part in self._parts], -1)
 
+    def log_prob(self, actions: Array, logits: Array) -> Array:
+        """Log-probability log π(a), [N, 1]."""
+        rows, total = np.arange(len(logits)), np.zeros(len(logits), np.float32)
+        for i, part in enumerate(self._parts):
+            x = logits[:, part] - np.maximum.reduce(logits[:, part], 1, keepdims=True)
+            total += x[rows, actions[:, i]] - np.log(np.add.reduce(np.exp(x), 1))
+        return total[:, None]
+
     def gradient(self, c: Array, e: Array, actions: Array, logits: Array) -> Sequence[Array]:
         """∂L/∂logits, [N, A]."""
         d = np.empty_like(logits)
@@ -330,6 +377,11 @@ class _Bernoullis:
         uniform = generator.random(logits.shape, np.float32)
         return (uniform < _sigmoid(logits)).astype(np.int64)
 
+    def log_prob(self, actions: Array, logits: Array) -> Array:
+        """Log-probability log π(a), [N, 1]."""
+        signed = np.where(actions, -logits, logits)  # log σ(x) = −log(1 + exp(−x))
+        return -np.add.reduce(np.logaddexp(0, signed), 1, keepdims=True)
+
     def gradient(self, c: Array, e: Array, actions: Array, logits: Array) -> Sequence[Array]:
         """∂L/∂logits, [N, A]."""
         p = _sigmoid(logits)
@@ -352,6 +404,13 @@ class _Gaussians:
         """Samples actions, [N, A]."""
         noise = generator.standard_normal(mean.shape, np.float32)
         return mean + np.exp(self._clamp(log_std)) * noise
+
+    def log_prob(self, actions: Array, mean: Array, log_std: Array) -> Array:
+        """Log-probability log π(a), [N, 1]."""
+        clamped = self._clamp(log_std)
+        z = (actions - mean) * np.exp(-clamped)
+        constant = np.float32(0.5 * math.log(2 * math.pi) * mean.shape[1])
+        return -np.add.reduce(0.5 * z * z + clamped, 1, keepdims=True) - constant
 
     def gradient(
         self, c: Array, e: Array, actions: Array, mean: Array, log_std: Array

@@ -12,7 +12,7 @@ from hogwild_rl.learn import returns
 from hogwild_rl.learn.samples import Samples
 from hogwild_rl.models.actor_critic import ActorCritic
 
-_EPSILON = 1e-8  # added to the standard deviation of advantages
+EPSILON = 1e-8  # added to the standard deviation of advantages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ def ppo_loss(model: ActorCritic, samples: Samples, config: Any) -> PolicyLoss:
     valid, advantages, targets = samples.valid, samples.advantages, samples.targets
     if config.normalize_advantages:  # detail 7: per minibatch
         centered = advantages - mean(advantages, valid)
-        advantages = centered / (mean(centered.square(), valid).sqrt() + _EPSILON)
+        advantages = centered / (mean(centered.square(), valid).sqrt() + EPSILON)
     log_ratios = policy.log_prob(samples.actions) - samples.log_probs
     ratios = log_ratios.exp()
     clipped = ratios.clamp(1 - config.clip_range, 1 + config.clip_range)  # detail 8

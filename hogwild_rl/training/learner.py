@@ -39,7 +39,7 @@ class Learner:
     Attributes:
         model, device: network that acts and is trained, and the device of its parameters.
         closed_form: gradients and actions of the model without autograd; None if not supported.
-        losses: terms of the newest loss that was computed; A3C's are computed for the log only.
+        losses: terms of the newest loss that was computed; in closed form, for the log only.
         counters: counters of this worker.
         collector: source of the rollouts, set by `Collector`.
     """
@@ -102,6 +102,11 @@ class Learner:
         if self._logging:
             self._outcomes.log(self.losses.gauges(), learning_rate)
 
+    @torch.no_grad()
+    def loss_of(self, rollout: Rollout | Samples) -> PolicyLoss:
+        """Terms of the loss, without gradient."""
+        return self._loss(self.model, rollout, self._config)
+
     def drop(self) -> None:
         """Counts the last rollout, and one dropped update instead of those of its minibatches."""
         self.counters.add_rollout(*self.collector.take())
@@ -122,8 +127,7 @@ class Learner:
         if self.closed_form.losses is not None:
             self.losses = self.closed_form.losses
         elif self._logging:  # only the log needs the terms of the loss
-            with torch.no_grad():
-                self.losses = self._loss(self.model, *arguments)
+            self.losses = self.loss_of(self._rollout)
         return gradient
 
     def _step_if_finite(self) -> Tensor:
