@@ -24,7 +24,6 @@ of NumPy has 1 µs.
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -33,20 +32,13 @@ import torch
 from torch import Tensor, nn
 
 from hogwild_rl.collect.rollout import Rollout
+from hogwild_rl.learn import array_distributions
+from hogwild_rl.learn.array_distributions import Array
 from hogwild_rl.learn.losses import EPSILON, PolicyLoss, actor_critic_loss, ppo_loss
 from hogwild_rl.learn.samples import Samples
 from hogwild_rl.models.actor_critic import ActorCritic
-from hogwild_rl.models.distributions import (
-    LOG_STD_MAX,
-    LOG_STD_MIN,
-    Bernoulli,
-    Categorical,
-    GaussianHead,
-    LogitsHead,
-)
 from hogwild_rl.models.layers import Standardize
 
-Array: TypeAlias = Any  # np.ndarray; its operators also return NumPy's scalars
 Gradients: TypeAlias = Mapping[Any, Array]  # by parameter
 Dot: TypeAlias = Callable[..., Array]
 Loss: TypeAlias = Callable[[Any, Any, Any], PolicyLoss]
@@ -86,7 +78,7 @@ class ClosedForm:
             self._policy = _Network(model.policy_body, heads, gradients)
             self._value = _Network(model.value_body, [model.value_head], gradients)
         self._policy_heads = self._policy.heads[: len(heads)]
-        self._distribution = _distribution(model.policy_head)
+        self._distribution = array_distributions.of_head(model.policy_head)
         self._largest = max(parameter.numel() for parameter in parameters)
 
     @staticmethod
@@ -317,121 +309,3 @@ class _Network:
             dot(d.T, inputs, layer.by_weight)
             if self._inputs:
                 d = dot(d, layer.weight)
-
-
-class _Categoricals:
-    """Independent categorical distributions, as `Categorical` and `MultiCategorical`.
-
-    log π(a) = Σ_i [x_i,a_i − log Σ_b exp(x_i,b)]        H = −Σ_i Σ_b p_i,b log p_i,b
-    ∂L/∂x_b = c ([b = a] − p_b) − e p_b (log p_b + H)    in each component i
-    """
-
-    def __init__(self, head: LogitsHead) -> None:
-        ends = np.cumsum(head.sizes).tolist()
-        self._parts = [slice(end - n, end) for end, n in zip(ends, head.sizes, strict=True)]
-        self._single = head.distribution is Categorical
-
-    def sample(self, generator: np.random.Generator, logits: Array) -> Array:
-        """Samples actions by the Gumbel-max trick, see `Categorical.sample`."""
-        scores = generator.standard_exponential(logits.shape, np.float32)
-        np.log(scores, out=scores)
-        np.subtract(logits, scores, out=scores)
-        if self._single:
-            return scores.argmax(-1)
-        return np.stack([scores[..., part].argmax(-1) for part in self._parts], -1)
-
-    def log_prob(self, actions: Array, logits: Array) -> Array:
-        """Log-probability log π(a), [N, 1]."""
-        rows, total = np.arange(len(logits)), np.zeros(len(logits), np.float32)
-        for i, part in enumerate(self._parts):
-            x = logits[:, part] - np.maximum.reduce(logits[:, part], 1, keepdims=True)
-            total += x[rows, actions[:, i]] - np.log(np.add.reduce(np.exp(x), 1))
-        return total[:, None]
-
-    def gradient(self, c: Array, e: Array, actions: Array, logits: Array) -> Sequence[Array]:
-        """∂L/∂logits, [N, A]."""
-        d = np.empty_like(logits)
-        rows = np.arange(len(logits))
-        for i, part in enumerate(self._parts):
-            x = logits[:, part]
-            log_p = x - np.maximum.reduce(x, 1, keepdims=True)
-            p = np.exp(log_p)
-            total = np.add.reduce(p, 1, keepdims=True)
-            p /= total
-            log_p -= np.log(total)
-            by_x = d[:, part]
-            entropy = -np.add.reduce(p * log_p, 1, keepdims=True)
-            np.multiply(-p, c + e * (log_p + entropy), out=by_x)
-            by_x[rows, actions[:, i]] += c[:, 0]
-        return [d]
-
-
-class _Bernoullis:
-    """Independent Bernoulli distributions, as `Bernoulli`; p = σ(x) = (1 + tanh(x/2)) / 2.
-
-    log π(a) = Σ_i log σ(±x_i)        ∂L/∂x_i = c (a_i − p_i) − e x_i p_i (1 − p_i)
-    """
-
-    def sample(self, generator: np.random.Generator, logits: Array) -> Array:
-        """Samples actions, [N, A]."""
-        uniform = generator.random(logits.shape, np.float32)
-        return (uniform < _sigmoid(logits)).astype(np.int64)
-
-    def log_prob(self, actions: Array, logits: Array) -> Array:
-        """Log-probability log π(a), [N, 1]."""
-        signed = np.where(actions, -logits, logits)  # log σ(x) = −log(1 + exp(−x))
-        return -np.add.reduce(np.logaddexp(0, signed), 1, keepdims=True)
-
-    def gradient(self, c: Array, e: Array, actions: Array, logits: Array) -> Sequence[Array]:
-        """∂L/∂logits, [N, A]."""
-        p = _sigmoid(logits)
-        return [c * (actions.astype(np.float32) - p) - e * logits * p * (1 - p)]
-
-
-class _Gaussians:
-    """Diagonal Gaussian distribution, as `Gaussian`, of μ and log σ; z = (a − μ) / σ.
-
-        log π(a) = −Σ_i (z_i² / 2 + log σ_i) + constant        H = Σ_i log σ_i + constant
-        ∂L/∂μ_i = c z_i / σ_i        ∂L/∂log σ_i = c (z_i² − 1) + e
-
-    A state-dependent log σ is clamped; its derivative is 0 where it is.
-    """
-
-    def __init__(self, head: GaussianHead) -> None:
-        self._clamped = isinstance(head.log_std, nn.Linear)
-
-    def sample(self, generator: np.random.Generator, mean: Array, log_std: Array) -> Array:
-        """Samples actions, [N, A]."""
-        noise = generator.standard_normal(mean.shape, np.float32)
-        return mean + np.exp(self._clamp(log_std)) * noise
-
-    def log_prob(self, actions: Array, mean: Array, log_std: Array) -> Array:
-        """Log-probability log π(a), [N, 1]."""
-        clamped = self._clamp(log_std)
-        z = (actions - mean) * np.exp(-clamped)
-        constant = np.float32(0.5 * math.log(2 * math.pi) * mean.shape[1])
-        return -np.add.reduce(0.5 * z * z + clamped, 1, keepdims=True) - constant
-
-    def gradient(
-        self, c: Array, e: Array, actions: Array, mean: Array, log_std: Array
-    ) -> Sequence[Array]:
-        """∂L/∂μ and ∂L/∂log σ, [N, A] each."""
-        clamped = self._clamp(log_std)
-        by_std = np.exp(-clamped)
-        z = (actions - mean) * by_std
-        return [c * z * by_std, (c * (z * z - 1) + e) * (clamped == log_std)]
-
-    def _clamp(self, log_std: Array) -> Array:
-        if not self._clamped:
-            return log_std
-        return np.minimum(np.maximum(log_std, LOG_STD_MIN), LOG_STD_MAX)
-
-
-def _sigmoid(x: Array) -> Array:
-    return 0.5 + 0.5 * np.tanh(0.5 * x)
-
-
-def _distribution(head: LogitsHead | GaussianHead) -> _Categoricals | _Bernoullis | _Gaussians:
-    if isinstance(head, GaussianHead):
-        return _Gaussians(head)
-    return _Bernoullis() if head.distribution is Bernoulli else _Categoricals(head)
