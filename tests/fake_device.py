@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 
-from hogwild_rl import a2c, ddpg, td3
+from hogwild_rl import a2c, ddpg, ppo, td3
 from hogwild_rl.collect.replay import ReplayBuffer
 from hogwild_rl.collect.rollout import Rollout
 from hogwild_rl.envs import make
@@ -30,10 +30,14 @@ from hogwild_rl.learn import cuda_graphs
 from hogwild_rl.runs import checkpoint, run
 from hogwild_rl.training import devices
 
-PROGRAMS: dict[str, Any] = {"a2c": a2c, "ddpg": ddpg, "td3": td3}
+PROGRAMS: dict[str, Any] = {"a2c": a2c, "ddpg": ddpg, "ppo": ppo, "td3": td3}
 DEVICE_TYPE = "fake"
 READS: dict[str, Any] = {"__float__": 1.0, "__int__": 1, "__bool__": True, "item": 1.0}
 NOT_RECORDABLE = {*READS, "cpu", "tolist", "numpy", "nonzero", "masked_select", "unique"}
+
+
+# torch has no meta kernel for a learning rate that is a tensor.
+torch.library.impl("aten::_fused_adam_.tensor_lr", "Meta")(lambda *_, **__: None)
 
 
 class Generator(torch.Generator):

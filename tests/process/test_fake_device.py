@@ -1,4 +1,4 @@
-"""Tests of A2C, DDPG and TD3 on a fake device, which raises if an operation mixes devices."""
+"""Tests of A2C, PPO, DDPG and TD3 on a fake device, which raises if an operation mixes devices."""
 
 import json
 import pathlib
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 ROOT = pathlib.Path(__file__).parents[2]
 A2C = {"num_envs": 4, "total_timesteps": 300}
+PPO = {"num_envs": 4, "n_steps": 16, "minibatches": 4, "total_timesteps": 300}
 REPLAY = {"total_timesteps": 150, "learning_starts": 100, "batch_size": 16, "buffer_size": 1_000}
 # By name: algorithm, settings and number of graphs captured with `compile`.
 RUNS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -40,6 +41,13 @@ RUNS: dict[str, tuple[str, dict[str, Any], int]] = {
         3,
     ),
     "non-finite rewards": ("a2c", {**A2C, "env": "tests.envs:FaultyNan-v0"}, 3),
+    "ppo": ("ppo", {**PPO, "env": "CartPole-v1", "normalize_observations": True}, 3),
+    "ppo, continuous, LSTM": (
+        "ppo",
+        {**PPO, "env": "Pendulum-v1", "lstm": 8, "target_kl": 10.0, "clip_value_range": 0.2},
+        3,
+    ),
+    "ppo, images, sgd": ("ppo", {**PPO, "env": "tests.envs:Images-v0", "optimizer": "sgd"}, 3),
     "ddpg": ("ddpg", REPLAY, 1),
     "td3": ("td3", REPLAY, 2),
 }
@@ -52,7 +60,7 @@ def train(algorithm: str, settings: dict[str, Any]) -> subprocess.CompletedProce
     )
 
 
-QUICK = ("vectors", "two groups, LSTM, normalizers", "atari", "td3")
+QUICK = ("vectors", "two groups, LSTM, normalizers", "atari", "ppo", "td3")
 
 
 @pytest.mark.parametrize(
