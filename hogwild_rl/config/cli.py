@@ -105,6 +105,7 @@ _GROUPS = {
     "optimizer rms_alpha rms_eps eps_inside_root momentum adam_eps epochs minibatches clip_range "
     "clip_value_range normalize_advantages target_kl returns baseline tau batch_size buffer_size "
     "train_every gradient_steps policy_delay target_noise target_noise_clip",
+    "asynchrony": "staleness staleness_lambda staleness_bound accumulate artificial_delay",
     "exploration": "ent_coef learning_starts noise noise_std ou_theta ou_dt",
     "fault tolerance": "max_restarts step_timeout max_bad_updates",
 }

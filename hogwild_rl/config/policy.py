@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from hogwild_rl.config import resources, validation
+from hogwild_rl.config.base import RunConfig
 from hogwild_rl.config.network import NetworkConfig, architecture
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.envs.make import EnvInfo
@@ -19,6 +20,7 @@ from hogwild_rl.hogwild.optimizers import (
     SharedSGD,
 )
 from hogwild_rl.hogwild.shared_model import SharedModel
+from hogwild_rl.hogwild.staleness import Correction, StaleSteps
 from hogwild_rl.learn import normalization
 from hogwild_rl.learn.normalization import Normalization, Normalizer
 from hogwild_rl.models.actor_critic import ActorCritic
@@ -118,6 +120,42 @@ class PolicyConfig(NetworkConfig):
             ObservationCodec.of(env_info.observation_space),
             ActionCodec.of(env_info.action_space, self.rescale_actions),
             rewards=normalizer.transform_rewards if normalizer.transforms_rewards else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StalenessConfig(RunConfig):
+    """Corrections of stale gradients, of lock-free workers."""
+
+    staleness: Correction = "ignore"
+    """Correction of a gradient by the updates of others since its parameters were pulled."""
+    staleness_lambda: float = 2.0
+    """λ of compensate."""
+    staleness_bound: int = 32
+    """Largest delay of a gradient that drop applies, in updates."""
+    accumulate: int = 4
+    """Gradients of a worker per step, with accumulate."""
+    artificial_delay: int = 0
+    """Apply each gradient this number of own gradients later, to study staleness."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation.between("staleness_lambda", self.staleness_lambda, 0, 1e9)
+        for name, least in (("staleness_bound", 0), ("accumulate", 1), ("artificial_delay", 0)):
+            validation.at_least(name, getattr(self, name), least)
+
+    def stale_steps(self, optimizer: SharedOptimizer, **others: Any) -> StaleSteps | None:
+        """Steps with these settings, or None where every gradient is applied as it is."""
+        if self.staleness == "ignore" and not self.artificial_delay:
+            return None
+        return StaleSteps(
+            optimizer,
+            correction=self.staleness,
+            strength=self.staleness_lambda,
+            bound=self.staleness_bound,
+            count=self.accumulate,
+            artificial_delay=self.artificial_delay,
+            **others,
         )
 
 

@@ -4,13 +4,13 @@ import dataclasses
 from typing import Literal
 
 from hogwild_rl.config import base, validation
-from hogwild_rl.config.policy import ActorCriticConfig
+from hogwild_rl.config.policy import ActorCriticConfig, StalenessConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PPOConfig(ActorCriticConfig, base.DeviceConfig):
+class PPOConfig(ActorCriticConfig, StalenessConfig, base.DeviceConfig):
     """Settings of PPO in one process, or with lock-free workers."""
 
     workers: int = 0
@@ -53,6 +53,10 @@ class PPOConfig(ActorCriticConfig, base.DeviceConfig):
                 raise UserError("envs_per_worker needs workers: give num_envs, or workers")
         if self.workers and (self.device == "cuda" or self.compile is True):
             raise UserError("workers share memory on the CPU: leave out device and compile")
+        if not self.workers and (self.staleness != "ignore" or self.artificial_delay):
+            raise UserError(
+                "one process has no stale gradients: give workers, or leave staleness out"
+            )
         if self.workers and self.vectorization == "async":
             raise UserError("vectorization async is for workers 0: each worker is a process")
         columns = self.envs_of_worker * (1 if self.lstm else self.n_steps)

@@ -141,10 +141,10 @@ class CounterWriter:
         own["updates"][0] += 1
         own["dropped_in_a_row"][0] = 0
 
-    def add_dropped(self) -> None:
-        """Counts a gradient that was dropped because it was not finite."""
+    def add_dropped(self, *, stale: bool = False) -> None:
+        """Counts a gradient that was dropped because it was not finite, or stale."""
         self._own["dropped"][0] += 1
-        self._own["dropped_in_a_row"][0] += 1
+        self._own["dropped_in_a_row"][0] += not stale
 
     def add_nonfinite(self, sources: Sequence[int]) -> None:
         """Counts data sources, given by index, that returned non-finite values."""

@@ -1,5 +1,6 @@
 """On-policy learner: pulls the shared parameters and updates them with a gradient."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -60,6 +61,15 @@ class Learner:
         self.counters = state.counters.writer(worker.index if len(state.counters) > 1 else 0)
         self._outcomes = Outcomes(self.counters, self.device)
         self._updates_at_pull: int | None = None
+        self._stale_steps = None
+        if replica:
+            self._stale_steps = task.config.stale_steps(
+                state.optimizer,
+                pulled=self._source.flat[: len(state.model.parameter)],
+                total_updates=self.counters.total_updates,
+                dropped=functools.partial(self.counters.add_dropped, stale=True),
+                workers=len(state.counters),
+            )
         supported = ClosedForm.supports(self.model)
         self.closed_form = ClosedForm(self.model, self._source.gradient.flat) if supported else None
         # On a GPU both are replaced by CUDA graphs at the first update.
@@ -93,11 +103,17 @@ class Learner:
         self._optimizer.learning_rate = learning_rate = self._config.learning_rate_at(progress)
         self.counters.lap("learn")
         norm: float | Tensor
+        applied, updates_at_pull = True, self._updates_at_pull
         if self.device.type != "cpu":
             norm = self._device_step()
         elif math.isfinite(norm := clip_by_global_norm_(gradient, self._config.max_grad_norm)):
-            self._optimizer.apply(gradient)
-        self._outcomes.add(norm, self._updates_at_pull)
+            if self._stale_steps is None:
+                self._optimizer.apply(gradient)
+            else:
+                updates_at_pull = self._stale_steps.apply(gradient, updates_at_pull or 0)
+                applied = updates_at_pull is not None
+        if applied:
+            self._outcomes.add(norm, updates_at_pull)
         self.counters.lap("share")
         if self._logging:
             self._outcomes.log(self.losses.gauges(), learning_rate)
