@@ -5,7 +5,7 @@
 One thread, two layers of 64 units for policy and value each, CartPole-v1's spaces. "numpy" and
 "torch" compute the matrix products of the closed form with that library; "autograd" is the loss in
 torch with its backward pass, "model" the network's own `act`. The variants are timed in turn, and
-medians are reported. `_TORCH_FROM` in learn/closed_form.py is where torch's products become faster.
+medians are reported. `_NUMPY_UP_TO` in learn/closed_form.py is where torch's products become faster.
 """
 
 import dataclasses
@@ -54,8 +54,8 @@ def measure(T: int, B: int, rounds: int) -> dict[str, float]:
     closed = closed_form.ClosedForm(model, shared.gradient.flat)
     row, generator = rollout.observations[0], np.random.default_rng(0)
 
-    def gradient(torch_from: float) -> None:
-        closed_form._TORCH_FROM = torch_from  # type: ignore[assignment]
+    def gradient(numpy_up_to: float) -> None:
+        closed_form._NUMPY_UP_TO = numpy_up_to  # type: ignore[assignment]
         closed.gradient(losses.actor_critic_loss, rollout, settings)
 
     def autograd() -> None:

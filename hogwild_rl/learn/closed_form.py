@@ -43,9 +43,9 @@ Gradients: TypeAlias = Mapping[Any, Array]  # by parameter
 Dot: TypeAlias = Callable[..., Array]
 Loss: TypeAlias = Callable[[Any, Any, Any], PolicyLoss]
 
-# Multiplications of a matrix product from which torch computes it: it is faster there, and NumPy's
+# Multiplications of a matrix product above which torch computes it: it is faster there, and NumPy's
 # BLAS would start threads of its own (benchmarks/closed_form.py).
-_TORCH_FROM = 2**18
+_NUMPY_UP_TO = 2**18
 _MANY_ROWS = 2**10  # from this number of rows BLAS may sum a column in several threads
 _NARROW = 8  # columns up to which NumPy is faster for any number of rows
 
@@ -89,7 +89,7 @@ class ClosedForm:
 
     def is_small(self, rows: int) -> bool:
         """True if NumPy is faster than torch for this number of rows."""
-        return rows * self._largest < _TORCH_FROM
+        return rows * self._largest <= _NUMPY_UP_TO
 
     def act(
         self, observations: Array, state: Any = None, *, generator: np.random.Generator
@@ -126,9 +126,9 @@ class ClosedForm:
         row_sum: Any = _large_sum
         if N < _MANY_ROWS:
             row_sum = functools.partial(np.dot, np.ones(N, np.float32))
-        products = (np.dot if self.is_small(N) else _large_dot, row_sum)
         observations = rollout.observations.numpy()
         inputs = observations.reshape(len(observations) * B, -1)
+        products = (np.dot if self.is_small(len(inputs)) else _large_dot, row_sum)
         if self._norm:
             inputs = self._normalized(inputs)
         if self._shared:
