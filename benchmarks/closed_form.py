@@ -5,7 +5,7 @@
 One thread, two layers of 64 units for policy and value each, CartPole-v1's spaces. "numpy" and
 "torch" compute the matrix products of the closed form with that library; "autograd" is the loss in
 torch with its backward pass, "model" the network's own `act`. The variants are timed in turn, and
-medians are reported. `_NUMPY_UP_TO` in learn/closed_form.py is where torch's products become faster.
+medians are reported. Above `_NUMPY_UP_TO` in learn/closed_form.py torch's products are faster.
 """
 
 import dataclasses

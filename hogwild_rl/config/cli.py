@@ -22,10 +22,15 @@ from hogwild_rl.hogwild import shared_memory
 _AUTO = Literal["auto"]
 _Config = TypeVar("_Config")
 
+
+def _number(word: str) -> int | None:
+    return None if word == "auto" else int(word)
+
+
 # Flags that the defaults of other flags depend on; they are parsed first.
 _DEFAULTS_DEPEND_ON = {
     **dict.fromkeys(("env", "resume", "device"), str),
-    **dict.fromkeys(("workers", "envs_per_worker", "num_envs"), int),
+    **dict.fromkeys(("workers", "envs_per_worker", "num_envs"), _number),
     "allow_import": None,  # boolean flag
 }
 
@@ -89,7 +94,8 @@ def _peek(config: type[base.RunConfig], arguments: Sequence[str]) -> dict[str, A
             options = {"type": type_}
         parser.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, **options)
     try:
-        return vars(parser.parse_known_args(arguments)[0])
+        parsed = vars(parser.parse_known_args(arguments)[0])
+        return {name: value for name, value in parsed.items() if value is not None}
     except argparse.ArgumentError:
         return {}  # tyro reports the error
 
@@ -102,7 +108,7 @@ _GROUPS = {
     "network": "network hidden activation shared_trunk lstm critics state_dependent_std "
     "log_std_init",
     "optimization": "learning_rate lr_schedule gamma n_steps gae_lambda vf_coef max_grad_norm "
-    "optimizer rms_alpha rms_eps eps_inside_root momentum adam_eps epochs minibatches clip_range "
+    "optimizer rms_alpha rms_eps eps_inside_root momentum adam_eps epochs clip_range "
     "clip_value_range normalize_advantages target_kl returns baseline tau batch_size buffer_size "
     "train_every gradient_steps policy_delay target_noise target_noise_clip",
     "asynchrony": "staleness staleness_lambda staleness_bound accumulate artificial_delay",

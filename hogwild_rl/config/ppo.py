@@ -25,8 +25,8 @@ class PPOConfig(ActorCriticConfig, StalenessConfig, base.DeviceConfig):
     """Rollout length T: steps of each environment between updates."""
     epochs: int = 4
     """Epochs K per rollout."""
-    minibatches: int = 4
-    """Minibatches M per epoch."""
+    batch_size: int = 256
+    """Transitions of a minibatch, at most those of a rollout."""
     clip_range: float = 0.2
     """ε: ratios are clipped to 1 − ε..1 + ε."""
     clip_value_range: float = 0.0
@@ -42,7 +42,7 @@ class PPOConfig(ActorCriticConfig, StalenessConfig, base.DeviceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("workers", 0), ("num_envs", 1), ("epochs", 1), ("minibatches", 1)):
+        for name, least in (("workers", 0), ("num_envs", 1), ("epochs", 1), ("batch_size", 1)):
             validation.at_least(name, getattr(self, name), least)
         validation.above("clip_range", self.clip_range, 0)
         for name in ("clip_value_range", "target_kl"):
@@ -59,12 +59,18 @@ class PPOConfig(ActorCriticConfig, StalenessConfig, base.DeviceConfig):
             )
         if self.workers and self.vectorization == "async":
             raise UserError("vectorization async is for workers 0: each worker is a process")
-        columns = self.envs_of_worker * (1 if self.lstm else self.n_steps)
-        if columns % self.minibatches:
-            kind = "environments, whole ones for the LSTM," if self.lstm else "steps of a rollout"
+        steps = self.n_steps * self.envs_of_worker
+        if (self.envs_of_worker if self.lstm else steps) % self.minibatches:
+            kind = "minibatches of whole environments" if self.lstm else "minibatches of equal size"
             raise UserError(
-                f"minibatches must divide the {columns} {kind} of a worker, got {self.minibatches}"
+                f"batch_size {self.batch_size} does not divide the {steps} steps of a rollout into "
+                f"{kind}: change it, n_steps or the number of environments"
             )
+
+    @property
+    def minibatches(self) -> int:
+        """Minibatches M of each epoch."""
+        return max(1, self.n_steps * self.envs_of_worker // self.batch_size)
 
     @property
     def envs_of_worker(self) -> int:

@@ -76,7 +76,7 @@ _ACTOR_CRITIC = {
 }
 
 
-_PPO_COLUMNS = (*_COLUMNS, "epochs", "minibatches")
+_PPO_COLUMNS = (*_COLUMNS, "epochs", "batch_size")
 _BOTH = {"normalize_observations": True, "normalize_rewards": True}
 
 
@@ -86,10 +86,10 @@ def _ppo(*values: float, **others: Any) -> _Preset:
 
 # The settings of RL Baselines3 Zoo, where no comment says otherwise.
 _PPO: dict[str, _Preset] = {
-    "CartPole-v1": _ppo(8, 100_000, 32, 1e-3, 0.98, 0.8, 0.0, 20, 1),
+    "CartPole-v1": _ppo(8, 100_000, 32, 1e-3, 0.98, 0.8, 0.0, 20, 256),
     "Acrobot-v1": _ppo(16, 1_000_000, 256, 3e-4, 0.99, 0.94, 0.0, 4, 64, **_BOTH),
-    "LunarLander-v3": _ppo(16, 1_000_000, 1024, 3e-4, 0.999, 0.98, 0.01, 4, 256),
-    "MountainCar-v0": _ppo(16, 1_000_000, 16, 3e-4, 0.99, 0.98, 0.0, 4, 4, **_BOTH),
+    "LunarLander-v3": _ppo(16, 1_000_000, 1024, 3e-4, 0.999, 0.98, 0.01, 4, 64),
+    "MountainCar-v0": _ppo(16, 1_000_000, 16, 3e-4, 0.99, 0.98, 0.0, 4, 64, **_BOTH),
     "Pendulum-v1": _ppo(4, 100_000, 1024, 1e-3, 0.9, 0.95, 0.0, 10, 64),
 }
 

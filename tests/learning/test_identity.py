@@ -80,7 +80,7 @@ def trained(algorithm: str, workers: int, name: str, folder: pathlib.Path) -> Ag
     if algorithm == "a3c":
         return a3c.train(a3c.Config(workers=workers, envs_per_worker=4, **settings))
     if algorithm == "ppo":
-        settings |= {"n_steps": 8, "learning_rate": 2e-3, "num_envs": 8, "minibatches": 1}
+        settings |= {"n_steps": 8, "learning_rate": 2e-3, "num_envs": 8, "batch_size": 64}
         return ppo.train(ppo.Config(workers=workers, **settings))
     return a2c.train(a2c.Config(num_envs=8, vectorization="sync", **settings))
 

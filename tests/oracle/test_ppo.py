@@ -184,7 +184,7 @@ def test_one_epoch_of_one_minibatch_equals_a2c(tmp_path: pathlib.Path) -> None:
         "ent_coef": 0.01,
         "quiet": True,
     }
-    one = {"epochs": 1, "minibatches": 1, "normalize_advantages": False}
+    one = {"epochs": 1, "batch_size": 128, "normalize_advantages": False}
     a2c.train(a2c.Config(**shared, run_dir=str(tmp_path / "a2c")))
     ppo.train(ppo.Config(**shared, **one, run_dir=str(tmp_path / "ppo")))
     first, second = (hogwild_rl.load(tmp_path / name).checkpoint for name in ("a2c", "ppo"))
@@ -245,7 +245,7 @@ def test_epochs_end_when_the_kl_exceeds_its_target(tmp_path: pathlib.Path) -> No
         )
         ppo.train(config)
         updates.append(hogwild_rl.load(tmp_path / str(number)).checkpoint.counters.updates)
-    assert updates == [40, 8, 40]  # 2 rollouts of 4 minibatches
+    assert updates == [40, 8, 40]  # 8 rollouts of one minibatch
 
 
 def test_a_rollout_with_nonfinite_numbers_is_one_dropped_update(tmp_path: pathlib.Path) -> None:
@@ -253,6 +253,7 @@ def test_a_rollout_with_nonfinite_numbers_is_one_dropped_update(tmp_path: pathli
         env="tests.envs:FaultyRareNan-v0",
         num_envs=2,
         n_steps=32,
+        batch_size=16,
         total_timesteps=8_000,
         quiet=True,
         run_dir=str(tmp_path / "run"),

@@ -29,6 +29,7 @@ PLAIN = {
     "checkpoint_every": 0.01,
 }
 A2C = {"num_envs": 4, "vectorization": "sync"}
+PPO = {**A2C, "batch_size": 8}
 A3C = {"workers": 1, "envs_per_worker": 2}
 RUNS = {
     "a2c": (a2c, {**A2C, "lr_schedule": "linear", "gae_lambda": 0.9}),
@@ -41,10 +42,13 @@ RUNS = {
     "a3c": (a3c, {**A3C, "lr_schedule": "linear", "gae_lambda": 0.9}),
     "a3c-one-environment": (a3c, {**A3C, "envs_per_worker": 1, "normalize_observations": True}),
     "a3c-lstm": (a3c, {**A3C, "lstm": 16, "normalize_rewards": True}),
-    "ppo": (ppo, {**A2C, "normalize_observations": True}),
-    "ppo-pendulum": (ppo, {**A2C, "env": "Pendulum-v1", "total_timesteps": 6_000}),
-    "ppo-lstm": (ppo, {**A2C, "lstm": 16, "total_timesteps": 4_000}),
-    "ppo-worker": (ppo, {"workers": 1, "envs_per_worker": 2, "total_timesteps": 2_000}),
+    "ppo": (ppo, {**PPO, "total_timesteps": 3_000, "normalize_observations": True}),
+    "ppo-pendulum": (ppo, {**PPO, "env": "Pendulum-v1", "total_timesteps": 3_000}),
+    "ppo-lstm": (ppo, {**PPO, "lstm": 16, "batch_size": 16, "total_timesteps": 800}),
+    "ppo-worker": (
+        ppo,
+        {"workers": 1, "envs_per_worker": 2, "total_timesteps": 2_000, "batch_size": 8},
+    ),
     "a3c-pendulum": (a3c, {**A3C, "env": "Pendulum-v1", "normalize_rewards": True}),
 }
 

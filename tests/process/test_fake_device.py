@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 ROOT = pathlib.Path(__file__).parents[2]
 A2C = {"num_envs": 4, "total_timesteps": 300}
-PPO = {"num_envs": 4, "n_steps": 16, "minibatches": 4, "total_timesteps": 300}
+PPO = {"num_envs": 4, "n_steps": 16, "batch_size": 16, "total_timesteps": 300}
 REPLAY = {"total_timesteps": 150, "learning_starts": 100, "batch_size": 16, "buffer_size": 1_000}
 # By name: algorithm, settings and number of graphs captured with `compile`.
 RUNS: dict[str, tuple[str, dict[str, Any], int]] = {
