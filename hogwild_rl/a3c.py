@@ -25,7 +25,7 @@ import dataclasses
 from typing import Literal
 
 from hogwild_rl.config import base, cli, resources
-from hogwild_rl.config.policy import ActorCriticConfig, StalenessConfig
+from hogwild_rl.config.policy import LockFreeConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel
@@ -42,7 +42,7 @@ from hogwild_rl.training.worker import iterations
 
 @base.with_presets("a3c")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(ActorCriticConfig, StalenessConfig, base.HogwildConfig):
+class Config(LockFreeConfig, base.HogwildConfig):
     """A3C settings; unset fields come from the environment's preset."""
 
     vectorization: Literal["auto", "native", "sync", "envpool"] = "auto"

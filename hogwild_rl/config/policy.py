@@ -9,10 +9,10 @@ import torch
 from gymnasium import spaces
 
 from hogwild_rl.config import resources, validation
-from hogwild_rl.config.base import RunConfig
 from hogwild_rl.config.network import NetworkConfig, architecture
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
 from hogwild_rl.envs.make import EnvInfo
+from hogwild_rl.errors import UserError
 from hogwild_rl.hogwild.optimizers import (
     SharedAdam,
     SharedOptimizer,
@@ -124,42 +124,6 @@ class PolicyConfig(NetworkConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StalenessConfig(RunConfig):
-    """Corrections of stale gradients, of lock-free workers."""
-
-    staleness: Correction = "ignore"
-    """Correction of a gradient by the updates of others since its parameters were pulled."""
-    staleness_lambda: float = 2.0
-    """λ of compensate."""
-    staleness_bound: int = 32
-    """Largest delay of a gradient that drop applies, in updates."""
-    accumulate: int = 4
-    """Gradients of a worker per step, with accumulate."""
-    artificial_delay: int = 0
-    """Apply each gradient this number of own gradients later, to study staleness."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        validation.between("staleness_lambda", self.staleness_lambda, 0, 1e9)
-        for name, least in (("staleness_bound", 0), ("accumulate", 1), ("artificial_delay", 0)):
-            validation.at_least(name, getattr(self, name), least)
-
-    def stale_steps(self, optimizer: SharedOptimizer, **others: Any) -> StaleSteps | None:
-        """Steps with these settings, or None where every gradient is applied as it is."""
-        if self.staleness == "ignore" and not self.artificial_delay:
-            return None
-        return StaleSteps(
-            optimizer,
-            correction=self.staleness,
-            strength=self.staleness_lambda,
-            bound=self.staleness_bound,
-            count=self.accumulate,
-            artificial_delay=self.artificial_delay,
-            **others,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ActorCriticConfig(PolicyConfig):
     """Settings of an advantage actor-critic (A3C, A2C)."""
 
@@ -219,3 +183,43 @@ class ActorCriticConfig(PolicyConfig):
         """Codec between the network and its environments."""
         codec, life_loss = super().env_codec(env_info, normalizer), self.terminal_on_life_loss
         return dataclasses.replace(codec, state_size=self.lstm, terminal_on_life_loss=life_loss)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LockFreeConfig(ActorCriticConfig):
+    """Settings of an actor-critic with lock-free workers: corrections of stale gradients."""
+
+    staleness: Correction = "ignore"
+    """Correction of a gradient by the updates of others since its parameters were pulled."""
+    staleness_lambda: float = 2.0
+    """λ of compensate."""
+    staleness_bound: int = 32
+    """Largest delay of a gradient that drop applies, in updates."""
+    accumulate: int = 4
+    """Gradients of a worker per step, with accumulate."""
+    artificial_delay: int = 0
+    """Apply each gradient this number of own gradients later, to study staleness."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation.between("staleness_lambda", self.staleness_lambda, 0, 1e9)
+        for name, least in (("staleness_bound", 0), ("accumulate", 1), ("artificial_delay", 0)):
+            validation.at_least(name, getattr(self, name), least)
+        if self.staleness == "compensate" and self.optimizer == "sgd":
+            raise UserError(
+                "compensate uses a running average of Δθ²: give optimizer rmsprop or adam"
+            )
+
+    def stale_steps(self, optimizer: SharedOptimizer, **others: Any) -> StaleSteps | None:
+        """Steps with these settings, or None where every gradient is applied as it is."""
+        if self.staleness == "ignore" and not self.artificial_delay:
+            return None
+        return StaleSteps(
+            optimizer,
+            correction=self.staleness,
+            strength=self.staleness_lambda,
+            bound=self.staleness_bound,
+            count=self.accumulate,
+            artificial_delay=self.artificial_delay,
+            **others,
+        )

@@ -4,13 +4,13 @@ import dataclasses
 from typing import Literal
 
 from hogwild_rl.config import base, validation
-from hogwild_rl.config.policy import ActorCriticConfig, StalenessConfig
+from hogwild_rl.config.policy import LockFreeConfig
 from hogwild_rl.envs import vectorize
 from hogwild_rl.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PPOConfig(ActorCriticConfig, StalenessConfig, base.DeviceConfig):
+class PPOConfig(LockFreeConfig, base.DeviceConfig):
     """Settings of PPO in one process, or with lock-free workers."""
 
     workers: int = 0

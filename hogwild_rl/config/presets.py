@@ -14,7 +14,7 @@ _WORKERS_TUNED_FOR = 2
 
 _Preset = dict[str, Any]
 
-# Columns of the presets of A2C and A3C, which divides num_envs by its workers.
+# Columns of the presets of A2C, PPO and A3C, which divides num_envs by its workers.
 _COLUMNS = (
     *("num_envs", "total_timesteps", "n_steps", "learning_rate"),
     *("gamma", "gae_lambda", "ent_coef"),
@@ -29,7 +29,8 @@ def _actor_critic(*values: float, **others: Any) -> _Preset:
     return dict(zip(_COLUMNS, values, strict=True)) | _TUNED_WITH | others
 
 
-_NORMALIZED = {"normalize_observations": True, "normalize_rewards": True, "rms_eps": 1e-10}
+_BOTH = {"normalize_observations": True, "normalize_rewards": True}
+_NORMALIZED = {**_BOTH, "rms_eps": 1e-10}
 # Mean-subtracted images and a small vf_coef matter most: the gradient of the value loss is much
 # larger than the policy's.
 _ATARI: _Preset = {
@@ -76,21 +77,19 @@ _ACTOR_CRITIC = {
 }
 
 
-_PPO_COLUMNS = (*_COLUMNS, "epochs", "batch_size")
-_BOTH = {"normalize_observations": True, "normalize_rewards": True}
-
-
-def _ppo(*values: float, **others: Any) -> _Preset:
-    return dict(zip(_PPO_COLUMNS, values, strict=True)) | _TUNED_WITH | others
-
-
 # The settings of RL Baselines3 Zoo, where no comment says otherwise.
 _PPO: dict[str, _Preset] = {
-    "CartPole-v1": _ppo(8, 100_000, 32, 1e-3, 0.98, 0.8, 0.0, 20, 256),
-    "Acrobot-v1": _ppo(16, 1_000_000, 256, 3e-4, 0.99, 0.94, 0.0, 4, 64, **_BOTH),
-    "LunarLander-v3": _ppo(16, 1_000_000, 1024, 3e-4, 0.999, 0.98, 0.01, 4, 64),
-    "MountainCar-v0": _ppo(16, 1_000_000, 16, 3e-4, 0.99, 0.98, 0.0, 4, 64, **_BOTH),
-    "Pendulum-v1": _ppo(4, 100_000, 1024, 1e-3, 0.9, 0.95, 0.0, 10, 64),
+    "CartPole-v1": _actor_critic(8, 100_000, 32, 1e-3, 0.98, 0.8, 0.0, epochs=20, batch_size=256),
+    "Acrobot-v1": _actor_critic(
+        16, 1_000_000, 256, 3e-4, 0.99, 0.94, 0.0, epochs=4, batch_size=64, **_BOTH
+    ),
+    "LunarLander-v3": _actor_critic(
+        16, 1_000_000, 1024, 3e-4, 0.999, 0.98, 0.01, epochs=4, batch_size=64
+    ),
+    "MountainCar-v0": _actor_critic(
+        16, 1_000_000, 16, 3e-4, 0.99, 0.98, 0.0, epochs=4, batch_size=64, **_BOTH
+    ),
+    "Pendulum-v1": _actor_critic(4, 100_000, 1024, 1e-3, 0.9, 0.95, 0.0, epochs=10, batch_size=64),
 }
 
 _REINFORCE: dict[str, _Preset] = {

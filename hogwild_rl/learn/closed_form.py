@@ -128,15 +128,15 @@ class ClosedForm:
             row_sum = functools.partial(np.dot, np.ones(N, np.float32))
         observations = rollout.observations.numpy()
         inputs = observations.reshape(len(observations) * B, -1)
-        products = (np.dot if self.is_small(len(inputs)) else _large_dot, row_sum)
+        dot = np.dot if self.is_small(len(inputs)) else _large_dot
         if self._norm:
             inputs = self._normalized(inputs)
         if self._shared:
-            *outputs, values = self._policy.forward(inputs, products[0])
+            *outputs, values = self._policy.forward(inputs, dot)
             outputs = [each[:N] for each in outputs]
         else:
-            outputs = self._policy.forward(inputs[:N], products[0])
-            (values,) = self._value.forward(inputs, products[0])
+            outputs = self._policy.forward(inputs[:N], dot)
+            (values,) = self._value.forward(inputs, dot)
         if loss is actor_critic_loss or loss is ppo_loss:
             weights = _actor_critic if loss is actor_critic_loss else self._ppo
             c, by_values, valid = weights(rollout, config, outputs, values)
@@ -146,10 +146,10 @@ class ClosedForm:
         else:
             by_outputs, by_values = self._by_autograd(loss, rollout, config, outputs, values)
         if self._shared:
-            self._policy.backward([*by_outputs, by_values], *products)
+            self._policy.backward([*by_outputs, by_values], dot, row_sum)
         else:
-            self._policy.backward(by_outputs, *products)
-            self._value.backward([by_values], *products)
+            self._policy.backward(by_outputs, dot, row_sum)
+            self._value.backward([by_values], dot, row_sum)
         return self._flat
 
     def _normalized(self, observations: Array) -> Array:

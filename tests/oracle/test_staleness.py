@@ -190,6 +190,8 @@ def test_a3c_trains_with_every_correction(value: Any, tmp_path: pathlib.Path) ->
 def test_invalid_settings_are_rejected() -> None:
     with pytest.raises(UserError, match="artificial_delay must be at least 0, got -1"):
         a3c.Config(artificial_delay=-1)
+    with pytest.raises(UserError, match="compensate uses a running average"):
+        a3c.Config(staleness="compensate", optimizer="sgd")
     with pytest.raises(UserError, match="staleness"):
         a3c.Config(staleness="guess")  # type: ignore[arg-type]
     assert math.isfinite(a3c.Config(staleness="inverse").staleness_lambda)

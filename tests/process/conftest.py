@@ -56,6 +56,13 @@ class Run:
             assert time.monotonic() < deadline, f"condition not met within {timeout_s} s"
             time.sleep(0.01)
 
+    def kill_youngest(self) -> None:
+        """Kills the youngest process, a worker or environment, and waits for its replacement."""
+        before = set(self.alive())
+        victim = max(before)
+        os.kill(victim, signal.SIGKILL)
+        self.wait_until(lambda: len(set(self.alive()) - {victim}) == len(before), timeout_s=10)
+
     def training(self) -> bool:
         log = self.folder / "progress.csv"
         return log.exists() and len(log.read_text().splitlines()) > 1

@@ -1,8 +1,6 @@
 """Tests of A2C with async environments: crashed and hung ones are reported and replaced."""
 
-import os
 import re
-import signal
 import time
 
 import pytest
@@ -66,10 +64,7 @@ def test_killed_environment_is_replaced(start) -> None:
     )
     run.wait_until(run.training, 60)
     for _ in range(3):
-        before = set(run.alive())
-        victim = max(before)  # the youngest process: an environment
-        os.kill(victim, signal.SIGKILL)
-        run.wait_until(lambda b=before, v=victim: len(set(run.alive()) - {v}) == len(b), 10)
+        run.kill_youngest()
     run.process.terminate()
     code, _, err = run.wait()
     assert code == 143

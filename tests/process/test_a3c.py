@@ -163,10 +163,7 @@ def test_failed_workers_are_replaced_and_the_run_completes(start, fault: str) ->
 def test_killed_worker_is_restarted(start) -> None:
     run = start("a3c", "--workers", "2", "--total-timesteps", "1000000000")
     run.wait_until(run.training, 60)
-    before = set(run.alive())
-    victim = max(before)  # the youngest process: a worker
-    os.kill(victim, signal.SIGKILL)
-    run.wait_until(lambda: len(set(run.alive()) - {victim}) == len(before), timeout_s=10)
+    run.kill_youngest()
     run.process.terminate()
     code, _, err = run.wait()
     assert code == 143

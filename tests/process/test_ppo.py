@@ -48,10 +48,7 @@ def test_two_workers_learn_and_measure_staleness(start) -> None:
 def test_ctrl_c_saves_a_checkpoint_and_a_killed_worker_is_restarted(start) -> None:
     run = start("ppo", "--workers", "2", "--total-timesteps", "1000000000")
     run.wait_until(run.training, 60)
-    before = set(run.alive())
-    victim = max(before)  # the youngest process: a worker
-    os.kill(victim, signal.SIGKILL)
-    run.wait_until(lambda: len(set(run.alive()) - {victim}) == len(before), timeout_s=10)
+    run.kill_youngest()
     os.killpg(run.process.pid, signal.SIGINT)
     code, out, err = run.wait()
     assert code == 130, err
