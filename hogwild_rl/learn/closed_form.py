@@ -175,8 +175,11 @@ class ClosedForm:
         gains, bounded = ratios * advantages, np.clip(ratios, low, high) * advantages
         errors, limit = values - targets, config.clip_value_range
         if limit:
-            limited = old_values + np.clip(values - old_values, -limit, limit) - targets
-            errors = np.where(limited**2 > errors**2, 0, errors)  # then V is outside its limits
+            change = values - old_values
+            limited = old_values + np.clip(change, -limit, limit) - targets
+            # A V within its limits may differ from its clipped value too, by rounding.
+            outside = abs(change) > limit
+            errors = np.where(outside & (limited**2 > errors**2), 0, errors)
         scale = np.float32(1 / n) * valid
         return -gains * (gains <= bounded) * scale, 2 * config.vf_coef * errors * scale, valid
 

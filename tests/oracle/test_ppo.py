@@ -143,6 +143,7 @@ def test_ratios_of_densities_are_clipped() -> None:
 
 @pytest.mark.parametrize("name", ACTIONS)
 def test_closed_form_equals_autograd(name: str) -> None:
+    torch.manual_seed(11)
     rng = np.random.default_rng(11)
     for variant in VARIANTS.values():
         model, config = random_model(name, rng), config_of(**variant)
@@ -151,6 +152,20 @@ def test_closed_form_equals_autograd(name: str) -> None:
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.01)
         shared = SharedModel(model)
+        expected = shared.gradient(losses.ppo_loss(model, samples, config).total).clone()
+        found = ClosedForm(model, shared.gradient.flat).gradient(losses.ppo_loss, samples, config)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rounding_does_not_clip_values_within_their_limits() -> None:
+    """V_old + (V − V_old) differs from V in the last digit where V is small."""
+    torch.manual_seed(12)
+    rng = np.random.default_rng(12)
+    model, config = random_model("categorical", rng), config_of(clip_value_range=10.0)
+    samples = Samples.of(model, random_rollout(model, 12, 9, rng), config)
+    shared = SharedModel(model)
+    for _ in range(20):
+        samples.values.add_(torch.randn_like(samples.values))
         expected = shared.gradient(losses.ppo_loss(model, samples, config).total).clone()
         found = ClosedForm(model, shared.gradient.flat).gradient(losses.ppo_loss, samples, config)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
