@@ -263,10 +263,11 @@ class Checkpointer:
         Returns:
             True if the parameters were reset.
         """
-        parameters = dict(self._model.state_dict())
+        # isfinite reads each value twice: while workers write, it needs a copy.
+        parameters = copied(dict(self._model.state_dict()))
         finite = torch.stack([tensor.isfinite().all() for tensor in parameters.values()])
-        if finite.all():  # one read: on a GPU each one synchronizes
-            self._good = copied(parameters), copied(self._optimizer.state_dict())
+        if finite.all():
+            self._good = parameters, copied(self._optimizer.state_dict())
             return False
         if self._good is None:
             return False

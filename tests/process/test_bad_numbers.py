@@ -15,7 +15,9 @@ from hogwild_rl import a2c
 from hogwild_rl.collect.rollout import Collector
 from hogwild_rl.envs import make, vectorize
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
+from hogwild_rl.hogwild import processes
 from hogwild_rl.hogwild.optimizers import SharedRMSprop
+from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import SharedModel
 from hogwild_rl.learn.normalization import Normalization
 from hogwild_rl.runs.checkpoint import Checkpointer
@@ -141,10 +143,10 @@ def test_run_continues_after_parameters_are_restored(tmp_path: pathlib.Path, cap
     run.close(counters, failed=False)
 
 
-def test_checkpointer_restores_nonfinite_parameters(tmp_path: pathlib.Path) -> None:
-    """Parameters and optimizer state are overwritten from outside."""
-    settings: dict[str, Any] = {"total_timesteps": 1_000, "hidden": (8,), "quiet": True}
-    agent = a2c.train(a2c.Config(num_envs=2, run_dir=str(tmp_path / "run"), **settings))
+def shared_state(folder: pathlib.Path, hidden: int) -> tuple[TrainState, Checkpointer]:
+    """State of a finished run in shared memory, and its checkpointer."""
+    settings: dict[str, Any] = {"total_timesteps": 1_000, "hidden": (hidden,), "quiet": True}
+    agent = a2c.train(a2c.Config(num_envs=2, run_dir=str(folder), **settings))
     shared = SharedModel(agent.model.requires_grad_(True))
     optimizer = SharedRMSprop(shared)
     optimizer.load_state_dict(agent.checkpoint.optimizer)
@@ -153,7 +155,31 @@ def test_checkpointer_restores_nonfinite_parameters(tmp_path: pathlib.Path) -> N
         1, ObservationCodec.of(env_info.observation_space), observations=False, rewards=False
     )
     state = TrainState(shared, optimizer, normalization, workers=1)
-    checkpointer = Checkpointer("a2c", agent.checkpoint.settings, env_info, state, 1)
+    return state, Checkpointer("a2c", agent.checkpoint.settings, env_info, state, 1)
+
+
+def change(worker: Worker, model: SharedModel[Any]) -> None:
+    """Changes all parameters without end."""
+    while not worker.should_stop():
+        model.flat.mul_(1.001)
+        model.flat.div_(1.001)
+
+
+def test_checkpointer_does_not_restore_parameters_that_change(tmp_path: pathlib.Path) -> None:
+    """A value that changes between two reads differs from itself, as NaN does."""
+    state, checkpointer = shared_state(tmp_path / "run", hidden=2_000)
+    with processes.Workers(change, (state.model,), 1, seed=0) as workers:
+        before, end_s = state.model.flat.clone(), time.monotonic() + 60
+        while torch.equal(state.model.flat, before) and time.monotonic() < end_s:
+            workers.wait(0.05)
+        assert not any(checkpointer.guard() for _ in range(1_000))
+        workers.stop(10.0)
+
+
+def test_checkpointer_restores_nonfinite_parameters(tmp_path: pathlib.Path) -> None:
+    """Parameters and optimizer state are overwritten from outside."""
+    state, checkpointer = shared_state(tmp_path / "run", hidden=8)
+    shared, optimizer = state.model, state.optimizer
     assert not checkpointer.guard()
     good, statistics = shared.flat.clone(), optimizer.state[shared.parameter]["square_avg"].clone()
     shared.flat[7] = torch.nan
