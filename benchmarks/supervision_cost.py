@@ -185,7 +185,7 @@ class Visits(threading.Thread):
         """Measures the run that is started in this context."""
         with patched(self._states, self._watching) as self._counters:
             self.start()
-            with contextlib.suppress(KeyboardInterrupt):  # sent by the thread at its end
+            with contextlib.suppress(SystemExit):  # sent by the thread at its end
                 yield
             self.join()
 
@@ -202,7 +202,7 @@ class Visits(threading.Thread):
             self.error = str(error)
         finally:
             self._switch(1)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _until(self, condition: Callable[[], Any]) -> None:
         deadline_s = time.monotonic() + _ANSWER_WITHIN_S

@@ -96,7 +96,7 @@ def training_rates(program: Any, seconds: float, **settings: Any) -> dict[str, f
         args = (log, seconds + 1, ended)
         threading.Thread(target=_interrupt_after, args=args, daemon=True).start()
         try:
-            with contextlib.suppress(KeyboardInterrupt):  # sent by the thread
+            with contextlib.suppress(SystemExit):  # sent by the thread
                 program.train(
                     program.Config(
                         total_timesteps=10**12, run_dir=str(log.parent), quiet=True, **settings
@@ -121,12 +121,15 @@ def training_rates(program: Any, seconds: float, **settings: Any) -> dict[str, f
 
 
 def _interrupt_after(log: pathlib.Path, seconds: float, ended: threading.Event) -> None:
-    """Ends the run as Ctrl-C does, some seconds after its log has a row."""
+    """Ends the run by SIGTERM some seconds after its log has a row.
+
+    Background jobs of a shell ignore SIGINT.
+    """
     while not ended.wait(0.05):
         if log.exists() and log.read_text().count("\n") > 1:
             break
     if not ended.wait(seconds):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 # A2C's groups of environments by their settings, in order of last use.
