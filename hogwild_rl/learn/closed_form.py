@@ -47,7 +47,6 @@ Loss: TypeAlias = Callable[[Any, Any, Any], PolicyLoss]
 # BLAS would start threads of its own (benchmarks/closed_form.py).
 _NUMPY_UP_TO = 2**18
 _MANY_ROWS = 2**10  # from this number of rows BLAS may sum a column in several threads
-_NARROW = 8  # columns up to which NumPy is faster for any number of rows
 
 
 class ClosedForm:
@@ -237,9 +236,10 @@ def _row_products(weight: Array, h: Array) -> Array:
 
 
 def _large_dot(a: Array, b: Array, out: Array | None = None) -> Array:
-    """Matrix product like np.dot; by torch, unless one side is narrow."""
-    if min(len(a), b.shape[1], len(b)) <= _NARROW:
-        return np.dot(a, b, out=out)
+    """Matrix product like np.dot, by torch.
+
+    Threads of NumPy's BLAS and of torch in one gradient would busy-wait for each other.
+    """
     result = None if out is None else torch.from_numpy(out)
     return torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=result).numpy()
 
