@@ -11,6 +11,8 @@ from hogwild_rl.collect.rollout import Rollout
 from hogwild_rl.learn import returns
 from hogwild_rl.models.actor_critic import ActorCritic
 
+_AT_ONCE = 2**13  # transitions that are evaluated at once, to bound the memory of image networks
+
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
@@ -45,7 +47,7 @@ class Samples:
             rollout: the rollout; the samples share its memory.
             config: settings with gamma and gae_lambda.
         """
-        policy, values = model(rollout.observations, rollout.state, rollout.valid)
+        log_probs, values = _evaluate(model, rollout)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
         discounts = {"gamma": config.gamma, "gae_lambda": config.gae_lambda}
         advantages = returns.generalized_advantages(rollout.rewards, values, *flags, **discounts)
@@ -54,7 +56,7 @@ class Samples:
             state=rollout.state,
             actions=rollout.actions,
             valid=rollout.valid,
-            log_probs=policy.log_prob(rollout.actions),
+            log_probs=log_probs,
             values=values[:-1],
             advantages=advantages,
             targets=advantages + values[:-1],
@@ -63,6 +65,20 @@ class Samples:
             return samples
         rows = {n: t.reshape(1, -1, *t.shape[2:]) for n, t in vars(samples).items() if n != "state"}
         return cls(**rows, state=rollout.state.new_zeros(2, rollout.valid.numel(), 0))
+
+
+def _evaluate(model: ActorCritic, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the actions, [T, B], and values, [T+1, B]."""
+    T, B = rollout.valid.shape
+    rows = T if model.state_size else max(1, _AT_ONCE // B)
+    log_probs, values = [], []
+    for t in range(0, T, rows):
+        end = min(t + rows, T)
+        observations = rollout.observations[t : end + (end == T)]
+        policy, values_of_rows = model(observations, rollout.state, rollout.valid[t:end])
+        log_probs.append(policy.log_prob(rollout.actions[t:end]))
+        values.append(values_of_rows)
+    return torch.cat(log_probs), torch.cat(values)
 
 
 class Minibatches:

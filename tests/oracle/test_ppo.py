@@ -157,6 +157,17 @@ def test_closed_form_equals_autograd(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_large_rollouts_are_evaluated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(14)
+    rng = np.random.default_rng(14)
+    model = random_model("categorical", rng)
+    rollout = random_rollout(model, 11, 6, rng)
+    whole = Samples.of(model, rollout, config_of())
+    monkeypatch.setattr("hogwild_rl.learn.samples._AT_ONCE", 20)  # 3 of 11 rows
+    for name, found in vars(Samples.of(model, rollout, config_of())).items():
+        torch.testing.assert_close(found, getattr(whole, name), rtol=1e-5, atol=1e-5)
+
+
 def test_rounding_does_not_clip_values_within_their_limits() -> None:
     """V_old + (V − V_old) differs from V in the last digit where V is small."""
     torch.manual_seed(12)
