@@ -210,9 +210,14 @@ class LockFreeConfig(ActorCriticConfig):
                 "compensate uses a running average of Δθ²: give optimizer rmsprop or adam"
             )
 
+    @property
+    def pulls_late(self) -> bool:
+        """True if the parameters are pulled again between acting and the gradient."""
+        return self.staleness in ("late-pull", "v-trace")
+
     def stale_steps(self, optimizer: SharedOptimizer, **others: Any) -> StaleSteps | None:
         """Steps with these settings, or None where every gradient is applied as it is."""
-        if self.staleness == "ignore" and not self.artificial_delay:
+        if not self.artificial_delay and (self.staleness == "ignore" or self.pulls_late):
             return None
         return StaleSteps(
             optimizer,

@@ -57,6 +57,11 @@ class PPOConfig(LockFreeConfig, base.DeviceConfig):
             raise UserError(
                 "one process has no stale gradients: give workers, or leave staleness out"
             )
+        if self.pulls_late:
+            raise UserError(
+                f"PPO pulls before each minibatch and corrects by its ratio: leave out staleness "
+                f"{self.staleness}"
+            )
         if self.workers and self.vectorization == "async":
             raise UserError("vectorization async is for workers 0: each worker is a process")
         steps = self.n_steps * self.envs_of_worker

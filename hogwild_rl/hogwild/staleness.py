@@ -14,7 +14,14 @@ from torch import Tensor
 from hogwild_rl.hogwild.optimizers import SharedOptimizer
 
 Correction: TypeAlias = Literal[
-    "ignore", "compensate", "delay-adaptive", "inverse", "drop", "accumulate"
+    "ignore",
+    "compensate",
+    "late-pull",
+    "v-trace",
+    "delay-adaptive",
+    "inverse",
+    "drop",
+    "accumulate",
 ]
 
 
@@ -78,7 +85,8 @@ class StaleSteps:
         total_updates: function that returns the number of updates of all workers.
         dropped: function that is called for each gradient that is dropped.
         workers: number N of workers.
-        correction: see the functions above. drop: gradients with a delay above `bound` are not
+        correction: see the functions above. late-pull and v-trace change the gradient, not the
+            step (`learn.importance`). drop: gradients with a delay above `bound` are not
             applied (Ringmaster ASGD, Maranjyan et al. 2025, arXiv:2501.16168). accumulate: the mean
             of `count` gradients is one step (after Rennala SGD, Tyurin and Richtárik 2023).
         strength, bound, count: λ of compensate, bound of drop, number of accumulate.

@@ -44,6 +44,57 @@ def generalized_advantages(
 
     Source: Schulman et al. 2016 (arXiv:1506.02438), section 3; r_t is the reward that follows a_t.
     """
+    deltas, continues = _deltas(rewards, values, terminated, truncated, valid, gamma)
+    return _accumulate_(deltas, gamma * gae_lambda * continues)
+
+
+def v_trace(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    weights: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Tensor, Tensor]:
+    """V-trace: advantages and critic's targets from the actions of another policy.
+
+        D_t = ρ_t δ_t + γ λ (1 − ended_t) ρ_t D_{t+1}            δ_t as in `generalized_advantages`
+        A_t = δ_t + γ λ (1 − ended_t) D_{t+1}        v_t = V(s_t) + D_t
+
+    With λ = 1 it is the published one, A_t = r_t + γ v_{t+1} − V(s_t), to be multiplied by ρ_t in
+    the policy gradient. If every ρ_t is 1, A_t = D_t is the generalized advantage estimate.
+
+    Args:
+        rewards, values, terminated, truncated, valid, gamma, gae_lambda: see
+            `generalized_advantages`.
+        weights: importance weights ρ_t = c_t = min(1, π(a_t|s_t) / π_p(a_t|s_t)), [T, B], without
+            gradient.
+
+    Returns:
+        A_t and v_t, [T, B] each, without gradient.
+
+    Source: Espeholt et al. 2018 (arXiv:1802.01561), equation 1 and remark 1, with λ as in remark 2.
+    """
+    deltas, continues = _deltas(rewards, values, terminated, truncated, valid, gamma)
+    carries = gamma * gae_lambda * continues
+    weights = torch.where(valid, weights, 0.0)  # they may be NaN elsewhere
+    sums = _accumulate_(weights * deltas, weights * carries)
+    deltas[:-1].addcmul_(carries[:-1], sums[1:])
+    return deltas, values[:-1] + sums
+
+
+def _deltas(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    gamma: float,
+) -> tuple[Tensor, Tensor]:
+    """TD errors δ_t, 0 where not valid, and the mask of steps after which an episode continues."""
     T, B = rewards.shape
     shapes = (terminated.shape, truncated.shape, valid.shape)
     if values.shape != (T + 1, B) or shapes != ((T, B),) * 3:
@@ -53,12 +104,15 @@ def generalized_advantages(
         )
     targets = torch.where(terminated, rewards, rewards + gamma * values[1:])
     deltas = torch.where(valid, targets - values[:-1], 0.0)
-    carries = gamma * gae_lambda * (valid & ~(terminated | truncated))
-    advantages = deltas  # accumulated in place, from the last row to the first
-    rows, carried = advantages.unbind(), carries.unbind()
-    for t in reversed(range(T - 1)):
+    return deltas, valid & ~(terminated | truncated)
+
+
+def _accumulate_(terms: Tensor, factors: Tensor) -> Tensor:
+    """x_t ← x_t + f_t x_{t+1} in place, from the last row to the first, [T, B]."""
+    rows, carried = terms.unbind(), factors.unbind()
+    for t in reversed(range(len(rows) - 1)):
         rows[t].addcmul_(carried[t], rows[t + 1])
-    return advantages
+    return terms
 
 
 def td_targets(rewards: Tensor, next_values: Tensor, terminated: Tensor, *, gamma: float) -> Tensor:

@@ -16,6 +16,7 @@ from hogwild_rl.hogwild.processes import Worker
 from hogwild_rl.hogwild.shared_model import Replica, clip_by_global_norm_
 from hogwild_rl.learn import cuda_graphs
 from hogwild_rl.learn.closed_form import ClosedForm
+from hogwild_rl.learn.importance import ActedRollout, weighted_actor_critic_loss
 from hogwild_rl.learn.losses import PolicyLoss
 from hogwild_rl.learn.samples import Samples
 from hogwild_rl.models.actor_critic import ActorCritic
@@ -61,7 +62,9 @@ class Learner:
         self.counters = state.counters.writer(worker.index if len(state.counters) > 1 else 0)
         self._outcomes = Outcomes(self.counters, self.device)
         self._updates_at_pull: int | None = None
-        self._stale_steps = None
+        self._stale_steps, self._pulls_late = None, replica and task.config.pulls_late
+        if self._pulls_late:
+            self._loss = weighted_actor_critic_loss
         if replica:
             self._stale_steps = task.config.stale_steps(
                 state.optimizer,
@@ -92,6 +95,9 @@ class Learner:
                 captured.
             progress: fraction of the run in [0, 1), for the learning rate.
         """
+        if self._pulls_late and isinstance(rollout, Rollout):
+            rollout = ActedRollout.of(self.model, rollout)
+            self.pull()
         self._rollout, self._logging = rollout, time.monotonic() >= self._outcomes.due_s
         if self._to_capture:
             self._capture()
