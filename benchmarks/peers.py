@@ -48,7 +48,7 @@ INSTALL_LIMIT_S = 1800.0
 # Packages without a version have that of constraints.txt. PFRL imports packaging, but does not
 # require it.
 REQUIREMENTS: dict[Peer, tuple[str, ...]] = {
-    "sb3": ("stable-baselines3==2.9.2", "torch", "gymnasium"),
+    "sb3": ("stable-baselines3==2.9.2", "torch", "gymnasium[box2d,mujoco]"),
     "pfrl": ("pfrl==0.4.0", "torch", "gymnasium", "packaging==26.4"),
     "skrl": ("skrl==2.1.1", "torch", "gymnasium"),
     "rejax": (
@@ -103,8 +103,8 @@ class RunError(Exception):
 def install(peer: Peer, folder: pathlib.Path) -> pathlib.Path | None:
     """Python of the peer's virtual environment, which is made if necessary; None if it fails."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {line.partition("==")[0]: line for line in lines if "==" in line}
-    wanted = [pinned.get(requirement, requirement) for requirement in REQUIREMENTS[peer]]
+    pinned = {name: f"=={version}" for name, _, version in (x.partition("==") for x in lines)}
+    wanted = [each + pinned.get(each.partition("[")[0], "") for each in REQUIREMENTS[peer]]
     python, stamp = folder / peer / "bin" / "python", folder / peer / "installed.txt"
     content = "\n".join((sys.version, *wanted))
     if not stamp.exists() or stamp.read_text() != content:
