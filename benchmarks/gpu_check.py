@@ -13,6 +13,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import platform
@@ -35,7 +36,7 @@ import torch
 import tyro
 from gymnasium import spaces
 
-from hogwild_rl import a2c, td3
+from hogwild_rl import a2c, ppo, td3
 from hogwild_rl.collect.rollout import Act, Collector, Rollout
 from hogwild_rl.envs import atari
 from hogwild_rl.envs.codecs import ActionCodec, EnvCodec, ObservationCodec
@@ -239,12 +240,14 @@ class Check:
                 self.row("resume", name, steps=counters.steps, dropped=counters.dropped)
 
     def part_cartpole(self) -> None:
-        """Solves CartPole-v1 on the device, eager and captured."""
+        """Solves CartPole-v1 on the device with A2C and PPO, eager and captured."""
         steps = 5_000 if self.dry else 600_000
-        for compiled in (False,) if self.dry else (False, True):
+        captures = (False,) if self.dry else (False, True)
+        programs: tuple[Any, ...] = (a2c, ppo)
+        for program, compiled in itertools.product(programs, captures):
             with tempfile.TemporaryDirectory() as folder:
-                agent = a2c.train(
-                    a2c.Config(
+                agent = program.train(
+                    program.Config(
                         env="CartPole-v1",
                         device=self.device.type,
                         compile=compiled,
@@ -257,7 +260,7 @@ class Check:
                 counters = agent.checkpoint.counters
                 self.row(
                     "cartpole",
-                    "captured" if compiled else "eager",
+                    f"{agent.checkpoint.algorithm}, {'captured' if compiled else 'eager'}",
                     steps=counters.steps,
                     seconds=counters.elapsed_s,
                     greedy_return=float(agent.evaluate(2 if self.dry else 10).mean()),

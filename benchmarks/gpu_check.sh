@@ -26,7 +26,7 @@ part() {
     part 45 kernels
     part 170 ale
     part 70 profile pictures
-    part 60 resume cartpole td3
+    part 80 resume cartpole td3
     part 90 a3c
     python3 "$here/gpu_check.py" --table "$OUT/gpu_check.csv"
     echo "at $SECONDS s"

@@ -275,6 +275,8 @@ def print_tables(results: Results) -> None:
             setting = "".join(f"{name} {value:g}" for name in own)
             print(f"| {correction} | {CARTPOLE.learning_rate * factor:g} | {setting} |")
     for env, conditions in _conditions().items():
+        if not results.select(stage="final", env=env):
+            continue
         print(f"\n{env}, area under the curve; seeds that reach the threshold, median steps")
         names = [condition.name for condition in conditions]
         print(f"\n| correction | {' | '.join(names)} | delays pooled |")
