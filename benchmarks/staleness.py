@@ -49,6 +49,8 @@ SETTINGS: dict[str, dict[str, Sequence[float]]] = {
     "accumulate": {"accumulate": (2, 4)},
 }
 FACTORS = (0.5, 1.0, 2.0)  # of the learning rate below
+# Corrections that lower the learning rate themselves need a larger one.
+MORE_FACTORS = {"delay-adaptive": (4.0,), "inverse": (4.0, 8.0)}
 _FIRST_SEED = 100  # of the final runs
 
 
@@ -208,7 +210,8 @@ def sweep_trials(seeds: int) -> Iterator[Trial]:
     """Runs of the sweep."""
     for correction, own in SETTINGS.items():
         values = next(iter(own.values()), (0.0,))
-        settings = itertools.product(SWEEP, FACTORS, values, range(seeds))
+        factors = FACTORS + MORE_FACTORS.get(correction, ())
+        settings = itertools.product(SWEEP, factors, values, range(seeds))
         for condition, factor, value, seed in settings:
             yield Trial("sweep", CARTPOLE, condition, correction, factor, value, seed)
 
