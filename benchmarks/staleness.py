@@ -271,12 +271,19 @@ def interval(strata: Sequence[Sequence[float]]) -> str:
 
 def print_tables(results: Results) -> None:
     """Prints the settings of the sweep and the comparison as tables."""
-    print("\n| correction | learning rate of CartPole-v1 | setting |\n|---|---|---|")
+    print("\nsweep on CartPole-v1, area under the curve, mean and range over seeds")
+    print("\n| correction | learning rate | setting | delay 0 | delay 16 |\n|---|---|---|---|---|")
     for correction, own in SETTINGS.items():
         if results.select(stage="sweep", correction=correction):
             factor, value = results.best(correction)
             setting = "".join(f"{name} {value:g}" for name in own)
-            print(f"| {correction} | {CARTPOLE.learning_rate * factor:g} | {setting} |")
+            select = functools.partial(
+                results.select, stage="sweep", correction=correction, factor=factor, value=value
+            )
+            areas = [_column(select(delay=condition.delay)) for condition in SWEEP]
+            texts = [f"{statistics.mean(a):.0f} ({min(a):.0f} to {max(a):.0f})" for a in areas]
+            rate = f"{CARTPOLE.learning_rate * factor:g}"
+            print(f"| {correction} | {rate} | {setting} | {' | '.join(texts)} |")
     for env, conditions in _conditions().items():
         if not results.select(stage="final", env=env):
             continue
