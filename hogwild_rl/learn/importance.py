@@ -39,7 +39,7 @@ def weighted_actor_critic_loss(
         L = mean(−ρ_t A_t log π(a_t|s_t)) + c_v mean((v_t − V(s_t))²) − β mean(H(π(·|s_t)))
 
     late-pull takes A_t of GAE and v_t = A_t + V(s_t). v-trace also weights their sums by ρ_t, see
-    `returns.v_trace`. Without the weights the policy gradient is biased, and learning fails.
+    `returns.v_trace`. Without the weights the policy gradient would be biased.
 
     Args:
         model: network of policy and value function.
