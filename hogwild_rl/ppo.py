@@ -68,6 +68,7 @@ def learn(worker: Worker, task: Task[Config]) -> None:
                 learner.step(minibatch, progress)  # θ ← θ − η Adam(clip(∇L(θ'))), no lock
             if config.target_kl and float(learner.loss_of(minibatch).kl) > config.target_kl:
                 break
+        learner.log(minibatch)
 
 
 def train(config: Config) -> Agent:

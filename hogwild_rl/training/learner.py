@@ -98,7 +98,8 @@ class Learner:
         if self._pulls_late and isinstance(rollout, Rollout):
             rollout = ActedRollout.of(self.model, rollout)
             self.pull()
-        self._rollout, self._logging = rollout, time.monotonic() >= self._outcomes.due_s
+        self._rollout = rollout
+        self._logging = self._log_is_due and not isinstance(rollout, Samples)
         if self._to_capture:
             self._capture()
         gradient = self._gradient()
@@ -123,6 +124,18 @@ class Learner:
         self.counters.lap("share")
         if self._logging:
             self._outcomes.log(self.losses.gauges(), learning_rate)
+
+    def log(self, samples: Samples) -> None:
+        """Logs the terms of the loss of PPO after the updates with a rollout, if due.
+
+        At the first minibatch of each rollout, π = π_old.
+        """
+        if self._log_is_due:
+            self._outcomes.log(self.loss_of(samples).gauges(), self._optimizer.learning_rate)
+
+    @property
+    def _log_is_due(self) -> bool:
+        return time.monotonic() >= self._outcomes.due_s
 
     @torch.no_grad()
     def loss_of(self, rollout: Rollout | Samples) -> PolicyLoss:

@@ -1,5 +1,6 @@
 """Tests of PPO: objective and gradient against NumPy, minibatches, and its limit, A2C."""
 
+import csv
 import dataclasses
 import pathlib
 import types
@@ -290,3 +291,15 @@ def test_a_rollout_with_nonfinite_numbers_is_one_dropped_update(tmp_path: pathli
     rollouts = counters.dropped + counters.updates / 16
     assert rollouts == counters.dropped + counters.updates // 16
     assert 8_000 <= counters.steps <= 8_000 + 64
+
+
+def test_the_log_is_of_the_parameters_after_a_rollout(tmp_path: pathlib.Path) -> None:
+    """Before the first update π = π_old, so that KL and clip fraction are 0."""
+    settings: dict[str, Any] = {"learning_rate": 3e-3, "lr_schedule": "constant", "quiet": True}
+    settings |= {"num_envs": 8, "n_steps": 32, "batch_size": 256, "epochs": 1}
+    run = tmp_path / "run"
+    ppo.train(ppo.Config(run_dir=str(run), total_timesteps=4_096, **settings))
+    with (run / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["approx_kl"]) > 1e-7
+    assert float(rows[-1]["learning_rate"]) == pytest.approx(3e-3)
