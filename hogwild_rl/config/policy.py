@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from gymnasium import spaces
 
 from hogwild_rl.config import resources, validation
@@ -189,8 +190,9 @@ class ActorCriticConfig(PolicyConfig):
 class LockFreeConfig(ActorCriticConfig):
     """Settings of an actor-critic with lock-free workers: corrections of stale gradients."""
 
-    staleness: Correction = "ignore"
-    """Correction of a gradient by the updates of others since its parameters were pulled."""
+    staleness: Annotated[Correction, tyro.conf.arg(metavar="CORRECTION")] = "ignore"
+    """Correction of a gradient by the updates of others since its parameters were pulled: ignore,
+    compensate, late-pull, v-trace, delay-adaptive, inverse, drop or accumulate."""
     staleness_lambda: float = 2.0
     """λ of compensate."""
     staleness_bound: int = 32
