@@ -9,7 +9,6 @@ greedy episodes, both in units of the unscaled rewards. Runs that are in the fil
 """
 
 import concurrent.futures
-import csv
 import dataclasses
 import functools
 import itertools
@@ -203,10 +202,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measures what is missing, writes the results and prints the table."""
     config = tyro.cli(Config, description=__doc__)
-    path, rows = machine.RESULTS / "defaults.csv", list[dict[str, Any]]()
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    rows: list[dict[str, Any]] = [*machine.read_csv("defaults")]
     measured = {(row["task"], row["variant"], int(row["seed"])) for row in rows}
     order = [task.name for task in TASKS]
     todo = [

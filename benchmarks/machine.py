@@ -42,6 +42,15 @@ def write_csv(name: str, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
     return path
 
 
+def read_csv(name: str) -> list[dict[str, str]]:
+    """Rows of benchmarks/results/NAME.csv; none if there is no such file."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 class Process(NamedTuple):
     """Ids of a running process, of its parent and of its session."""
 

@@ -10,7 +10,6 @@ last 100, each as interquartile mean over seeds with a 95 % percentile bootstrap
 per second of training.
 """
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -92,15 +91,6 @@ def train(python: str, program: str, env: str, seed: int) -> dict[str, float]:
     }
 
 
-def measured() -> list[dict[str, Any]]:
-    """Rows of the results."""
-    path = machine.RESULTS / "ppo_curves.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main() -> None:
     """Trains all runs; writes every run, prints intervals and ratios of speed."""
     config = tyro.cli(Config, description=__doc__)
@@ -109,7 +99,8 @@ def main() -> None:
     if python is None:
         raise SystemExit(1)
     sides = {"sb3": (str(python), "sb3_ppo.py"), "hogwild_rl": (sys.executable, "own_ppo.py")}
-    rows = [row for row in measured() if row["env"] not in config.envs]
+    kept = [row for row in machine.read_csv("ppo_curves") if row["env"] not in config.envs]
+    rows: list[dict[str, Any]] = [*kept]
     for env in config.envs:
         for seed in range(config.seeds):
             for side, words in sides.items():

@@ -16,7 +16,6 @@ one. Reported are interquartile means over seeds with 95 % bootstrap intervals (
 arXiv:2108.13264), stratified by delay where several are pooled.
 """
 
-import csv
 import dataclasses
 import functools
 import itertools
@@ -174,11 +173,7 @@ class Results:
     """Rows of all runs, in memory and in benchmarks/results/staleness.csv."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        path = machine.RESULTS / "staleness.csv"
-        if path.exists():
-            with path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
+        self.rows = machine.read_csv("staleness")
         names = list(Trial("", CARTPOLE, SWEEP[0], "ignore", 1, 0, 0).columns())
         self._done = {tuple(row[name] for name in names) for row in self.rows}
 
@@ -269,8 +264,8 @@ def interval(strata: Sequence[Sequence[float]]) -> str:
     return f"{mean:,.0f} ({found.low:,.0f} to {found.high:,.0f})"
 
 
-def print_tables(results: Results) -> None:
-    """Prints the settings of the sweep and the comparison as tables."""
+def print_sweep(results: Results) -> None:
+    """Prints the best settings of the sweep."""
     print("\nsweep on CartPole-v1, area under the curve, mean and range over seeds")
     print("\n| correction | learning rate | setting | delay 0 | delay 16 |\n|---|---|---|---|---|")
     for correction, own in SETTINGS.items():
@@ -284,28 +279,27 @@ def print_tables(results: Results) -> None:
             texts = [f"{statistics.mean(a):.0f} ({min(a):.0f} to {max(a):.0f})" for a in areas]
             rate = f"{CARTPOLE.learning_rate * factor:g}"
             print(f"| {correction} | {rate} | {setting} | {' | '.join(texts)} |")
-    for env, conditions in _conditions().items():
-        if not results.select(stage="final", env=env):
+
+
+def print_comparison(results: Results, env: str, conditions: Sequence[Condition]) -> None:
+    """Prints the final runs of an environment."""
+    print(f"\n{env}, area under the curve; seeds that reach the threshold, median steps")
+    names = [condition.name for condition in conditions]
+    print(f"\n| correction | {' | '.join(names)} | delays pooled |")
+    print("|---" * (len(names) + 2) + "|")
+    for correction in SETTINGS:
+        select = functools.partial(results.select, stage="final", env=env, correction=correction)
+        groups = [select(workers=c.workers, delay=c.delay) for c in conditions]
+        if not any(groups):
             continue
-        print(f"\n{env}, area under the curve; seeds that reach the threshold, median steps")
-        names = [condition.name for condition in conditions]
-        print(f"\n| correction | {' | '.join(names)} | delays pooled |")
-        print("|---" * (len(names) + 2) + "|")
-        for correction in SETTINGS:
-            select = functools.partial(
-                results.select, stage="final", env=env, correction=correction
-            )
-            groups = [select(workers=c.workers, delay=c.delay) for c in conditions]
-            if not any(groups):
-                continue
-            delayed = [
-                _column(rows)
-                for rows, condition in zip(groups, conditions, strict=True)
-                if rows and condition.workers == 2
-            ]
-            pooled = interval(delayed) if len(delayed) > 1 else ""
-            cells = [_cell(rows) for rows in groups]
-            print(f"| {correction} | {' | '.join(cells)} | {pooled} |")
+        delayed = [
+            _column(rows)
+            for rows, condition in zip(groups, conditions, strict=True)
+            if rows and condition.workers == 2
+        ]
+        pooled = interval(delayed) if len(delayed) > 1 else ""
+        cells = [_cell(rows) for rows in groups]
+        print(f"| {correction} | {' | '.join(cells)} | {pooled} |")
 
 
 def _conditions() -> dict[str, list[Condition]]:
@@ -382,7 +376,10 @@ def main() -> None:
             results.add(trial, run(trial))
         if results.missing(trials):
             break
-    print_tables(results)
+    print_sweep(results)
+    for env, conditions in _conditions().items():
+        if results.select(stage="final", env=env):
+            print_comparison(results, env, conditions)
     if results.select(stage="final", env=CARTPOLE.env):
         print(f"\nwritten: {draw(results)}")
 

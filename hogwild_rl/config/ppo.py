@@ -59,7 +59,7 @@ class PPOConfig(LockFreeConfig, base.DeviceConfig):
             )
         if self.pulls_late:
             raise UserError(
-                f"PPO pulls before each minibatch and corrects by its ratio: leave out staleness "
+                "PPO pulls before each minibatch and corrects by its ratio: leave out staleness "
                 f"{self.staleness}"
             )
         if self.workers and self.vectorization == "async":

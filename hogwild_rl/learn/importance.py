@@ -9,6 +9,7 @@ from torch import Tensor
 from hogwild_rl.collect.rollout import Rollout
 from hogwild_rl.learn import returns
 from hogwild_rl.learn.losses import PolicyLoss, a2c_loss
+from hogwild_rl.learn.samples import evaluate
 from hogwild_rl.models.actor_critic import ActorCritic
 
 
@@ -23,11 +24,10 @@ class ActedRollout(Rollout):
     log_probs: Tensor
 
     @classmethod
-    @torch.no_grad()
     def of(cls, model: ActorCritic, rollout: Rollout) -> "ActedRollout":
         """A rollout, which shares its memory, and its log-probabilities by the current model."""
-        policy, _ = model(rollout.observations, rollout.state, rollout.valid)
-        return cls(**vars(rollout), log_probs=policy.log_prob(rollout.actions))
+        log_probs, _ = evaluate(model, rollout)
+        return cls(**vars(rollout), log_probs=log_probs)
 
 
 def weighted_actor_critic_loss(

@@ -44,8 +44,16 @@ def generalized_advantages(
 
     Source: Schulman et al. 2016 (arXiv:1506.02438), section 3; r_t is the reward that follows a_t.
     """
-    deltas, continues = _deltas(rewards, values, terminated, truncated, valid, gamma)
-    return _accumulate_(deltas, gamma * gae_lambda * continues)
+    T, B = rewards.shape
+    shapes = (terminated.shape, truncated.shape, valid.shape)
+    if values.shape != (T + 1, B) or shapes != ((T, B),) * 3:
+        raise ValueError(
+            f"rewards are [{T}, {B}], so values must be [{T + 1}, {B}] and flags [{T}, {B}], got "
+            f"{list(values.shape)} and {[list(shape) for shape in shapes]}"
+        )
+    targets = torch.where(terminated, rewards, rewards + gamma * values[1:])
+    deltas = torch.where(valid, targets - values[:-1], 0.0)
+    return _accumulate_(deltas, gamma * gae_lambda * (valid & ~(terminated | truncated)))
 
 
 def v_trace(
@@ -78,33 +86,13 @@ def v_trace(
 
     Source: Espeholt et al. 2018 (arXiv:1802.01561), equation 1 and remark 1, with λ as in remark 2.
     """
-    deltas, continues = _deltas(rewards, values, terminated, truncated, valid, gamma)
-    carries = gamma * gae_lambda * continues
+    flags = (terminated, truncated, valid)
+    deltas = generalized_advantages(rewards, values, *flags, gamma=gamma, gae_lambda=0.0)
+    carries = gamma * gae_lambda * (valid & ~(terminated | truncated))
     weights = torch.where(valid, weights, 0.0)  # they may be NaN elsewhere
     sums = _accumulate_(weights * deltas, weights * carries)
     deltas[:-1].addcmul_(carries[:-1], sums[1:])
     return deltas, values[:-1] + sums
-
-
-def _deltas(
-    rewards: Tensor,
-    values: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    valid: Tensor,
-    gamma: float,
-) -> tuple[Tensor, Tensor]:
-    """TD errors δ_t, 0 where not valid, and the mask of steps after which an episode continues."""
-    T, B = rewards.shape
-    shapes = (terminated.shape, truncated.shape, valid.shape)
-    if values.shape != (T + 1, B) or shapes != ((T, B),) * 3:
-        raise ValueError(
-            f"rewards are [{T}, {B}], so values must be [{T + 1}, {B}] and flags [{T}, {B}], got "
-            f"{list(values.shape)} and {[list(shape) for shape in shapes]}"
-        )
-    targets = torch.where(terminated, rewards, rewards + gamma * values[1:])
-    deltas = torch.where(valid, targets - values[:-1], 0.0)
-    return deltas, valid & ~(terminated | truncated)
 
 
 def _accumulate_(terms: Tensor, factors: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Samples:
             rollout: the rollout; the samples share its memory.
             config: settings with gamma and gae_lambda.
         """
-        log_probs, values = _evaluate(model, rollout)
+        log_probs, values = evaluate(model, rollout)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
         discounts = {"gamma": config.gamma, "gae_lambda": config.gae_lambda}
         advantages = returns.generalized_advantages(rollout.rewards, values, *flags, **discounts)
@@ -67,8 +67,9 @@ class Samples:
         return cls(**rows, state=rollout.state.new_zeros(2, rollout.valid.numel(), 0))
 
 
-def _evaluate(model: ActorCritic, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the actions, [T, B], and values, [T+1, B]."""
+@torch.no_grad()
+def evaluate(model: ActorCritic, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the actions, [T, B], and values, [T+1, B], without gradient."""
     T, B = rollout.valid.shape
     rows = T if model.state_size else max(1, _AT_ONCE // B)
     log_probs, values = [], []

@@ -264,9 +264,8 @@ class Checkpointer:
             True if the parameters were reset.
         """
         # isfinite reads each value twice: while workers write, it needs a copy.
-        parameters = copied(dict(self._model.state_dict()))
-        finite = torch.stack([tensor.isfinite().all() for tensor in parameters.values()])
-        if finite.all():
+        parameters = copied(self._model.state_dict())
+        if all(tensor.isfinite().all() for tensor in parameters.values()):
             self._good = parameters, copied(self._optimizer.state_dict())
             return False
         if self._good is None:

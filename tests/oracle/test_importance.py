@@ -18,6 +18,7 @@ from hogwild_rl.learn.closed_form import ClosedForm
 from hogwild_rl.learn.importance import ActedRollout, weighted_actor_critic_loss
 from tests.oracle.test_advantages import Floats, Stream, random_stream, td_error
 from tests.oracle.test_closed_form import ACTIONS, random_model, random_rollout
+from tests.oracle.test_staleness import updates_by_staleness
 
 
 def v_trace(
@@ -142,8 +143,7 @@ def mean_staleness(folder: pathlib.Path, staleness: Any) -> float:
         )
     )
     assert hogwild_rl.load(folder).checkpoint.counters.updates > 100
-    rows = [row.split(",") for row in (folder / "staleness.csv").read_text().splitlines()[1:]]
-    counts = {int(row[0]): int(row[1]) for row in rows}
+    counts = updates_by_staleness(folder)
     return sum(tau * count for tau, count in counts.items()) / sum(counts.values())
 
 

@@ -45,6 +45,12 @@ class Problem:
         return applied
 
 
+def updates_by_staleness(folder: pathlib.Path) -> dict[int, int]:
+    """Number of updates by staleness of a run, from staleness.csv."""
+    rows = [row.split(",") for row in (folder / "staleness.csv").read_text().splitlines()[1:]]
+    return {int(row[0]): int(row[1]) for row in rows}
+
+
 def gradients(count: int, seed: int = 0) -> list[Tensor]:
     """Random gradients."""
     rng = np.random.default_rng(seed)
@@ -179,8 +185,7 @@ def test_a3c_trains_with_every_correction(value: Any, tmp_path: pathlib.Path) ->
     counters = hogwild_rl.load(tmp_path / "run").checkpoint.counters
     assert counters.updates > 20
     assert (counters.dropped > 0) == (value == "drop")
-    text = (tmp_path / "run" / "staleness.csv").read_text().splitlines()[1:]
-    measured = {int(row.split(",")[0]): int(row.split(",")[1]) for row in text}
+    measured = updates_by_staleness(tmp_path / "run")
     if value == "accumulate":
         assert min(measured) >= 0
     elif value != "drop":
